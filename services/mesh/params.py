@@ -1,0 +1,58 @@
+"""Parameters of a registry entry: a frozen dataclass, filled from untrusted JSON with every violation at once.
+
+A field is written `learning_rate: Annotated[float, Field(gt=0, le=1, description="…")] = 1e-5`; pydantic checks it and
+draws its JSON Schema, from which the command line and the web form are made.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
+
+from services.mesh.errors import InvalidArgument, Violation
+
+P = TypeVar("P")
+
+# Put on a Params class as `__pydantic_config__ = STRICT_FIELDS`: a misspelt name is an error, not a silent default.
+STRICT_FIELDS = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+@functools.cache
+def _adapter(kind: type[Any]) -> TypeAdapter[Any]:
+    if not dataclasses.is_dataclass(kind) or getattr(kind, "__pydantic_config__", None) is not STRICT_FIELDS:
+        raise TypeError(f"{kind.__name__} must be a dataclass with __pydantic_config__ = STRICT_FIELDS")
+    return TypeAdapter(kind)
+
+
+def parse(kind: type[P], values: Mapping[str, Any], field: str = "params") -> P:
+    """`values` as a `kind`. Raises InvalidArgument with one violation per wrong field, each under `field`."""
+    try:
+        return _adapter(kind).validate_python(dict(values))
+    except ValidationError as error:
+        raise InvalidArgument(_violation(detail, kind, field) for detail in error.errors()) from None
+
+
+def to_json(params: Any) -> dict[str, Any]:
+    """The whole set, defaults included, as JSON values."""
+    return _adapter(type(params)).dump_python(params, mode="json")
+
+
+def schema(kind: type[Any]) -> dict[str, Any]:
+    """JSON Schema (2020-12) of a Params class."""
+    return _adapter(kind).json_schema()
+
+
+def _violation(detail: ErrorDetails, kind: type[Any], field: str) -> Violation:
+    path = ".".join([field, *(str(part) for part in detail["loc"])])
+    if detail["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        known = ", ".join(f.name for f in dataclasses.fields(kind))
+        return Violation(path, f"unknown parameter; one of {known}" if len(detail["loc"]) == 1 else "unknown parameter")
+    message = detail["msg"][0].lower() + detail["msg"][1:]
+    given = detail["input"]
+    shown = "" if detail["type"] in ("missing", "missing_argument") else f" (got {str(given)[:60]!r})"
+    return Violation(path, message + shown)
