@@ -1,0 +1,82 @@
+"""Who calls, and whether they may.
+
+For now one token opens everything; what matters is that every call passes through `authorize` with its verb and
+resource, so that roles can come later without touching a service.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import hmac
+import os
+import secrets
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from services.mesh.errors import PermissionDenied, Unauthenticated
+
+_TOKEN_BYTES = 32
+
+
+@dataclass(frozen=True)
+class Principal:
+    """Who a call comes from: `user:owner` for the holder of the token, `service:<name>` for a process of the mesh."""
+
+    name: str
+
+
+_current: contextvars.ContextVar[Principal | None] = contextvars.ContextVar("principal", default=None)
+
+
+def current() -> Principal | None:
+    """The caller of the RPC in progress; None outside one."""
+    return _current.get()
+
+
+def become(principal: Principal) -> None:
+    """Set the caller for the rest of this task."""
+    _current.set(principal)
+
+
+def ensure_token(path: Path) -> str:
+    """The token in `path`; made at random with mode 0600 when the file is not there."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        return read_token(path)
+    token = secrets.token_urlsafe(_TOKEN_BYTES)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(token + "\n")
+    return token
+
+
+def read_token(path: Path) -> str:
+    """The token in `path`. Raises Unauthenticated when there is none to read."""
+    try:
+        token = path.read_text().strip()
+    except OSError as error:
+        raise Unauthenticated("NO_TOKEN", f"cannot read the token file {path}: {error.strerror}", path=path) from None
+    if not token:
+        raise Unauthenticated("NO_TOKEN", f"the token file {path} is empty", path=path)
+    return token
+
+
+def authenticate(metadata: Iterable[tuple[str, str | bytes]], token: str) -> Principal:
+    """The principal of a call by its `authorization: Bearer …` header. Raises Unauthenticated."""
+    given = next((value for key, value in metadata if key == "authorization"), "")
+    scheme, _, credential = (given if isinstance(given, str) else "").partition(" ")
+    if scheme.lower() != "bearer" or not credential:
+        raise Unauthenticated("NO_TOKEN", "send the token as `authorization: Bearer <token>`")
+    if not hmac.compare_digest(credential.strip().encode(), token.encode()):
+        raise Unauthenticated("WRONG_TOKEN", "the token is not the one of this mesh")
+    return Principal("user:owner")
+
+
+def authorize(principal: Principal | None, verb: str, resource: str) -> None:
+    """Whether `principal` may do `verb` (the RPC's name) to `resource` (a resource name; empty for the whole service).
+
+    Raises PermissionDenied. Today every authenticated principal may do everything.
+    """
+    if principal is None:
+        raise PermissionDenied("NOT_ALLOWED", f"nobody may {verb} {resource}", verb=verb, resource=resource)

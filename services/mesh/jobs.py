@@ -1,0 +1,314 @@
+"""Work that outlasts a call: a row that one worker at a time holds by a lease.
+
+State moves only along TRANSITIONS. Each move raises the job's `sequence` and writes one event in the same transaction;
+that log feeds Watch, NATS and audit. A worker's writes carry its lease token and fail once somebody else holds the job.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from psycopg.rows import class_row
+from psycopg.types.json import Jsonb
+
+from services.mesh import names
+from services.mesh.errors import Aborted, AlreadyExists, FailedPrecondition, NotFound, PlatformError
+from services.mesh.pages import Page, PageRequest
+from services.mesh.postgres import Connection, Database, is_unique_violation
+
+QUEUE_TOPIC = "queue"
+
+
+class State(StrEnum):
+    QUEUED = "QUEUED"
+    RUNNING = "RUNNING"
+    CANCELLING = "CANCELLING"
+    SUCCEEDED = "SUCCEEDED"
+    FAILED = "FAILED"
+    CANCELLED = "CANCELLED"
+
+
+TERMINAL = frozenset({State.SUCCEEDED, State.FAILED, State.CANCELLED})
+TRANSITIONS: Mapping[State, frozenset[State]] = {
+    State.QUEUED: frozenset({State.RUNNING, State.CANCELLED, State.FAILED}),
+    # Back to QUEUED: an attempt failed and another one will be made.
+    State.RUNNING: frozenset({State.QUEUED, State.CANCELLING, State.SUCCEEDED, State.FAILED}),
+    # SUCCEEDED: it had finished before the wish to cancel arrived.
+    State.CANCELLING: frozenset({State.CANCELLED, State.FAILED, State.SUCCEEDED}),
+    State.SUCCEEDED: frozenset(),
+    State.FAILED: frozenset(),
+    State.CANCELLED: frozenset(),
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One row. `spec` is what was asked for, `progress` what moves while it runs, `error` why it failed."""
+
+    uid: uuid.UUID
+    kind: str
+    name: str
+    parent: str
+    state: State
+    priority: int
+    sequence: int
+    spec: dict[str, Any]
+    progress: dict[str, Any]
+    error: dict[str, Any] | None
+    create_time: datetime
+    start_time: datetime | None
+    end_time: datetime | None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "state", State(self.state))
+
+
+@dataclass(frozen=True)
+class Attempt:
+    number: int
+    start_time: datetime
+    end_time: datetime | None
+    end_reason: str
+    resumed_from_step: int
+
+
+@dataclass(frozen=True)
+class Lease:
+    """The right to work on a job until it expires; renewed by heartbeats."""
+
+    job: Job
+    owner: str
+    token: uuid.UUID
+    # The job was already running: whoever held it is gone, what it started may still live.
+    taken_over: bool
+
+
+# Writes the event of a change, given the job as it is now and the state before; None for a new job.
+Announce = Callable[[Connection, Job, State | None], Awaitable[None]]
+
+_COLUMNS = (
+    "uid, kind, name, parent, state, priority, sequence, spec, progress, error, create_time, start_time, end_time"
+)
+
+
+class Jobs:
+    """The jobs of one service."""
+
+    def __init__(self, database: Database, announce: Announce) -> None:
+        self._database = database
+        self._announce = announce
+
+    async def create(
+        self, connection: Connection, kind: str, name: str, spec: Mapping[str, Any], priority: int = 0
+    ) -> Job:
+        """A new job in QUEUED. Raises AlreadyExists when the name is taken."""
+        parent = name.rsplit("/", 2)[0]
+        try:
+            job = await self._one(
+                connection,
+                f"INSERT INTO jobs (uid, kind, name, parent, state, priority, spec)"
+                f" VALUES (%s, %s, %s, %s, 'QUEUED', %s, %s) RETURNING {_COLUMNS}",
+                (names.uuid7(), kind, name, parent, priority, Jsonb(dict(spec))),
+            )
+        except Exception as error:
+            if is_unique_violation(error, "jobs_name_key"):
+                raise AlreadyExists("JOB_ALREADY_EXISTS", f"{name} exists already", name=name) from None
+            raise
+        assert job is not None
+        await self._announce(connection, job, None)
+        await self._database.notify(connection, QUEUE_TOPIC)
+        return job
+
+    async def get(self, connection: Connection, name: str) -> Job:
+        """Raises NotFound."""
+        job = await self._one(connection, f"SELECT {_COLUMNS} FROM jobs WHERE name = %s", (name,))
+        if job is None:
+            raise NotFound("JOB_NOT_FOUND", f"there is no {name}", name=name)
+        return job
+
+    async def list(
+        self, connection: Connection, kind: str, parent: str, states: Iterable[State], page: PageRequest
+    ) -> Page[Job]:
+        """Newest first."""
+        before = uuid.UUID(str(page.after[0])) if page.after else None
+        wanted = [str(state) for state in states]
+        async with connection.cursor(row_factory=class_row(Job)) as cursor:
+            await cursor.execute(
+                f"SELECT {_COLUMNS} FROM jobs WHERE kind = %(kind)s AND parent = %(parent)s"
+                " AND (%(states)s::text[] = '{}' OR state = ANY(%(states)s))"
+                " AND (%(before)s::uuid IS NULL OR uid < %(before)s) ORDER BY uid DESC LIMIT %(limit)s",
+                {"kind": kind, "parent": parent, "states": wanted, "before": before, "limit": page.size + 1},
+            )
+            rows = await cursor.fetchall()
+        return page.page(rows, lambda job: (str(job.uid),))
+
+    async def attempts(self, connection: Connection, uids: Iterable[uuid.UUID]) -> dict[uuid.UUID, list[Attempt]]:
+        """Oldest first, by job."""
+        wanted = list(uids)
+        found: dict[uuid.UUID, list[Attempt]] = {uid: [] for uid in wanted}
+        cursor = await connection.execute(
+            "SELECT job_uid, number, start_time, end_time, end_reason, resumed_from_step FROM job_attempts"
+            " WHERE job_uid = ANY(%s) ORDER BY job_uid, number",
+            (wanted,),
+        )
+        async for uid, *values in cursor:
+            found[uid].append(Attempt(*values))
+        return found
+
+    async def cancel(self, connection: Connection, name: str) -> Job:
+        """QUEUED → CANCELLED, RUNNING → CANCELLING; CANCELLING stays. Raises FailedPrecondition from an end state."""
+        job = await self._locked(connection, name)
+        if job.state is State.CANCELLING:
+            return job
+        return await self.move(connection, job, State.CANCELLED if job.state is State.QUEUED else State.CANCELLING)
+
+    async def move(
+        self, connection: Connection, job: Job, to: State, error: PlatformError | None = None, delay_seconds: float = 0
+    ) -> Job:
+        """Change the state of a job whose row this transaction has locked; frees the lease unless it goes on running.
+
+        Raises FailedPrecondition when the table does not allow it.
+        """
+        if to not in TRANSITIONS[job.state]:
+            message = f"{job.name} is {job.state} and cannot become {to}"
+            raise FailedPrecondition("WRONG_STATE", message, name=job.name, state=job.state)
+        moved = await self._one(
+            connection,
+            "UPDATE jobs SET state = %(to)s, sequence = sequence + 1, error = %(error)s,"
+            " start_time = CASE WHEN %(to)s = 'RUNNING' THEN coalesce(start_time, now()) ELSE start_time END,"
+            " end_time = CASE WHEN %(end)s THEN now() END,"
+            " not_before = now() + make_interval(secs => %(delay)s),"
+            " lease_token = CASE WHEN %(held)s THEN lease_token END,"
+            " lease_owner = CASE WHEN %(held)s THEN lease_owner END,"
+            " lease_expires_at = CASE WHEN %(held)s THEN lease_expires_at END"
+            f" WHERE uid = %(uid)s RETURNING {_COLUMNS}",
+            {
+                "to": str(to),
+                "error": Jsonb(error_to_json(error)) if error else None,
+                "end": to in TERMINAL,
+                "held": to in (State.RUNNING, State.CANCELLING),
+                "delay": delay_seconds,
+                "uid": job.uid,
+            },
+        )
+        assert moved is not None
+        await self._announce(connection, moved, job.state)
+        await self._database.notify(connection, job_topic(job.name))
+        await self._database.notify(connection, QUEUE_TOPIC)
+        return moved
+
+    async def claim(self, kinds: Iterable[str], owner: str, lease_seconds: float) -> Lease | None:
+        """The most urgent job that waits or whose holder's lease ran out; None when there is nothing to do."""
+        token = uuid.uuid4()
+        async with self._database.transaction() as connection:
+            job = await self._one(
+                connection,
+                f"SELECT {_COLUMNS} FROM jobs WHERE kind = ANY(%s) AND end_time IS NULL AND"
+                " ((state = 'QUEUED' AND not_before <= now())"
+                "  OR (state IN ('RUNNING', 'CANCELLING') AND lease_expires_at < now()))"
+                " ORDER BY priority DESC, create_time, uid LIMIT 1 FOR UPDATE SKIP LOCKED",
+                (list(kinds),),
+            )
+            if job is None:
+                return None
+            await connection.execute(
+                "UPDATE jobs SET lease_owner = %s, lease_token = %s,"
+                " lease_expires_at = now() + make_interval(secs => %s) WHERE uid = %s",
+                (owner, token, lease_seconds, job.uid),
+            )
+            taken_over = job.state is not State.QUEUED
+            if not taken_over:
+                job = await self.move(connection, job, State.RUNNING)
+            return Lease(job, owner, token, taken_over)
+
+    async def heartbeat(self, lease: Lease, lease_seconds: float) -> Job:
+        """Renew the lease; returns the job as it stands. Raises Aborted when it is somebody else's by now."""
+        async with self._database.transaction() as connection:
+            job = await self._one(
+                connection,
+                "UPDATE jobs SET lease_expires_at = now() + make_interval(secs => %s)"
+                f" WHERE uid = %s AND lease_token = %s RETURNING {_COLUMNS}",
+                (lease_seconds, lease.job.uid, lease.token),
+            )
+        if job is None:
+            raise _lost(lease)
+        return job
+
+    async def release(self, lease: Lease) -> None:
+        """Let the lease run out now, so that another worker goes on with the job at once."""
+        async with self._database.transaction() as connection:
+            await connection.execute(
+                "UPDATE jobs SET lease_expires_at = now() WHERE uid = %s AND lease_token = %s",
+                (lease.job.uid, lease.token),
+            )
+
+    async def held(self, connection: Connection, lease: Lease) -> Job:
+        """Lock the row for this transaction and prove that the lease still holds. Raises Aborted."""
+        job = await self._one(
+            connection,
+            f"SELECT {_COLUMNS} FROM jobs WHERE uid = %s AND lease_token = %s FOR UPDATE",
+            (lease.job.uid, lease.token),
+        )
+        if job is None:
+            raise _lost(lease)
+        return job
+
+    async def begin_attempt(self, connection: Connection, lease: Lease, resumed_from_step: int = 0) -> int:
+        """The number of the try that starts now, from 1. One that is still open ends as lost."""
+        await self.held(connection, lease)
+        await self.end_attempt(connection, lease, "its worker was lost")
+        cursor = await connection.execute(
+            "INSERT INTO job_attempts (job_uid, number, lease_owner, resumed_from_step)"
+            " SELECT %(uid)s, coalesce(max(number), 0) + 1, %(owner)s, %(step)s FROM job_attempts"
+            " WHERE job_uid = %(uid)s RETURNING number",
+            {"uid": lease.job.uid, "owner": lease.owner, "step": resumed_from_step},
+        )
+        row = await cursor.fetchone()
+        assert row is not None
+        return row[0]
+
+    async def end_attempt(self, connection: Connection, lease: Lease, reason: str) -> None:
+        """Close the attempt that is open, if one is. `reason` is empty after success."""
+        await connection.execute(
+            "UPDATE job_attempts SET end_time = now(), end_reason = %s WHERE job_uid = %s AND end_time IS NULL",
+            (reason, lease.job.uid),
+        )
+
+    async def report(self, connection: Connection, lease: Lease, progress: Mapping[str, Any]) -> None:
+        """Merge `progress` into what the job shows while it runs; does not raise its sequence. Raises Aborted."""
+        cursor = await connection.execute(
+            "UPDATE jobs SET progress = progress || %s WHERE uid = %s AND lease_token = %s",
+            (Jsonb(dict(progress)), lease.job.uid, lease.token),
+        )
+        if cursor.rowcount == 0:
+            raise _lost(lease)
+        await self._database.notify(connection, job_topic(lease.job.name))
+
+    async def _locked(self, connection: Connection, name: str) -> Job:
+        job = await self._one(connection, f"SELECT {_COLUMNS} FROM jobs WHERE name = %s FOR UPDATE", (name,))
+        if job is None:
+            raise NotFound("JOB_NOT_FOUND", f"there is no {name}", name=name)
+        return job
+
+    async def _one(self, connection: Connection, query: str, parameters: Any) -> Job | None:
+        async with connection.cursor(row_factory=class_row(Job)) as cursor:
+            await cursor.execute(query.encode(), parameters)
+            return await cursor.fetchone()
+
+
+def job_topic(name: str) -> str:
+    """The notice that a change of this job sends."""
+    return f"job:{name}"
+
+
+def error_to_json(error: PlatformError) -> dict[str, Any]:
+    return {"code": error.code, "reason": error.reason, "message": str(error), "metadata": error.metadata}
+
+
+def _lost(lease: Lease) -> Aborted:
+    return Aborted("LEASE_LOST", f"{lease.job.name} is held by another worker now", name=lease.job.name)

@@ -1,0 +1,167 @@
+"""PostgreSQL: a pool bound to one schema, ordered migrations, transactions, and notices between processes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections import defaultdict
+from collections.abc import AsyncIterator, Iterator
+from importlib.resources import files
+from typing import Any
+
+import psycopg
+from psycopg import AsyncConnection, sql
+from psycopg.rows import TupleRow
+from psycopg_pool import AsyncConnectionPool, PoolTimeout
+
+from services.mesh.errors import Unavailable
+
+log = logging.getLogger(__name__)
+
+Connection = AsyncConnection[TupleRow]
+MAX_CONNECTIONS = 10
+CHECKOUT_TIMEOUT_SECONDS = 10.0
+_RECONNECT_SECONDS = 0.2
+# Any number will do, as long as all migrations take the same lock.
+_MIGRATION_LOCK = 0x726C6866
+
+
+class Database:
+    """The tables of one service. An async context manager: opens the pool and listens for notices."""
+
+    def __init__(self, url: str, schema: str) -> None:
+        self.schema = schema
+        self._url = url
+        self._pool: AsyncConnectionPool[Connection] = AsyncConnectionPool(
+            url,
+            kwargs={"options": f"-c search_path={schema} -c timezone=UTC", "connect_timeout": 5},
+            min_size=1,
+            max_size=MAX_CONNECTIONS,
+            timeout=CHECKOUT_TIMEOUT_SECONDS,
+            # Without it most check-outs after a restart of the server hand out dead connections.
+            check=AsyncConnectionPool.check_connection,
+            open=False,
+        )
+        self.notices = Notices(url, f"rlhf_{schema}")
+
+    async def __aenter__(self) -> Database:
+        await self._pool.open()
+        await self.notices.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.notices.stop()
+        await self._pool.close()
+
+    @contextlib.asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Connection]:
+        """A connection inside one transaction, which commits at the end. No network call belongs inside.
+
+        Raises Unavailable when the server cannot be reached or goes away in the middle.
+        """
+        try:
+            async with self._pool.connection() as connection:
+                yield connection
+        except (psycopg.OperationalError, PoolTimeout) as error:
+            raise Unavailable("DATABASE_UNAVAILABLE", "the database cannot be reached; try again") from error
+
+    async def migrate(self, *packages: str) -> None:
+        """Apply `migrations/*.sql` of each package, in order and once, into the schema; several processes may try."""
+        async with await AsyncConnection.connect(self._url) as connection:
+            await connection.execute("SELECT pg_advisory_xact_lock(%s)", (_MIGRATION_LOCK,))
+            schema = sql.Identifier(self.schema)
+            await connection.execute(sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(schema))
+            await connection.execute(sql.SQL("SET LOCAL search_path TO {}").format(schema))
+            await connection.execute(
+                "CREATE TABLE IF NOT EXISTS migrations"
+                " (file text PRIMARY KEY, apply_time timestamptz NOT NULL DEFAULT now())"
+            )
+            rows = await (await connection.execute("SELECT file FROM migrations")).fetchall()
+            applied = {row[0] for row in rows}
+            for name, script in _scripts(packages):
+                if name not in applied:
+                    log.info("migrating %s: %s", self.schema, name)
+                    await connection.execute(script.encode())
+                    await connection.execute("INSERT INTO migrations (file) VALUES (%s)", (name,))
+
+    async def notify(self, connection: Connection, topic: str) -> None:
+        """Wake who waits for `topic` once this transaction has committed."""
+        await connection.execute("SELECT pg_notify(%s, %s)", (f"rlhf_{self.schema}", topic))
+
+
+def _scripts(packages: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+    for package in packages:
+        folder = files(package) / "migrations"
+        for path in sorted(folder.iterdir(), key=lambda path: path.name):
+            if path.name.endswith(".sql"):
+                yield f"{package}/{path.name}", path.read_text()
+
+
+class Notices:
+    """LISTEN on one channel, fanned out by topic to the waiters of this process.
+
+    A lost connection is made again and wakes everybody, since a notice may have been missed meanwhile.
+    """
+
+    def __init__(self, url: str, channel: str) -> None:
+        self._url = url
+        self._channel = channel
+        self._waiters: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        self._task = asyncio.create_task(self._listen(), name=f"notices {self._channel}")
+
+    async def stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    @contextlib.contextmanager
+    def subscribe(self, *topics: str) -> Iterator[asyncio.Event]:
+        """An event that is set by each notice on one of `topics`; clear it before you read what it is about."""
+        event = asyncio.Event()
+        for topic in topics:
+            self._waiters[topic].add(event)
+        try:
+            yield event
+        finally:
+            for topic in topics:
+                self._waiters[topic].discard(event)
+                if not self._waiters[topic]:
+                    del self._waiters[topic]
+
+    async def _listen(self) -> None:
+        while True:
+            try:
+                async with await AsyncConnection.connect(self._url, autocommit=True, connect_timeout=5) as connection:
+                    await connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(self._channel)))
+                    self._wake(*self._waiters)
+                    async for notice in connection.notifies():
+                        self._wake(notice.payload)
+            except psycopg.OperationalError as error:
+                log.warning("lost the notice connection: %s", error)
+            await asyncio.sleep(_RECONNECT_SECONDS)
+
+    def _wake(self, *topics: str) -> None:
+        for topic in topics:
+            for event in self._waiters.get(topic, ()):
+                event.set()
+
+
+async def wait(event: asyncio.Event, timeout_seconds: float) -> bool:
+    """Wait for `event` and clear it. False when the time ran out."""
+    try:
+        await asyncio.wait_for(event.wait(), timeout_seconds)
+    except TimeoutError:
+        return False
+    event.clear()
+    return True
+
+
+def is_unique_violation(error: BaseException, constraint: str) -> bool:
+    return isinstance(error, psycopg.errors.UniqueViolation) and error.diag.constraint_name == constraint
+
+
+Json = dict[str, Any]

@@ -1,0 +1,114 @@
+"""Settings: frozen, read once from the environment, passed as arguments. The only reader of os.environ."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from services.mesh.errors import InvalidArgument, Violation
+
+
+class Environment:
+    """Typed look-ups that gather every violation, so that a wrong set-up is told in one go.
+
+    `done()` raises InvalidArgument with all of them.
+    """
+
+    def __init__(self, values: Mapping[str, str] | None = None) -> None:
+        self._values = dict(os.environ) if values is None else dict(values)
+        self._violations: list[Violation] = []
+
+    def text(self, name: str, default: str | None = None) -> str:
+        value = self._values.get(name, "").strip()
+        if value:
+            return value
+        if default is None:
+            self._violations.append(Violation(name, "must be set"))
+            return ""
+        return default
+
+    def integer(self, name: str, default: int, minimum: int, maximum: int) -> int:
+        return int(self._number(name, default, minimum, maximum, int))
+
+    def number(self, name: str, default: float, minimum: float, maximum: float) -> float:
+        return self._number(name, default, minimum, maximum, float)
+
+    def flag(self, name: str, default: bool = False) -> bool:
+        value = self.text(name, "1" if default else "0").lower()
+        if value not in ("0", "1", "true", "false"):
+            self._violations.append(Violation(name, f"must be 0 or 1 (got {value!r})"))
+        return value in ("1", "true")
+
+    def path(self, name: str, default: Path) -> Path:
+        return Path(self.text(name, str(default))).expanduser().absolute()
+
+    def paths(self, name: str) -> tuple[Path, ...]:
+        """Folders separated by `:`."""
+        return tuple(Path(part).expanduser().absolute() for part in self.text(name, "").split(":") if part)
+
+    def address(self, name: str, default: str | None = None) -> str:
+        """`host:port`; port 0 lets the system choose."""
+        value = self.text(name, default)
+        if value and not value.rpartition(":")[2].isdecimal():
+            self._violations.append(Violation(name, f"must be host:port (got {value!r})"))
+        return value
+
+    def done(self) -> None:
+        if self._violations:
+            raise InvalidArgument(self._violations, "INVALID_SETTINGS")
+
+    def _number(
+        self, name: str, default: float, minimum: float, maximum: float, kind: type[int] | type[float]
+    ) -> float:
+        value = self.text(name, str(default))
+        try:
+            number = kind(value)
+        except ValueError:
+            number = minimum - 1
+        if not minimum <= number <= maximum:
+            self._violations.append(Violation(name, f"must be a number from {minimum} to {maximum} (got {value!r})"))
+            return default
+        return number
+
+
+def default_home(environment: Environment) -> Path:
+    """`RLHF_HOME`, by default `~/.rlhf`."""
+    return environment.path("RLHF_HOME", Path("~/.rlhf"))
+
+
+@dataclass(frozen=True)
+class MeshSettings:
+    """What every process of the mesh has to know."""
+
+    home: Path
+    postgres_url: str
+    nats_url: str
+    artifacts_url: str
+    token_file: Path
+    # Address to serve on; empty for a worker.
+    listen: str
+    # Touched once the process has started; for a supervisor that waits for a worker.
+    ready_file: Path | None
+    # TLS when both are set; the mesh speaks plain text on 127.0.0.1 otherwise.
+    tls_certificate_file: Path | None
+    tls_key_file: Path | None
+
+    @classmethod
+    def read(cls, environment: Environment, service: str, *, worker: bool = False) -> MeshSettings:
+        home = default_home(environment)
+        prefix = f"RLHF_{service.upper()}"
+        ready = environment.text("RLHF_READY_FILE", "")
+        certificate, key = environment.text("RLHF_TLS_CERTIFICATE", ""), environment.text("RLHF_TLS_KEY", "")
+        return cls(
+            home=home,
+            postgres_url=environment.text("RLHF_POSTGRES_URL"),
+            nats_url=environment.text("RLHF_NATS_URL"),
+            artifacts_url=environment.text("RLHF_ARTIFACTS_URL", f"file://{home}/artifacts"),
+            token_file=environment.path("RLHF_TOKEN_FILE", home / "token"),
+            listen="" if worker else environment.address(f"{prefix}_LISTEN", "127.0.0.1:0"),
+            ready_file=Path(ready) if ready else None,
+            tls_certificate_file=Path(certificate) if certificate else None,
+            tls_key_file=Path(key) if key else None,
+        )

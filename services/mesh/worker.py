@@ -1,0 +1,169 @@
+"""The loop that all workers share: lease a job, run its handler with heartbeats beside it, write down how it ended."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from services.mesh import identity
+from services.mesh.errors import Aborted, PlatformError, Unavailable
+from services.mesh.jobs import QUEUE_TOPIC, Jobs, Lease, State, job_topic
+from services.mesh.postgres import Connection, Database, wait
+
+log = logging.getLogger(__name__)
+
+# How often an idle worker looks for jobs that nobody announced: leases that ran out, retries whose time has come.
+POLL_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a job ended. `then` writes what belongs to the ending into the same transaction."""
+
+    state: State
+    error: PlatformError | None = None
+    then: Callable[[Connection], Awaitable[None]] | None = None
+
+
+class Retry(Exception):
+    """Raised by a handler: this attempt failed for a reason that another one may not meet."""
+
+    def __init__(self, reason: str, delay_seconds: float) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.delay_seconds = delay_seconds
+
+
+class Handler(Protocol):
+    """Runs the jobs of one kind.
+
+    A PlatformError fails the job with that error, any other exception with INTERNAL, Retry queues it again. `cancelled`
+    is set when a caller wants the job to stop; the handler ends with State.CANCELLED when it has. Being cancelled as a
+    task means that the lease is lost or the worker stops: leave everything as it is.
+    """
+
+    async def run(self, lease: Lease, cancelled: asyncio.Event) -> Ending: ...
+
+
+class Worker:
+    """Leases up to `concurrency` jobs at a time of the kinds it has handlers for."""
+
+    def __init__(
+        self,
+        name: str,
+        database: Database,
+        jobs: Jobs,
+        handlers: Mapping[str, Handler],
+        *,
+        concurrency: int,
+        lease_seconds: float,
+    ) -> None:
+        self._owner = f"{name}@{socket.gethostname()}:{os.getpid()}"
+        self._principal = identity.Principal(f"service:{name}")
+        self._database = database
+        self._jobs = jobs
+        self._handlers = handlers
+        self._concurrency = concurrency
+        self._lease_seconds = lease_seconds
+
+    async def run(self) -> None:
+        """Until cancelled. Jobs that run then are released: the next worker takes them over."""
+        identity.become(self._principal)
+        running: set[asyncio.Task[None]] = set()
+        try:
+            with self._database.notices.subscribe(QUEUE_TOPIC) as queue:
+                while True:
+                    lease = await self._claim() if len(running) < self._concurrency else None
+                    if lease is not None:
+                        task = asyncio.create_task(self._work(lease), name=lease.job.name)
+                        running.add(task)
+                        task.add_done_callback(running.discard)
+                        task.add_done_callback(lambda _: queue.set())
+                        continue
+                    await wait(queue, POLL_SECONDS)
+        finally:
+            for task in running:
+                task.cancel()
+            await asyncio.gather(*running, return_exceptions=True)
+
+    async def _claim(self) -> Lease | None:
+        try:
+            return await self._jobs.claim(self._handlers, self._owner, self._lease_seconds)
+        except Unavailable:
+            return None
+
+    async def _work(self, lease: Lease) -> None:
+        log.info("leased %s", lease.job.name, extra={"job": lease.job.name, "taken_over": lease.taken_over})
+        cancelled = asyncio.Event()
+        handler = asyncio.create_task(self._handlers[lease.job.kind].run(lease, cancelled))
+        heart = asyncio.create_task(self._beat(lease, cancelled))
+        try:
+            await asyncio.wait({handler, heart}, return_when=asyncio.FIRST_COMPLETED)
+            if not handler.done():
+                await heart  # raises: the lease is lost
+            await self._finish(lease, await self._ending(lease, handler))
+        except Aborted as error:
+            log.warning("gave up %s: %s", lease.job.name, error)
+        except asyncio.CancelledError:
+            with contextlib.suppress(Unavailable):
+                await self._jobs.release(lease)
+            raise
+        finally:
+            for task in (handler, heart):
+                task.cancel()
+            await asyncio.gather(handler, heart, return_exceptions=True)
+
+    async def _beat(self, lease: Lease, cancelled: asyncio.Event) -> None:
+        with self._database.notices.subscribe(job_topic(lease.job.name)) as changed:
+            while True:
+                with contextlib.suppress(Unavailable):
+                    job = await self._jobs.heartbeat(lease, self._lease_seconds)
+                    if job.state is State.CANCELLING:
+                        cancelled.set()
+                await wait(changed, self._lease_seconds / 3)
+
+    async def _ending(self, lease: Lease, handler: asyncio.Task[Ending]) -> Ending | Retry:
+        try:
+            return await handler
+        except Retry as retry:
+            return retry
+        except Aborted as error:
+            if error.reason == "LEASE_LOST":
+                raise
+            return Ending(State.FAILED, error)
+        except PlatformError as error:
+            return Ending(State.FAILED, error)
+        except Exception:
+            log.exception("handler of %s failed", lease.job.name)
+            return Ending(State.FAILED, PlatformError("INTERNAL", "internal error; the worker's log has the details"))
+
+    async def _finish(self, lease: Lease, ending: Ending | Retry) -> None:
+        """Write the ending, waiting for the database as long as it takes."""
+        while True:
+            try:
+                async with self._database.transaction() as connection:
+                    await self._write_ending(connection, lease, ending)
+                return
+            except Unavailable:
+                await asyncio.sleep(1)
+
+    async def _write_ending(self, connection: Connection, lease: Lease, ending: Ending | Retry) -> None:
+        job = await self._jobs.held(connection, lease)
+        if isinstance(ending, Retry):
+            await self._jobs.end_attempt(connection, lease, ending.reason)
+            if job.state is State.CANCELLING:
+                await self._jobs.move(connection, job, State.CANCELLED)
+            else:
+                await self._jobs.move(connection, job, State.QUEUED, delay_seconds=ending.delay_seconds)
+            return
+        reason = str(ending.error) if ending.error else "" if ending.state is State.SUCCEEDED else "cancelled"
+        await self._jobs.end_attempt(connection, lease, reason)
+        await self._jobs.move(connection, job, ending.state, ending.error)
+        if ending.then is not None:
+            await ending.then(connection)
