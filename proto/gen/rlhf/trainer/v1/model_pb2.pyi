@@ -208,24 +208,22 @@ class ModelInit(message.Message):
 
 @typing.final
 class CharacterTokenizer(message.Message):
-    """One token a character; anything else is an error at tokenization."""
+    """One token a character; a character outside the alphabet is read as `<unk>`. A turn is opened by one token, and the
+    assistant's is closed by one.
+    """
 
     DESCRIPTOR: descriptor.Descriptor
 
     ALPHABET_FIELD_NUMBER: builtins.int
-    CHAT_TEMPLATE_FIELD_NUMBER: builtins.int
     alphabet: builtins.str
     """Every character the model can read or write."""
-    chat_template: builtins.str
-    """Jinja; a short default ends each turn with one token."""
     def __init__(
         self,
         *,
         alphabet: builtins.str = ...,
-        chat_template: builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["alphabet", b"alphabet", "chat_template", b"chat_template"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["alphabet", b"alphabet"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...

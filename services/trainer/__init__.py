@@ -1,0 +1,1 @@
+"""Trains models with verl on Ray: models, training jobs, checkpoints, metrics and logs."""

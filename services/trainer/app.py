@@ -1,0 +1,85 @@
+"""The trainer's wiring: the service that answers, and the worker that carries out."""
+
+from __future__ import annotations
+
+from rlhf.trainer.v1 import trainer_service_pb2
+from rlhf.trainer.v1.trainer_service_pb2_grpc import add_TrainerServiceServicer_to_server
+
+from services.mesh import identity
+from services.mesh.artifacts import ArtifactStore
+from services.mesh.events import EventLog, Relay
+from services.mesh.nats import Bus
+from services.mesh.postgres import Database
+from services.mesh.server import Process, Server
+from services.mesh.settings import child_environment
+from services.mesh.worker import Worker
+from services.trainer import announcing, wire
+from services.trainer.checkpoint_intake import CheckpointIntake
+from services.trainer.checkpoints import Checkpoints
+from services.trainer.checks import Site
+from services.trainer.dataset_client import DatasetClient
+from services.trainer.import_handler import ImportHandler
+from services.trainer.models import IMPORT, Models
+from services.trainer.series import Series
+from services.trainer.servicer import Servicer
+from services.trainer.settings import Settings
+from services.trainer.training_handler import TrainingHandler
+from services.trainer.training_jobs import TRAINING, TrainingJobs
+
+SCHEMA = "trainer"
+SERVICE = trainer_service_pb2.DESCRIPTOR.services_by_name["TrainerService"].full_name
+PACKAGES = ("services.mesh", "services.trainer")
+
+
+def build(settings: Settings) -> Server:
+    """The service. It reads and writes rows; it never imports torch and never touches Ray."""
+    server = Server("trainer", settings.mesh)
+    database = Database(settings.mesh.postgres_url, SCHEMA)
+    log = EventLog(database)
+    jobs = announcing.jobs_of(database, log)
+    artifacts = ArtifactStore(settings.mesh.artifacts_url)
+    datasets = DatasetClient(settings.dataset_target, identity.read_token(settings.mesh.token_file))
+    bus = Bus(settings.mesh.nats_url, "trainer")
+    site = Site(settings.device, settings.slots)
+    servicer = Servicer(
+        Models(database, jobs, artifacts, settings.model_roots),
+        TrainingJobs(database, jobs, log, wire.JOB_CHANGED, datasets, site),
+        Series(database, jobs),
+        Checkpoints(database, jobs, artifacts),
+    )
+    server.add_step(lambda: database.migrate(*PACKAGES))
+    for resource in (database, datasets, bus):
+        server.add(resource)
+    server.add_routine("relay", Relay("trainer", database, log, bus).run)
+    server.serve(SERVICE, lambda grpc_server: add_TrainerServiceServicer_to_server(servicer, grpc_server))
+    return server
+
+
+def build_worker(settings: Settings) -> Process:
+    """The process that leases jobs. It starts training processes; it never imports torch itself."""
+    process = Process("trainer.worker", settings.mesh.ready_file)
+    database = Database(settings.mesh.postgres_url, SCHEMA)
+    log = EventLog(database)
+    jobs = announcing.jobs_of(database, log)
+    artifacts = ArtifactStore(settings.mesh.artifacts_url)
+    datasets = DatasetClient(settings.dataset_target, identity.read_token(settings.mesh.token_file))
+    intake = CheckpointIntake(artifacts, announcing.CheckpointAnnouncer(log))
+    # One thread each: a second one makes a busy machine slower, not faster.
+    environment = child_environment(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", PYTHONUNBUFFERED="1")
+    handlers = {
+        TRAINING: TrainingHandler(settings, database, jobs, artifacts, datasets, intake, environment),
+        IMPORT: ImportHandler(settings, database, jobs, artifacts, environment),
+    }
+    worker = Worker(
+        "trainer.worker",
+        database,
+        jobs,
+        handlers,
+        concurrency=settings.concurrency,
+        lease_seconds=settings.lease_seconds,
+    )
+    process.add_step(lambda: database.migrate(*PACKAGES))
+    for resource in (database, datasets):
+        process.add(resource)
+    process.add_routine("worker", worker.run)
+    return process

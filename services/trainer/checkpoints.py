@@ -1,0 +1,65 @@
+"""Checkpoints: show, list, download."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import AsyncIterator
+
+from services.mesh import names
+from services.mesh.artifacts import ArtifactStore, Manifest
+from services.mesh.errors import DataLoss, FailedPrecondition, NotFound, OutOfRange
+from services.mesh.jobs import Jobs
+from services.mesh.pages import Page, PageRequest
+from services.mesh.postgres import Database
+from services.trainer.entities import Checkpoint, CheckpointState
+from services.trainer.store import checkpoints as store
+
+
+class Checkpoints:
+    """Use cases."""
+
+    def __init__(self, database: Database, jobs: Jobs, artifacts: ArtifactStore) -> None:
+        self._database = database
+        self._jobs = jobs
+        self._artifacts = artifacts
+
+    async def get(self, name: str) -> tuple[Checkpoint, Manifest]:
+        """The checkpoint and its files; none while it is not READY."""
+        checkpoint = await self._get(name)
+        if checkpoint.state is not CheckpointState.READY:
+            return checkpoint, Manifest(())
+        return checkpoint, await self._artifacts.manifest(checkpoint.manifest_sha256)
+
+    async def list(self, parent: str, page: PageRequest) -> Page[Checkpoint]:
+        """Highest step first."""
+        names.parse(names.TRAINING_JOB, parent, "parent")
+        async with self._database.transaction() as connection:
+            await self._jobs.get(connection, parent)
+            rows = await store.list_(connection, parent, page)
+        return page.page(rows, lambda checkpoint: (checkpoint.step,))
+
+    async def download(self, name: str, path: str, offset: int) -> AsyncIterator[tuple[int, bytes]]:
+        """One file from `offset` on, as (offset, chunk). Raises DataLoss at the end when its bytes have changed."""
+        checkpoint, manifest = await self.get(name)
+        if checkpoint.state is not CheckpointState.READY:
+            message = f"{name} is {checkpoint.state}; only a READY checkpoint has files"
+            raise FailedPrecondition("CHECKPOINT_NOT_READY", message, name=name)
+        file = manifest.file(path)
+        if not 0 <= offset <= file.size_bytes:
+            raise OutOfRange("OFFSET_OUT_OF_RANGE", f"offset_bytes must be from 0 to {file.size_bytes}", path=path)
+        digest = hashlib.sha256() if offset == 0 else None
+        async for chunk in self._artifacts.stream_blob(file.sha256, offset):
+            yield offset, chunk
+            offset += len(chunk)
+            if digest is not None:
+                digest.update(chunk)
+        if offset != file.size_bytes or (digest is not None and digest.hexdigest() != file.sha256):
+            raise DataLoss("CORRUPT_ARTIFACT", f"stored bytes of {path} no longer match their hash", path=path)
+
+    async def _get(self, name: str) -> Checkpoint:
+        names.parse(names.TRAINING_CHECKPOINT, name)
+        async with self._database.transaction() as connection:
+            checkpoint = await store.get(connection, name)
+        if checkpoint is None:
+            raise NotFound("CHECKPOINT_NOT_FOUND", f"there is no {name}", name=name)
+        return checkpoint

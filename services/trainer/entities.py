@@ -1,0 +1,185 @@
+"""The trainer's nouns, as frozen dataclasses. They know neither wire nor store."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+from uuid import UUID
+
+LATEST = "latest"
+
+
+class ModelState(StrEnum):
+    IMPORTING = "IMPORTING"
+    READY = "READY"
+    FAILED = "FAILED"
+
+
+@dataclass(frozen=True)
+class Model:
+    """One row. `source` is {"hub"}, {"path"} or {"init": {"config", "characters" | "tokenizer_model", "seed"}}."""
+
+    uid: UUID
+    name: str
+    parent: str
+    display_name: str
+    source: dict[str, Any]
+    labels: dict[str, str]
+    state: ModelState
+    architecture: str
+    parameter_count: int
+    context_length: int
+    vocabulary_size: int
+    manifest_sha256: str
+    size_bytes: int
+    error: dict[str, Any] | None
+    create_time: datetime
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "state", ModelState(self.state))
+
+
+@dataclass(frozen=True)
+class NewModel:
+    """What a caller asks for."""
+
+    parent: str
+    id: str
+    display_name: str
+    source: dict[str, Any]
+    labels: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class NewTrainingJob:
+    """What a caller asks for. `gpu_count` 0 means one slot."""
+
+    parent: str
+    id: str
+    algorithm: str
+    base_model: str
+    dataset_version: str
+    validation_dataset_version: str
+    params: dict[str, Any]
+    target: str
+    gpu_count: int
+    priority: int
+    labels: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class DatasetVersion:
+    """What the trainer has to know of a version that the dataset service holds."""
+
+    name: str
+    format: str
+    row_count: int
+    size_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """Weights that a job starts from: a model or a checkpoint. `context_length` in tokens, 0 where unknown."""
+
+    name: str
+    manifest_sha256: str
+    parameter_count: int
+    context_length: int
+
+
+@dataclass(frozen=True)
+class TrainingSpec:
+    """A checked job: the `spec` of its row. Defaults are filled in, `latest` is resolved, facts are frozen."""
+
+    algorithm: str
+    base_model: str
+    base_manifest_sha256: str
+    parameter_count: int
+    context_length: int
+    dataset_version: str
+    train_rows: int
+    validation_dataset_version: str
+    validation_rows: int
+    params: dict[str, Any]
+    target: str
+    slots: int
+    labels: dict[str, str]
+
+
+class CheckpointState(StrEnum):
+    VERIFYING = "VERIFYING"
+    READY = "READY"
+    CORRUPT = "CORRUPT"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One row. `kind` is `full` or `adapter`; the training state is private and empty once pruned."""
+
+    job_uid: UUID
+    step: int
+    name: str
+    attempt: int
+    kind: str
+    state: CheckpointState
+    base_model: str
+    manifest_sha256: str
+    size_bytes: int
+    metrics: dict[str, float]
+    parents: list[str]
+    training_state_path: str
+    training_state_sha256: str
+    create_time: datetime
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "state", CheckpointState(self.state))
+
+
+@dataclass(frozen=True)
+class MetricPoint:
+    ordinal: int
+    attempt: int
+    step: int
+    metric: str
+    value: float
+    observe_time: datetime
+
+
+@dataclass(frozen=True)
+class LogLine:
+    ordinal: int
+    attempt: int
+    text: str
+    observe_time: datetime
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One completion and its score; `row_index` counts from 0 in the validation version."""
+
+    ordinal: int
+    attempt: int
+    split: str
+    step: int
+    row_index: int
+    prompt: str
+    completion: str
+    answer: str
+    score: float
+    parts: dict[str, float]
+    observe_time: datetime
+
+
+@dataclass(frozen=True)
+class SpoolPosition:
+    """How far a run has been read, in bytes, and the last ordinals that were given out."""
+
+    attempt: int
+    record_offset_bytes: int = 0
+    output_offset_bytes: int = 0
+    metric_ordinal: int = 0
+    log_ordinal: int = 0
+    sample_ordinal: int = 0

@@ -1,0 +1,115 @@
+"""Carrying out model imports: get or make the folder, check it in a process of its own, store it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from services.mesh.artifacts import ArtifactStore
+from services.mesh.errors import FailedPrecondition
+from services.mesh.jobs import Jobs, Lease, State
+from services.mesh.postgres import Connection, Database
+from services.mesh.worker import Ending, Retry
+from services.trainer.settings import Settings
+from services.trainer.store import models as store
+
+MAX_ATTEMPTS = 3
+_TIMEOUT_SECONDS = 6 * 3600.0
+
+
+class ImportHandler:
+    """The mesh worker's handler of model imports."""
+
+    def __init__(
+        self, settings: Settings, database: Database, jobs: Jobs, artifacts: ArtifactStore, environment: dict[str, str]
+    ) -> None:
+        self._settings = settings
+        self._database = database
+        self._jobs = jobs
+        self._artifacts = artifacts
+        self._environment = environment
+
+    async def run(self, lease: Lease, cancelled: asyncio.Event) -> Ending:
+        async with self._database.transaction() as connection:
+            attempt = await self._jobs.begin_attempt(connection, lease)
+        if attempt > MAX_ATTEMPTS:
+            raise FailedPrecondition(
+                "IMPORT_FAILED", f"the import died {MAX_ATTEMPTS} times; the worker's log tells why"
+            )
+        folder = self._settings.jobs_folder / str(lease.job.uid)
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        try:
+            return await self._import(lease, folder)
+        finally:
+            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+
+    async def _import(self, lease: Lease, folder: Path) -> Ending:
+        source = lease.job.spec["source"]
+        model = folder / "model"
+        if "path" in source:
+            # Copied first: what is checked is what is stored.
+            await asyncio.to_thread(shutil.copytree, source["path"], model, symlinks=True)
+            facts = await self._weights("inspect", str(model))
+        elif "hub" in source:
+            facts = await self._weights("fetch", str(model), "--source", source["hub"].removeprefix("hf:"))
+        else:
+            spec = folder / "spec.json"
+            spec.write_text(json.dumps(await self._init_spec(source["init"])))
+            facts = await self._weights("init", str(model), "--spec", str(spec), "--seed", str(source["init"]["seed"]))
+        manifest = await self._artifacts.put_folder(model)
+
+        async def then(connection: Connection) -> None:
+            columns = {
+                "architecture": facts["architecture"],
+                "parameter_count": facts["parameters"],
+                "context_length": facts["context_length"] or 0,
+                "vocabulary_size": facts["vocabulary_size"],
+                "manifest_sha256": manifest.sha256,
+                "size_bytes": manifest.size_bytes,
+            }
+            await store.ready(connection, lease.job.name, columns)
+
+        return Ending(State.SUCCEEDED, then=then)
+
+    async def _init_spec(self, init: dict[str, Any]) -> dict[str, Any]:
+        if "characters" in init:
+            return {"config": init["config"], "tokenizer": {"kind": "characters", "alphabet": init["characters"]}}
+        async with self._database.transaction() as connection:
+            model = await store.get(connection, init["tokenizer_model"])
+        if model is None:
+            raise FailedPrecondition("MODEL_NOT_FOUND", f"{init['tokenizer_model']} was deleted meanwhile")
+        path = await self._artifacts.fetch(model.manifest_sha256, self._settings.cache_folder / "models")
+        return {"config": init["config"], "tokenizer": str(path)}
+
+    async def _weights(self, *arguments: str) -> dict[str, Any]:
+        """Run `services.trainer.weights`. Raises FailedPrecondition with its refusal, Retry when it dies."""
+        process = await asyncio.create_subprocess_exec(
+            self._settings.worker_python,
+            "-m",
+            "services.trainer.weights",
+            *arguments,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            env=self._environment,
+        )
+        try:
+            output, _ = await asyncio.wait_for(process.communicate(), _TIMEOUT_SECONDS)
+        except TimeoutError:
+            raise FailedPrecondition(
+                "IMPORT_TIMED_OUT", f"not done after {_TIMEOUT_SECONDS / 3600:.0f} hours"
+            ) from None
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+        try:
+            answer = json.loads(output)
+        except ValueError:
+            raise Retry(f"the importing process died with exit code {process.returncode}", 1) from None
+        if "error" in answer:
+            raise FailedPrecondition("UNUSABLE_MODEL", answer["error"])
+        return answer

@@ -1,0 +1,134 @@
+"""Models: what jobs start from, and how they come in."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from services.mesh import names
+from services.mesh.artifacts import ArtifactFile, ArtifactStore
+from services.mesh.errors import FailedPrecondition, InvalidArgument, NotFound, Violation
+from services.mesh.jobs import Job, Jobs, State
+from services.mesh.labels import check_labels
+from services.mesh.pages import Page, PageRequest
+from services.mesh.postgres import Connection, Database
+from services.mesh.requests import RequestKey, claim
+from services.trainer.entities import Model, ModelState, NewModel
+from services.trainer.store import models as store
+
+IMPORT = "import"
+_HUB = re.compile(r"hf:([\w.-]{1,96}/[\w.-]{1,96})(@[\w./-]{1,128})?")
+
+
+class Models:
+    """Use cases."""
+
+    def __init__(self, database: Database, jobs: Jobs, artifacts: ArtifactStore, roots: tuple[Path, ...]) -> None:
+        self._database = database
+        self._jobs = jobs
+        self._artifacts = artifacts
+        self._roots = roots
+
+    async def import_model(self, new: NewModel, key: RequestKey, *, validate_only: bool) -> Model | None:
+        """Accept a model; a worker brings it in. None when only asked to check. Raises InvalidArgument."""
+        violations = await self._check(new, key)
+        if violations:
+            raise InvalidArgument(violations)
+        if validate_only:
+            return None
+        uid = names.uuid7()
+        name = names.child(new.parent, "models", new.id or str(uid))
+        async with self._database.transaction() as connection:
+            known = await claim(connection, key, name)
+            if known is not None:
+                return await self._get(connection, known)
+            model = await store.insert(connection, uid, name, new)
+            await self._jobs.create(connection, IMPORT, name, {"source": new.source})
+            return model
+
+    async def get_with_files(self, name: str) -> tuple[Model, tuple[ArtifactFile, ...]]:
+        """The model and its files; none while it is not READY."""
+        names.parse(names.MODEL, name)
+        async with self._database.transaction() as connection:
+            model = await self._get(connection, name)
+        if model.state is not ModelState.READY:
+            return model, ()
+        return model, (await self._artifacts.manifest(model.manifest_sha256)).files
+
+    async def list(self, parent: str, page: PageRequest) -> Page[Model]:
+        names.parse(names.PROJECT, parent, "parent")
+        async with self._database.transaction() as connection:
+            return page.page(await store.list_(connection, parent, page), lambda model: (str(model.uid),))
+
+    async def delete(self, name: str) -> None:
+        """Raises FailedPrecondition while the model is being imported or a job that has not ended starts from it."""
+        names.parse(names.MODEL, name)
+        async with self._database.transaction() as connection:
+            model = await self._get(connection, name)
+            users = await store.open_jobs_from(connection, name)
+            if model.state is ModelState.IMPORTING or users:
+                why = f"{', '.join(users[:3])} start from it" if users else "it is being imported"
+                raise FailedPrecondition("MODEL_IN_USE", f"{name} cannot be deleted: {why}", name=name)
+            await store.delete(connection, name)
+
+    async def _get(self, connection: Connection, name: str) -> Model:
+        model = await store.get(connection, name)
+        if model is None:
+            raise NotFound("MODEL_NOT_FOUND", f"there is no {name}", name=name)
+        return model
+
+    async def _check(self, new: NewModel, key: RequestKey) -> list[Violation]:
+        found = names.check_new_id(new.id, "model_id") + names.check_request_id(key.id)
+        if names.match(names.PROJECT, new.parent) is None:
+            found.append(Violation("parent", f"must be of the form {names.PROJECT}"))
+        found += check_labels(new.labels, "model.labels")
+        return found + [v.under("model.source") for v in await self._check_source(new.source)]
+
+    async def _check_source(self, source: dict[str, Any]) -> list[Violation]:
+        if "hub" in source:
+            right = _HUB.fullmatch(source["hub"]) and ".." not in source["hub"]
+            return [] if right else [Violation("hub", "must be hf:organisation/name or hf:organisation/name@revision")]
+        if "path" in source:
+            return _check_path(source["path"], self._roots)
+        if "init" in source:
+            return await self._check_init(source["init"])
+        return [Violation("", "must be one of hub, path and init")]
+
+    async def _check_init(self, init: dict[str, Any]) -> list[Violation]:
+        found = []
+        if not isinstance(init["config"].get("model_type"), str):
+            found.append(Violation("init.config.model_type", "must be set, such as llama"))
+        if "characters" in init:
+            alphabet = init["characters"]
+            if not alphabet or len(set(alphabet)) != len(alphabet) or len(alphabet) > 10_000:
+                found.append(Violation("init.characters.alphabet", "must be 1 to 10,000 characters, each once"))
+        elif "tokenizer_model" in init:
+            found += await self._check_tokenizer_model(init["tokenizer_model"])
+        else:
+            found.append(Violation("init", "must have a tokenizer: characters or tokenizer_model"))
+        return found
+
+    async def _check_tokenizer_model(self, name: str) -> list[Violation]:
+        async with self._database.transaction() as connection:
+            model = await store.get(connection, name)
+        if model is None or model.state is not ModelState.READY:
+            return [Violation("init.tokenizer_model", f"must be a model that is READY (got {name[:120]!r})")]
+        return []
+
+
+async def ended(connection: Connection, job: Job) -> None:
+    """Write a failed import into its model; success is written with the model's facts."""
+    if job.state in (State.FAILED, State.CANCELLED):
+        await store.fail(connection, job.name, job.error or {"code": "CANCELLED", "message": "cancelled"})
+
+
+def _check_path(path: str, roots: tuple[Path, ...]) -> list[Violation]:
+    allowed = ", ".join(str(root) for root in roots) or "none; set RLHF_MODEL_ROOTS"
+    try:
+        resolved = Path(path).resolve(strict=True)
+    except (OSError, ValueError):
+        resolved = None
+    if resolved is None or not any(resolved.is_relative_to(root.resolve()) for root in roots):
+        return [Violation("path", f"must be a folder on the server under one of its allowed roots ({allowed})")]
+    return [] if resolved.is_dir() else [Violation("path", "must be a folder")]

@@ -1,0 +1,134 @@
+"""What is to be trained, spelt out: the document that an algorithm makes and a runner carries out.
+
+A LaunchPlan is JSON beside the run (`plan.json`). It names only paths, addresses and verl settings, so the process that
+makes it needs neither torch nor verl, and the process that carries it out needs neither the database nor the network.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+Device = Literal["cpu", "cuda"]
+PLAN_FILE = "plan.json"
+SPOOL_FILE = "spool.jsonl"
+CONTROL_FILE = "control.json"
+RUNNER_FILE = "runner.json"
+
+
+@dataclass(frozen=True)
+class RewardSpec:
+    """A reward by its registered name, with all its parameters."""
+
+    name: str
+    params: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ValidationPlan:
+    """How each checkpoint is sampled: the first `rows` of the validation file, scored with `reward`."""
+
+    rows: int
+    max_new_tokens: int
+    temperature: float
+    batch_size: int
+    reward: RewardSpec
+
+
+@dataclass(frozen=True)
+class ResumePoint:
+    """A training state (`…/training_state`) written after `step`."""
+
+    step: int
+    path: str
+
+
+@dataclass(frozen=True)
+class LaunchPlan:
+    """One attempt of one training job.
+
+    `slots` are Ray GPUs (logical ones on a CPU machine). `verl` holds overrides of verl's configuration by dotted name.
+    `save_every_steps` 0 saves only at the end. `max_tokens` bounds a whole row for `sft`, a prompt for `rl`: longer
+    rows are left out and reported. `work_dir` is the attempt's folder.
+    """
+
+    job: str
+    job_uid: str
+    attempt: int
+    algorithm: str
+    device: Device
+    slots: int
+    ray_address: str
+    ray_namespace: str
+    model_path: str
+    train_path: str
+    validation_path: str | None
+    validation: ValidationPlan | None
+    reward: RewardSpec | None
+    trainer: Literal["sft", "rl"]
+    verl: dict[str, Any]
+    adapter: bool
+    max_tokens: int
+    total_steps: int
+    save_every_steps: int
+    resume_from: ResumePoint | None
+    seed: int
+    work_dir: str
+
+
+@dataclass(frozen=True)
+class PlanInputs:
+    """What an algorithm's `plan` needs besides its parameters: where things are and what the job was given."""
+
+    job: str
+    job_uid: str
+    attempt: int
+    device: Device
+    slots: int
+    ray_address: str
+    ray_namespace: str
+    model_path: str
+    train_path: str
+    train_rows: int
+    validation_path: str | None
+    validation_rows: int
+    resume_from: ResumePoint | None
+    work_dir: str
+
+    def common(self) -> dict[str, Any]:
+        """The fields that a LaunchPlan takes over unchanged."""
+        return {key: getattr(self, key) for key in self.__dataclass_fields__ if not key.endswith("_rows")}
+
+
+@dataclass(frozen=True)
+class JobFacts:
+    """What is known about a job before anything is started; None where nobody knows.
+
+    `context_length` in tokens, `model_parameters` a count, `memory_bytes` what one slot may use.
+    """
+
+    device: Device
+    slots: int
+    train_format: str
+    train_rows: int
+    validation_format: str | None = None
+    validation_rows: int = 0
+    context_length: int | None = None
+    model_parameters: int | None = None
+    memory_bytes: int | None = None
+
+
+def encode(plan: LaunchPlan) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(plan), indent=2)
+
+
+def decode(data: bytes) -> LaunchPlan:
+    """Raises msgspec.ValidationError when a field is missing or has the wrong type."""
+    return msgspec.json.decode(data, type=LaunchPlan)
+
+
+def read(folder: Path) -> LaunchPlan:
+    return decode((folder / PLAN_FILE).read_bytes())

@@ -1,0 +1,56 @@
+"""The plainest rule: the completion says the answer and nothing else where the answer is looked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field
+
+from services.mesh.params import STRICT_FIELDS
+from services.scoring.exact import same
+from services.scoring.text import Place, Spelling, locate
+from services.trainer.rewards import RewardSample, Score, rewards
+
+
+@dataclass(frozen=True)
+class ExactParams:
+    look_in: Annotated[
+        Place,
+        Field(description="where the answer stands: the whole text, its last line, after a marker, in \\boxed{}"),
+    ] = "whole"
+    marker: Annotated[
+        str, Field(min_length=1, max_length=200, description="the text before the answer, for after_marker")
+    ] = "Answer:"
+    strip: Annotated[bool, Field(description="white space at both ends does not count")] = True
+    ignore_case: Annotated[bool, Field(description="upper and lower case are the same")] = False
+    ignore_spacing: Annotated[bool, Field(description="a run of white space is the same as one space")] = False
+    unicode_forms: Annotated[bool, Field(description="compatibility forms are the same (NFKC)")] = False
+    __pydantic_config__ = STRICT_FIELDS
+
+
+@rewards.register("exact")
+class Exact:
+    """1 where the completion equals the answer as a string, else 0.
+
+    score = correct. Parts: `correct`; `format`, 1 where the completion has the place that `look_in` names, so that a
+    model which answers well in the wrong form can be told from one which answers badly.
+
+    The outcome reward of Cobbe et al. 2021 (arXiv:2110.14168) and DeepSeek-R1 (arXiv:2501.12948). Not for answers with
+    several right spellings: use `numeric` or `math`.
+    """
+
+    Params = ExactParams
+    needs_answer = True
+
+    @staticmethod
+    def score(samples: Sequence[RewardSample], params: ExactParams) -> list[Score]:
+        spelling = Spelling(params.unicode_forms, params.ignore_case, params.ignore_spacing, params.strip)
+        return [_score(sample, params, spelling) for sample in samples]
+
+
+def _score(sample: RewardSample, params: ExactParams, spelling: Spelling) -> Score:
+    said = locate(sample.completion, params.look_in, params.marker)
+    correct = float(said is not None and sample.answer is not None and same(said, sample.answer, spelling))
+    return Score(correct, {"correct": correct, "format": float(said is not None)})

@@ -1,0 +1,36 @@
+"""Where a launch plan is carried out. One file per kind of place; a target of the inventory names one.
+
+A run outlives the worker that started it: whoever holds the job's lease finds it again by its folder.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+from services.trainer.plan import LaunchPlan
+
+# The inventory: targets that a placement may name. This host is the only one so far.
+TARGETS = ("local",)
+
+
+class Run(Protocol):
+    """One attempt's process and the folder of its files (plan, spool, output, checkpoints)."""
+
+    folder: Path
+
+    async def start(self, plan: LaunchPlan) -> None:
+        """Write the plan and launch the process. Raises OSError."""
+        ...
+
+    def is_alive(self) -> bool:
+        """Whether the process still runs, whoever started it."""
+        ...
+
+    def request_stop(self) -> None:
+        """Ask the run to end at its next step boundary."""
+        ...
+
+    def kill(self) -> None:
+        """End the process and what it started, now."""
+        ...

@@ -1,0 +1,88 @@
+"""Runs on this host: a process in a session of its own, which lives on when the worker dies."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+from services.trainer import plan as plans
+from services.trainer.plan import LaunchPlan
+
+OUTPUT_FILE = "output.log"
+# Held by the process as long as it lives: a lock can't be mistaken as a process id can.
+LOCK_FILE = "alive.lock"
+
+
+class LocalRun:
+    """See `runners.Run`. `environment` is the whole environment of the process."""
+
+    def __init__(self, folder: Path, python: str, environment: Mapping[str, str]) -> None:
+        self.folder = folder
+        self._python = python
+        self._environment = dict(environment)
+        self._process: subprocess.Popen[bytes] | None = None
+
+    async def start(self, plan: LaunchPlan) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.folder / plans.CONTROL_FILE, b'{"action": "run"}')
+        write_atomically(self.folder / plans.PLAN_FILE, plans.encode(plan))
+        lock = os.open(self.folder / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with (self.folder / OUTPUT_FILE).open("ab") as output:
+                self._process = subprocess.Popen(  # noqa: ASYNC220, S603 - returns at once; a fixed command
+                    [self._python, "-m", "services.trainer.verl.runner", str(self.folder)],
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    env=self._environment,
+                    cwd=self.folder,
+                    start_new_session=True,
+                    pass_fds=[lock],
+                )
+        finally:
+            os.close(lock)
+
+    def is_alive(self) -> bool:
+        if self._process is not None:
+            self._process.poll()  # reaps it; the lock tells
+        try:
+            lock = os.open(self.folder / LOCK_FILE, os.O_RDWR)
+        except FileNotFoundError:
+            return False
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(lock)
+        return False
+
+    def request_stop(self) -> None:
+        write_atomically(self.folder / plans.CONTROL_FILE, b'{"action": "stop"}')
+
+    def kill(self) -> None:
+        pid = self._process.pid if self._process is not None else self._recorded_pid()
+        if pid is not None and self.is_alive():
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(pid, signal.SIGKILL)
+
+    def _recorded_pid(self) -> int | None:
+        """The process id that the run wrote down; sure to be its own while the lock is held."""
+        try:
+            return int(json.loads((self.folder / plans.RUNNER_FILE).read_bytes())["pid"])
+        except (OSError, ValueError, KeyError):
+            return None
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """A reader sees the old bytes or the new ones."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_bytes(data)
+    partial.replace(path)

@@ -1,0 +1,129 @@
+"""TrainerService: wire → use case → wire."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+from google.protobuf import empty_pb2
+from rlhf.event.v1 import training_job_changed_pb2
+from rlhf.trainer.v1 import model_pb2, training_job_pb2
+from rlhf.trainer.v1 import trainer_service_pb2 as pb
+from rlhf.trainer.v1.trainer_service_pb2_grpc import TrainerServiceServicer
+from rlhf.type.v1 import checkpoint_pb2
+
+from services.mesh.pages import PageRequest
+from services.mesh.requests import RequestKey
+from services.trainer import wire
+from services.trainer.algorithms import algorithms
+from services.trainer.checkpoints import Checkpoints
+from services.trainer.models import Models
+from services.trainer.rewards import rewards
+from services.trainer.series import Series
+from services.trainer.training_jobs import TrainingJobs
+
+
+class Servicer(TrainerServiceServicer):
+    def __init__(self, models: Models, jobs: TrainingJobs, series: Series, checkpoints: Checkpoints) -> None:
+        self._models = models
+        self._jobs = jobs
+        self._series = series
+        self._checkpoints = checkpoints
+
+    async def ImportModel(self, request: pb.ImportModelRequest, context: Any) -> model_pb2.Model:
+        new = wire.new_model(request)
+        key = RequestKey.of(request.parent, request.request_id, request)
+        model = await self._models.import_model(new, key, validate_only=request.validate_only)
+        return wire.model(model) if model else request.model
+
+    async def GetModel(self, request: pb.GetModelRequest, context: Any) -> model_pb2.Model:
+        model, files = await self._models.get_with_files(request.name)
+        return wire.model(model, files)
+
+    async def ListModels(self, request: pb.ListModelsRequest, context: Any) -> pb.ListModelsResponse:
+        page = await self._models.list(request.parent, _page(request, request.parent))
+        return pb.ListModelsResponse(models=map(wire.model, page.items), next_page_token=page.next_token)
+
+    async def DeleteModel(self, request: pb.DeleteModelRequest, context: Any) -> empty_pb2.Empty:
+        await self._models.delete(request.name)
+        return empty_pb2.Empty()
+
+    async def CreateTrainingJob(
+        self, request: pb.CreateTrainingJobRequest, context: Any
+    ) -> training_job_pb2.TrainingJob:
+        new = wire.new_training_job(request)
+        key = RequestKey.of(request.parent, request.request_id, request)
+        if request.validate_only:
+            return wire.checked_job(await self._jobs.check(new, key))
+        return wire.training_job(await self._jobs.create(new, key))
+
+    async def GetTrainingJob(self, request: pb.GetTrainingJobRequest, context: Any) -> training_job_pb2.TrainingJob:
+        return wire.training_job(await self._jobs.get(request.name))
+
+    async def ListTrainingJobs(self, request: pb.ListTrainingJobsRequest, context: Any) -> pb.ListTrainingJobsResponse:
+        page_request = _page(request, request.parent, sorted(request.states))
+        page = await self._jobs.list(request.parent, wire.states(request.states), page_request)
+        return pb.ListTrainingJobsResponse(
+            training_jobs=map(wire.training_job, page.items), next_page_token=page.next_token
+        )
+
+    async def CancelTrainingJob(
+        self, request: pb.CancelTrainingJobRequest, context: Any
+    ) -> training_job_pb2.TrainingJob:
+        return wire.training_job(await self._jobs.cancel(request.name))
+
+    async def WatchTrainingJob(
+        self, request: pb.WatchTrainingJobRequest, context: Any
+    ) -> AsyncIterator[pb.WatchTrainingJobResponse]:
+        sequence = request.after_sequence
+        async for event in self._jobs.watch(request.name, sequence):
+            if event is None:
+                yield pb.WatchTrainingJobResponse(sequence=sequence)
+            else:
+                sequence = event.sequence
+                job = event.message(training_job_changed_pb2.TrainingJobChanged).training_job
+                yield pb.WatchTrainingJobResponse(training_job=job, sequence=sequence)
+
+    async def StreamMetrics(
+        self, request: pb.StreamMetricsRequest, context: Any
+    ) -> AsyncIterator[pb.StreamMetricsResponse]:
+        last = request.after_ordinal
+        async for points in self._series.metrics(request.name, last, request.metrics, request.stored_only):
+            last = points[-1].ordinal if points else last
+            yield pb.StreamMetricsResponse(points=map(wire.metric_point, points), last_ordinal=last)
+
+    async def StreamLogs(self, request: pb.StreamLogsRequest, context: Any) -> AsyncIterator[pb.StreamLogsResponse]:
+        last = request.after_ordinal
+        async for lines in self._series.logs(request.name, last, request.stored_only):
+            last = lines[-1].ordinal if lines else last
+            yield pb.StreamLogsResponse(lines=map(wire.log_line, lines), last_ordinal=last)
+
+    async def ListSamples(self, request: pb.ListSamplesRequest, context: Any) -> pb.ListSamplesResponse:
+        step = request.step if request.HasField("step") else None
+        page_request = _page(request, request.parent, step, request.split)
+        page = await self._series.samples(request.parent, step, request.split, page_request)
+        return pb.ListSamplesResponse(samples=map(wire.sample, page.items), next_page_token=page.next_token)
+
+    async def GetCheckpoint(self, request: pb.GetCheckpointRequest, context: Any) -> checkpoint_pb2.Checkpoint:
+        return wire.checkpoint(*await self._checkpoints.get(request.name))
+
+    async def ListCheckpoints(self, request: pb.ListCheckpointsRequest, context: Any) -> pb.ListCheckpointsResponse:
+        page = await self._checkpoints.list(request.parent, _page(request, request.parent))
+        found = map(wire.checkpoint, page.items)
+        return pb.ListCheckpointsResponse(checkpoints=found, next_page_token=page.next_token)
+
+    async def DownloadCheckpoint(
+        self, request: pb.DownloadCheckpointRequest, context: Any
+    ) -> AsyncIterator[pb.DownloadCheckpointResponse]:
+        async for offset, chunk in self._checkpoints.download(request.name, request.path, request.offset_bytes):
+            yield pb.DownloadCheckpointResponse(offset_bytes=offset, chunk=chunk)
+
+    async def ListAlgorithms(self, request: pb.ListAlgorithmsRequest, context: Any) -> pb.ListAlgorithmsResponse:
+        return pb.ListAlgorithmsResponse(algorithms=(wire.algorithm(*item) for item in algorithms.items()))
+
+    async def ListRewards(self, request: pb.ListRewardsRequest, context: Any) -> pb.ListRewardsResponse:
+        return pb.ListRewardsResponse(rewards=(wire.reward(*item) for item in rewards.items()))
+
+
+def _page(request: Any, *filters: object) -> PageRequest:
+    return PageRequest.parse(request.page_size, request.page_token, *filters)

@@ -1,0 +1,58 @@
+"""What the trainer's processes have to know."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from services.mesh.settings import Environment, MeshSettings
+
+
+@dataclass(frozen=True)
+class Settings:
+    mesh: MeshSettings
+    # Folders on this host that models may be imported from.
+    model_roots: tuple[Path, ...]
+    dataset_target: str
+    # `host:port` of the Ray cluster that trains.
+    ray_address: str
+    # Ray GPUs of that cluster, logical ones on a machine without a GPU.
+    slots: int
+    device: str
+    # Where runs keep their files.
+    jobs_folder: Path
+    cache_folder: Path
+    # Jobs that one worker follows at a time.
+    concurrency: int
+    lease_seconds: float
+    # How long a cancelled run may take to its next step boundary before it is killed.
+    cancel_grace_seconds: float
+    # How often a run that died is started again.
+    max_retries: int
+    # Python that runs training, where its pins clash with the services'.
+    worker_python: str
+
+    @classmethod
+    def from_env(cls, values: Mapping[str, str] | None = None, *, worker: bool = False) -> Settings:
+        """Raises InvalidArgument with everything that is wrong with the environment."""
+        env = Environment(values)
+        mesh = MeshSettings.read(env, "trainer", worker=worker)
+        settings = cls(
+            mesh=mesh,
+            model_roots=env.paths("RLHF_MODEL_ROOTS"),
+            dataset_target=env.address("RLHF_DATASET_TARGET"),
+            ray_address=env.address("RLHF_RAY_ADDRESS") if worker else "",
+            slots=env.integer("RLHF_TRAINER_SLOTS", 1, 1, 100_000),
+            device=env.text("RLHF_TRAINER_DEVICE", "cpu"),
+            jobs_folder=env.path("RLHF_TRAINER_JOBS_FOLDER", mesh.home / "trainer" / "jobs"),
+            cache_folder=env.path("RLHF_CACHE_FOLDER", mesh.home / "cache"),
+            concurrency=env.integer("RLHF_TRAINER_CONCURRENCY", 2, 1, 1000),
+            lease_seconds=env.number("RLHF_TRAINER_LEASE_SECONDS", 15, 1, 3600),
+            cancel_grace_seconds=env.number("RLHF_TRAINER_CANCEL_GRACE_SECONDS", 60, 0, 86_400),
+            max_retries=env.integer("RLHF_TRAINER_MAX_RETRIES", 3, 0, 100),
+            worker_python=env.text("RLHF_TRAINER_WORKER_PYTHON", sys.executable),
+        )
+        env.done()
+        return settings

@@ -1,0 +1,1 @@
+"""SQL of the trainer, by noun: rows in, dataclasses out. Every function runs in its caller's transaction."""

@@ -1,0 +1,113 @@
+"""Rows of `metric_points`, `log_lines`, `samples` and `spools`: what runs report, in the order it was read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from uuid import UUID
+
+from psycopg.rows import class_row
+from psycopg.types.json import Jsonb
+
+from services.mesh.postgres import Connection
+from services.trainer.entities import LogLine, MetricPoint, Sample, SpoolPosition
+
+_POSITION = "attempt, record_offset_bytes, output_offset_bytes, metric_ordinal, log_ordinal, sample_ordinal"
+
+
+async def position(connection: Connection, job_uid: UUID) -> SpoolPosition | None:
+    """How far the job's run has been read; the row is locked until the transaction ends."""
+    async with connection.cursor(row_factory=class_row(SpoolPosition)) as cursor:
+        await cursor.execute(f"SELECT {_POSITION} FROM spools WHERE job_uid = %s FOR UPDATE".encode(), (job_uid,))
+        return await cursor.fetchone()
+
+
+async def set_position(connection: Connection, job_uid: UUID, at: SpoolPosition) -> None:
+    await connection.execute(
+        f"INSERT INTO spools (job_uid, {_POSITION}) VALUES (%s, %s, %s, %s, %s, %s, %s)"
+        " ON CONFLICT (job_uid) DO UPDATE SET attempt = excluded.attempt,"
+        " record_offset_bytes = excluded.record_offset_bytes, output_offset_bytes = excluded.output_offset_bytes,"
+        " metric_ordinal = excluded.metric_ordinal, log_ordinal = excluded.log_ordinal,"
+        " sample_ordinal = excluded.sample_ordinal",
+        (
+            job_uid,
+            at.attempt,
+            at.record_offset_bytes,
+            at.output_offset_bytes,
+            at.metric_ordinal,
+            at.log_ordinal,
+            at.sample_ordinal,
+        ),
+    )
+
+
+async def add_metrics(connection: Connection, job_uid: UUID, points: Iterable[MetricPoint]) -> None:
+    copy = (
+        "COPY metric_points (job_uid, ordinal, attempt, step, metric, value, observe_time) FROM STDIN (FORMAT BINARY)"
+    )
+    async with connection.cursor() as cursor, cursor.copy(copy) as rows:
+        rows.set_types(["uuid", "int8", "int4", "int8", "text", "float8", "timestamptz"])
+        for p in points:
+            await rows.write_row((job_uid, p.ordinal, p.attempt, p.step, p.metric, p.value, p.observe_time))
+
+
+async def add_logs(connection: Connection, job_uid: UUID, lines: Iterable[LogLine]) -> None:
+    copy = "COPY log_lines (job_uid, ordinal, attempt, text, observe_time) FROM STDIN"
+    async with connection.cursor() as cursor, cursor.copy(copy) as rows:
+        for line in lines:
+            await rows.write_row((job_uid, line.ordinal, line.attempt, line.text, line.observe_time))
+
+
+async def add_samples(connection: Connection, job_uid: UUID, samples: Iterable[Sample]) -> None:
+    copy = (
+        "COPY samples (job_uid, ordinal, attempt, split, step, row_index, prompt, completion, answer, score, parts,"
+        " observe_time) FROM STDIN"
+    )
+    async with connection.cursor() as cursor, cursor.copy(copy) as rows:
+        for s in samples:
+            head = (job_uid, s.ordinal, s.attempt, s.split, s.step, s.row_index, s.prompt, s.completion, s.answer)
+            await rows.write_row((*head, s.score, Jsonb(s.parts), s.observe_time))
+
+
+async def metrics_after(
+    connection: Connection, job_uid: UUID, ordinal: int, exact: Sequence[str], prefixes: Sequence[str], limit: int
+) -> list[MetricPoint]:
+    """In order. `exact` and `prefixes` choose metrics; both empty choose all."""
+    async with connection.cursor(row_factory=class_row(MetricPoint)) as cursor:
+        await cursor.execute(
+            "SELECT ordinal, attempt, step, metric, value, observe_time FROM metric_points"
+            " WHERE job_uid = %(uid)s AND ordinal > %(after)s AND (%(all)s OR metric = ANY(%(exact)s)"
+            "  OR EXISTS (SELECT FROM unnest(%(prefixes)s::text[]) AS p WHERE starts_with(metric, p)))"
+            " ORDER BY ordinal LIMIT %(limit)s",
+            {
+                "uid": job_uid,
+                "after": ordinal,
+                "all": not exact and not prefixes,
+                "exact": list(exact),
+                "prefixes": list(prefixes),
+                "limit": limit,
+            },
+        )
+        return await cursor.fetchall()
+
+
+async def logs_after(connection: Connection, job_uid: UUID, ordinal: int, limit: int) -> list[LogLine]:
+    async with connection.cursor(row_factory=class_row(LogLine)) as cursor:
+        await cursor.execute(
+            "SELECT ordinal, attempt, text, observe_time FROM log_lines WHERE job_uid = %s AND ordinal > %s"
+            " ORDER BY ordinal LIMIT %s",
+            (job_uid, ordinal, limit),
+        )
+        return await cursor.fetchall()
+
+
+async def samples_after(
+    connection: Connection, job_uid: UUID, ordinal: int, step: int | None, split: str, limit: int
+) -> list[Sample]:
+    async with connection.cursor(row_factory=class_row(Sample)) as cursor:
+        await cursor.execute(
+            "SELECT ordinal, attempt, split, step, row_index, prompt, completion, answer, score, parts, observe_time"
+            " FROM samples WHERE job_uid = %s AND ordinal > %s AND (%s::bigint IS NULL OR step = %s)"
+            " AND (%s = '' OR split = %s) ORDER BY ordinal LIMIT %s",
+            (job_uid, ordinal, step, step, split, split, limit),
+        )
+        return await cursor.fetchall()

@@ -1,0 +1,240 @@
+"""Carrying out training jobs: bring the inputs, launch or find the run, follow it to its end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from services.mesh import client, params
+from services.mesh.artifacts import ArtifactStore
+from services.mesh.errors import Aborted, FailedPrecondition, PlatformError, Unavailable
+from services.mesh.jobs import Jobs, Lease, State
+from services.mesh.postgres import Database
+from services.mesh.worker import Ending, Retry
+from services.trainer import spool
+from services.trainer.algorithms import algorithms
+from services.trainer.checkpoint_intake import CheckpointIntake, training_state_sha256
+from services.trainer.dataset_client import DatasetClient
+from services.trainer.entities import SpoolPosition, TrainingSpec
+from services.trainer.following import Follower
+from services.trainer.plan import LaunchPlan, PlanInputs, ResumePoint
+from services.trainer.runners import Run
+from services.trainer.runners.local import LocalRun
+from services.trainer.settings import Settings
+from services.trainer.store import checkpoints, series
+
+log = logging.getLogger(__name__)
+
+POLL_SECONDS = 0.1
+EXIT_SECONDS = 30.0
+# Training states kept for a resume: the newest, and one to fall back on.
+KEPT_TRAINING_STATES = 2
+_RETRY_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """Local paths of what a run reads; `validation` is None without a validation version."""
+
+    model: Path
+    train: Path
+    validation: Path | None
+
+
+class TrainingHandler:
+    """The mesh worker's handler of training jobs."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        database: Database,
+        jobs: Jobs,
+        artifacts: ArtifactStore,
+        datasets: DatasetClient,
+        intake: CheckpointIntake,
+        environment: dict[str, str],
+    ) -> None:
+        self._settings = settings
+        self._database = database
+        self._jobs = jobs
+        self._artifacts = artifacts
+        self._datasets = datasets
+        self._intake = intake
+        self._environment = environment
+
+    async def run(self, lease: Lease, cancelled: asyncio.Event) -> Ending:
+        try:
+            run = await self._find(lease) if lease.taken_over else None
+            if run is None:
+                if cancelled.is_set() or lease.job.state is State.CANCELLING:
+                    return Ending(State.CANCELLED)
+                run = await self._launch(lease)
+        except PlatformError as error:
+            if client.is_transient(error):
+                raise Retry(str(error), _RETRY_SECONDS) from error
+            raise
+        ending = await self._follow(lease, run, cancelled)
+        if ending.state is not State.FAILED:
+            await asyncio.to_thread(self._tidy, lease)
+        return ending
+
+    async def _find(self, lease: Lease) -> Run | None:
+        """The run that the last holder of the lease had started; None when it had not come so far."""
+        async with self._database.transaction() as connection:
+            position = await series.position(connection, lease.job.uid)
+            attempts = (await self._jobs.attempts(connection, [lease.job.uid]))[lease.job.uid]
+        if position is None or not attempts or attempts[-1].end_time is not None:
+            return None
+        run = self._run(lease, position.attempt)
+        return run if (run.folder / "plan.json").exists() else None
+
+    async def _launch(self, lease: Lease) -> Run:
+        spec = TrainingSpec(**lease.job.spec)
+        inputs = await self._bring(lease, spec)
+        resume = await self._resume_point(lease)
+        async with self._database.transaction() as connection:
+            attempt = await self._jobs.begin_attempt(connection, lease, resume.step if resume else 0)
+            old = await series.position(connection, lease.job.uid) or SpoolPosition(0)
+            ordinals = (old.metric_ordinal, old.log_ordinal, old.sample_ordinal)
+            await series.set_position(connection, lease.job.uid, SpoolPosition(attempt, 0, 0, *ordinals))
+            await checkpoints.drop_verifying(connection, lease.job.uid)
+            progress = {"phase": "starting", "step_count": resume.step if resume else 0}
+            await self._jobs.report(connection, lease, progress)
+        run = self._run(lease, attempt)
+        await run.start(self._plan(lease, spec, attempt, inputs, resume, run.folder))
+        return run
+
+    async def _bring(self, lease: Lease, spec: TrainingSpec) -> _Inputs:
+        """Rows and weights on this host, verified."""
+        async with self._database.transaction() as connection:
+            await self._jobs.report(connection, lease, {"phase": "preparing"})
+        data = self._folder(lease) / "data"
+        model = await self._artifacts.fetch(spec.base_manifest_sha256, self._settings.cache_folder / "models")
+        train = await self._rows(spec.dataset_version, data / "train.jsonl")
+        validation = None
+        if spec.validation_dataset_version:
+            validation = await self._rows(spec.validation_dataset_version, data / "validation.jsonl")
+        return _Inputs(model, train, validation)
+
+    async def _rows(self, version: str, target: Path) -> Path:
+        facts = await self._datasets.version(version)
+        await self._datasets.download(version, facts.size_bytes, target)
+        return target
+
+    async def _resume_point(self, lease: Lease) -> ResumePoint | None:
+        """The newest READY checkpoint whose training state is still what was saved."""
+        async with self._database.transaction() as connection:
+            candidates = await checkpoints.resumable(connection, lease.job.uid)
+        for checkpoint in candidates:
+            path = checkpoint.training_state_path
+            if await asyncio.to_thread(training_state_sha256, Path(path)) == checkpoint.training_state_sha256:
+                return ResumePoint(checkpoint.step, path)
+            log.warning("the training state of %s has changed; stepping back", checkpoint.name)
+        return None
+
+    def _plan(
+        self, lease: Lease, spec: TrainingSpec, attempt: int, inputs: _Inputs, resume: ResumePoint | None, folder: Path
+    ) -> LaunchPlan:
+        algorithm = algorithms.get(spec.algorithm)
+        plan_inputs = PlanInputs(
+            job=lease.job.name,
+            job_uid=str(lease.job.uid),
+            attempt=attempt,
+            device="cuda" if self._settings.device == "cuda" else "cpu",
+            slots=spec.slots,
+            ray_address=self._settings.ray_address,
+            # Of this attempt alone: what an attempt that died has left behind cannot be met.
+            ray_namespace=f"job-{lease.job.uid}-{attempt}",
+            model_path=str(inputs.model),
+            train_path=str(inputs.train),
+            train_rows=spec.train_rows,
+            validation_path=str(inputs.validation) if inputs.validation else None,
+            validation_rows=spec.validation_rows,
+            resume_from=resume,
+            work_dir=str(folder),
+        )
+        return algorithm.plan(params.parse(algorithm.Params, spec.params), plan_inputs)
+
+    async def _follow(self, lease: Lease, run: Run, cancelled: asyncio.Event) -> Ending:
+        follower = Follower(self._database, self._jobs, self._intake, lease, run)
+        kill_at: float | None = None
+        while True:
+            alive = run.is_alive()
+            try:
+                end, anything = await follower.advance()
+                if anything:
+                    await self._prune(lease)
+            except Unavailable:
+                await asyncio.sleep(1)
+                continue
+            except Aborted as error:
+                if error.reason != "SPOOL_MOVED":
+                    raise
+                continue
+            if not alive and not anything:
+                end = end or follower.stored_end()
+            if end is not None:
+                await self._exited(run)
+                return self._ending(end)
+            if not alive and not anything:
+                return await self._crashed(lease, cancelled)
+            if cancelled.is_set() and kill_at is None:
+                run.request_stop()
+                kill_at = time.monotonic() + self._settings.cancel_grace_seconds
+            if kill_at is not None and time.monotonic() > kill_at:
+                run.kill()
+            if not anything:
+                await asyncio.sleep(POLL_SECONDS)
+
+    def _ending(self, end: spool.End) -> Ending:
+        if end.outcome == "succeeded":
+            return Ending(State.SUCCEEDED)
+        if end.outcome == "stopped":
+            return Ending(State.CANCELLED)
+        message = f"{end.message}\nWhat to do: {end.remedy}" if end.remedy else end.message
+        return Ending(State.FAILED, FailedPrecondition(end.reason or "TRAINING_FAILED", message, step=end.step))
+
+    async def _crashed(self, lease: Lease, cancelled: asyncio.Event) -> Ending:
+        """The process is gone and said nothing: killed, out of memory, or the host went down."""
+        if cancelled.is_set():
+            return Ending(State.CANCELLED)
+        async with self._database.transaction() as connection:
+            attempts = (await self._jobs.attempts(connection, [lease.job.uid]))[lease.job.uid]
+        reason = "the training process died without a word; the last log lines may tell why"
+        if len(attempts) > self._settings.max_retries:
+            return Ending(State.FAILED, PlatformError("RUN_DIED", f"{reason}; tried {len(attempts)} times"))
+        raise Retry(reason, _RETRY_SECONDS * len(attempts))
+
+    async def _exited(self, run: Run) -> None:
+        """Wait until the process is gone, so that its slots are free when the job has ended."""
+        give_up = time.monotonic() + EXIT_SECONDS
+        while run.is_alive():
+            if time.monotonic() > give_up:
+                run.kill()
+            await asyncio.sleep(POLL_SECONDS)
+
+    async def _prune(self, lease: Lease) -> None:
+        """Delete training states that no resume will want."""
+        async with self._database.transaction() as connection:
+            paths = await checkpoints.forget_training_states(connection, lease.job.uid, KEPT_TRAINING_STATES)
+        for path in paths:
+            if Path(path).is_relative_to(self._folder(lease)):
+                await asyncio.to_thread(shutil.rmtree, path, ignore_errors=True)
+
+    def _tidy(self, lease: Lease) -> None:
+        """Delete what an ended run no longer needs: rows, and checkpoints, whose weights are in the store."""
+        folder = self._folder(lease)
+        shutil.rmtree(folder / "data", ignore_errors=True)
+        for checkpoints_folder in folder.glob("attempts/*/checkpoints"):
+            shutil.rmtree(checkpoints_folder, ignore_errors=True)
+
+    def _folder(self, lease: Lease) -> Path:
+        return self._settings.jobs_folder / str(lease.job.uid)
+
+    def _run(self, lease: Lease, attempt: int) -> LocalRun:
+        folder = self._folder(lease) / "attempts" / str(attempt)
+        return LocalRun(folder, self._settings.worker_python, self._environment)

@@ -1,0 +1,153 @@
+"""Training jobs: accept, show, list, cancel, watch."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable
+from dataclasses import asdict, dataclass
+
+from services.mesh import names
+from services.mesh.errors import InvalidArgument, NotFound, Violation
+from services.mesh.events import EventLog, StoredEvent
+from services.mesh.jobs import TERMINAL, Attempt, Job, Jobs, State, job_topic
+from services.mesh.pages import Page, PageRequest
+from services.mesh.postgres import Database, wait
+from services.mesh.requests import RequestKey, claim
+from services.trainer.checks import Site, check
+from services.trainer.dataset_client import DatasetClient
+from services.trainer.entities import (
+    BaseModel,
+    CheckpointState,
+    DatasetVersion,
+    ModelState,
+    NewTrainingJob,
+    TrainingSpec,
+)
+from services.trainer.store import checkpoints, models
+
+TRAINING = "training"
+HEARTBEAT_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """A job with its attempts."""
+
+    job: Job
+    spec: TrainingSpec
+    attempts: list[Attempt]
+
+
+class TrainingJobs:
+    """Use cases. Also the look-ups that a check needs."""
+
+    def __init__(
+        self, database: Database, jobs: Jobs, log: EventLog, changed_type: str, datasets: DatasetClient, site: Site
+    ) -> None:
+        self._database = database
+        self._jobs = jobs
+        self._log = log
+        self._changed_type = changed_type
+        self._datasets = datasets
+        self._site = site
+
+    async def create(self, new: NewTrainingJob, key: RequestKey) -> TrainingJob:
+        """Accept a job. Raises InvalidArgument with everything that is wrong, AlreadyExists."""
+        spec = await self.check(new, key)
+        async with self._database.transaction() as connection:
+            name = names.child(new.parent, "trainingJobs", new.id or str(names.uuid7()))
+            known = await claim(connection, key, name)
+            if known is None:
+                job = await self._jobs.create(connection, TRAINING, name, asdict(spec), new.priority)
+                return TrainingJob(job, spec, [])
+        return await self.get(known)
+
+    async def check(self, new: NewTrainingJob, key: RequestKey) -> TrainingSpec:
+        """What `create` would accept. Raises InvalidArgument with everything that is wrong."""
+        request_id = names.check_request_id(key.id)
+        try:
+            spec = await check(new, self._site, self)
+        except InvalidArgument as error:
+            raise InvalidArgument([*request_id, *error.violations]) from None
+        if request_id:
+            raise InvalidArgument(request_id)
+        return spec
+
+    async def get(self, name: str) -> TrainingJob:
+        names.parse(names.TRAINING_JOB, name)
+        async with self._database.transaction() as connection:
+            job = await self._jobs.get(connection, name)
+            attempts = await self._jobs.attempts(connection, [job.uid])
+        return _training_job(job, attempts[job.uid])
+
+    async def list(self, parent: str, states: Iterable[State], page: PageRequest) -> Page[TrainingJob]:
+        """Newest first."""
+        names.parse(names.PROJECT, parent, "parent")
+        async with self._database.transaction() as connection:
+            found = await self._jobs.list(connection, TRAINING, parent, states, page)
+            attempts = await self._jobs.attempts(connection, [job.uid for job in found.items])
+        return Page([_training_job(job, attempts[job.uid]) for job in found.items], found.next_token)
+
+    async def cancel(self, name: str) -> TrainingJob:
+        """Raises FailedPrecondition from an end state."""
+        names.parse(names.TRAINING_JOB, name)
+        async with self._database.transaction() as connection:
+            job = await self._jobs.cancel(connection, name)
+            attempts = await self._jobs.attempts(connection, [job.uid])
+        return _training_job(job, attempts[job.uid])
+
+    async def watch(self, name: str, after_sequence: int) -> AsyncIterator[StoredEvent | None]:
+        """Every change after `after_sequence`, then each as it happens, until the job has ended. None is a beat."""
+        names.parse(names.TRAINING_JOB, name)
+        with self._database.notices.subscribe(job_topic(name)) as changed:
+            while True:
+                async with self._database.transaction() as connection:
+                    job = await self._jobs.get(connection, name)
+                    events = await self._log.after(connection, self._changed_type, name, after_sequence)
+                for event in events:
+                    after_sequence = event.sequence
+                    yield event
+                if job.state in TERMINAL and after_sequence >= job.sequence:
+                    return
+                if not await wait(changed, HEARTBEAT_SECONDS):
+                    yield None
+
+    async def dataset_version(self, name: str) -> DatasetVersion:
+        names.parse(names.DATASET_VERSION, name, "dataset_version")
+        return await self._datasets.version(name)
+
+    async def base_model(self, reference: str) -> BaseModel:
+        """The weights behind a model reference. Raises InvalidArgument when they cannot be trained from."""
+        if names.match(names.MODEL, reference):
+            return await self._model(reference)
+        if names.match(names.TRAINING_CHECKPOINT, reference):
+            return await self._checkpoint(reference)
+        wanted = f"{names.MODEL} or {names.TRAINING_CHECKPOINT}"
+        raise InvalidArgument([Violation("base_model", f"must be of the form {wanted} (got {reference[:120]!r})")])
+
+    async def _model(self, name: str) -> BaseModel:
+        async with self._database.transaction() as connection:
+            model = await models.get(connection, name)
+        if model is None:
+            raise NotFound("MODEL_NOT_FOUND", f"there is no {name}", name=name)
+        if model.state is not ModelState.READY:
+            raise InvalidArgument.of("base_model", f"{name} is {model.state}; it must be READY")
+        return BaseModel(name, model.manifest_sha256, model.parameter_count, model.context_length)
+
+    async def _checkpoint(self, name: str) -> BaseModel:
+        async with self._database.transaction() as connection:
+            checkpoint = await checkpoints.get(connection, name)
+            if checkpoint is None:
+                raise NotFound("CHECKPOINT_NOT_FOUND", f"there is no {name}", name=name)
+            job = await self._jobs.get(connection, name.rpartition("/checkpoints/")[0])
+        if checkpoint.state is not CheckpointState.READY:
+            raise InvalidArgument.of("base_model", f"{name} is {checkpoint.state}; it must be READY")
+        if checkpoint.kind != "full":
+            raise InvalidArgument.of("base_model", f"{name} is an adapter; a job starts from full weights")
+        spec = TrainingSpec(**job.spec)
+        return BaseModel(name, checkpoint.manifest_sha256, spec.parameter_count, spec.context_length)
+
+
+def _training_job(job: Job, attempts: list[Attempt]) -> TrainingJob:
+    if job.kind != TRAINING:
+        raise NotFound("JOB_NOT_FOUND", f"there is no {job.name}", name=job.name)
+    return TrainingJob(job, TrainingSpec(**job.spec), attempts)

@@ -1,0 +1,98 @@
+"""A launch plan as verl's configuration."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_module
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from services.trainer.plan import LaunchPlan
+from services.trainer.verl.checkpoints import resume_folder
+
+SAVED = ["model", "optimizer", "extra", "hf_model"]
+LOADED = ["model", "optimizer", "extra"]
+
+
+def sft_config(plan: LaunchPlan) -> DictConfig:
+    return _compose(
+        "sft_trainer_engine",
+        plan,
+        {
+            "data.num_workers": 0,
+            "optim.total_training_steps": plan.total_steps,
+            # Saves at the last step in any case.
+            "trainer.save_freq": plan.save_every_steps or -1,
+            "trainer.total_epochs": 1,
+            "checkpoint.save_contents": SAVED,
+            "checkpoint.load_contents": LOADED,
+        },
+    )
+
+
+def rl_config(plan: LaunchPlan) -> DictConfig:
+    actor = "actor_rollout_ref.actor"
+    return _compose(
+        "ppo_trainer",
+        plan,
+        {
+            "data.dataloader_num_workers": 0,
+            # Of a validation set that verl never sees.
+            "data.val_batch_size": 1,
+            "trainer.val_before_train": False,
+            # Saves at the last step whenever it saves at all.
+            "trainer.save_freq": plan.save_every_steps or plan.total_steps,
+            "trainer.total_epochs": 1_000_000,
+            f"{actor}.checkpoint.save_contents": SAVED,
+            f"{actor}.checkpoint.load_contents": LOADED,
+            "transfer_queue.enable": True,
+            "transfer_queue.backend.SimpleStorage.num_data_storage_units": 1,
+            **_rewarding(plan),
+        },
+    )
+
+
+def epochs_for(total_steps: int, steps_per_epoch: int) -> int:
+    """Enough passes for `total_steps`, and one to spare: a run resumed at a pass's end must not find none left."""
+    return math.ceil(total_steps / max(1, steps_per_epoch)) + 1
+
+
+def _rewarding(plan: LaunchPlan) -> dict[str, Any]:
+    if plan.device == "cpu":
+        # Answers are scored where they are collected (generation.py): no workers for that.
+        return {"reward.num_workers": 0, "actor_rollout_ref.rollout.agent.num_workers": 1}
+    return {
+        "reward.num_workers": 4,
+        "reward.custom_reward_function.path": "pkg://services.trainer.verl.reward_function",
+        "reward.custom_reward_function.name": "compute_score",
+        "reward.custom_reward_function.reward_kwargs": {
+            "reward_name": plan.reward.name if plan.reward else "",
+            "reward_params": plan.reward.params if plan.reward else {},
+        },
+    }
+
+
+def _compose(name: str, plan: LaunchPlan, settings: dict[str, Any]) -> DictConfig:
+    work_dir = Path(plan.work_dir)
+    common = {
+        "trainer.device": plan.device,
+        "trainer.nnodes": 1,
+        "trainer.n_gpus_per_node": plan.slots,
+        "trainer.total_training_steps": plan.total_steps,
+        "trainer.test_freq": -1,
+        "trainer.logger": [],
+        "trainer.project_name": "rlhf",
+        "trainer.experiment_name": plan.job_uid,
+        # verl's scratch place; what is kept moves to checkpoints/.
+        "trainer.default_local_dir": str(work_dir / "verl"),
+        "trainer.resume_mode": "resume_path" if plan.resume_from else "disable",
+        "trainer.resume_from_path": str(resume_folder(plan.resume_from)) if plan.resume_from else None,
+    }
+    with initialize_config_module("verl.trainer.config", version_base=None):
+        config = compose(name)
+    with open_dict(config):
+        for key, value in {**common, **settings, **plan.verl}.items():
+            OmegaConf.update(config, key, value, merge=True, force_add=True)
+    return config

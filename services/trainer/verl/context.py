@@ -1,0 +1,28 @@
+"""What a trainer of ours needs besides verl: the plan, and where its results go."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from services.trainer.plan import LaunchPlan
+from services.trainer.spool import Phase, Problem, SpoolWriter
+from services.trainer.verl.checkpoints import CheckpointPublisher
+from services.trainer.verl.reporting import StepReporter
+
+
+@dataclass(frozen=True)
+class RunContext:
+    plan: LaunchPlan
+    spool: SpoolWriter
+    reporter: StepReporter
+    publisher: CheckpointPublisher
+
+    def training_begins(self) -> None:
+        done = self.plan.resume_from.step if self.plan.resume_from else 0
+        self.spool.append(Phase(phase="training", step=done, total_steps=self.plan.total_steps))
+
+    def report_left_out(self, left_out: int, rows: int) -> None:
+        """Say that rows are too long to be trained on."""
+        message = f"{left_out} of {rows} training rows are longer than {self.plan.max_tokens} tokens and are left out"
+        remedy = "raise max_length" if self.plan.trainer == "sft" else "raise max_prompt_length"
+        self.spool.append(Problem(severity="warning", message=message, remedy=remedy))

@@ -1,0 +1,94 @@
+"""What to tell a user whose run has failed: the first cause across Ray's processes, and a remedy where one is known."""
+
+from __future__ import annotations
+
+import errno
+import re
+import traceback
+from dataclasses import dataclass
+
+TRACEBACK_CHARACTERS = 20_000
+
+
+@dataclass(frozen=True)
+class Failure:
+    """`reason` is a stable UPPER_SNAKE_CASE word; `remedy` is empty where none is known."""
+
+    reason: str
+    message: str
+    remedy: str
+    traceback: str
+
+
+@dataclass(frozen=True)
+class Known:
+    """A failure by its exception's type name and text."""
+
+    reason: str
+    type_name: str
+    text: str
+    remedy: str
+
+
+# First match wins.
+CATALOGUE = (
+    Known("TOO_FEW_SLOTS", "TooFewSlotsError", "", "lower the job's slots, or add machines to the cluster"),
+    Known("NO_TRAINABLE_ROWS", "NoRowsError", "", "raise max_length or max_prompt_length, or shorten the rows"),
+    Known("OUT_OF_MEMORY", "OutOfMemoryError|OutOfMemory|MemoryError", "", "lower micro_batch_size, or use lora"),
+    Known("OUT_OF_MEMORY", ".*", r"out of memory|can't allocate memory", "lower micro_batch_size, or use lora"),
+    Known("DISK_FULL", ".*", r"No space left on device", "free disk space, or save less often"),
+    Known("RAY_UNREACHABLE", "ConnectionError|.*", r"[Cc]ould not (find|connect).*(Ray|GCS)|ray start", "start Ray"),
+    Known(
+        "WORKER_DIED",
+        "ActorDiedError|RayActorError|WorkerCrashedError|ActorUnavailableError|OwnerDiedError",
+        "",
+        "see the log: a process that was killed has often run out of memory",
+    ),
+    Known("NODE_DIED", "NodeDiedError|RaySystemError", "", "start the job again: it resumes from its last checkpoint"),
+    Known(
+        "CHAT_TEMPLATE_UNUSABLE",
+        "AssertionError|ValueError",
+        r"apply_chat_template|input_ids mismatch|chat template",
+        "the template must render a conversation as the sum of its messages",
+    ),
+    Known("RESUME_FAILED", "ValueError", "training state", "start the job again from its model"),
+)
+
+
+def explain(error: BaseException) -> Failure:
+    """The first causal exception behind `error`, named and with its traceback."""
+    cause = first_cause(error)
+    name, text = type(cause).__name__, str(cause).strip()
+    known = next((entry for entry in CATALOGUE if _matches(entry, cause, text)), None)
+    return Failure(
+        reason=known.reason if known else "TRAINING_FAILED",
+        message=f"{name}: {text.splitlines()[0] if text else '(no text)'}"[:2000],
+        remedy=known.remedy if known else "",
+        traceback=_full_traceback(error)[-TRACEBACK_CHARACTERS:],
+    )
+
+
+def first_cause(error: BaseException) -> BaseException:
+    """Through Ray's wrappers, and Python's `from`, down to what was raised first."""
+    seen: set[int] = set()
+    while id(error) not in seen:
+        seen.add(id(error))
+        cause = getattr(error, "cause", None)
+        if not isinstance(cause, BaseException):
+            cause = error.__cause__
+        if not isinstance(cause, BaseException):
+            break
+        error = cause
+    return error
+
+
+def _matches(entry: Known, cause: BaseException, text: str) -> bool:
+    if isinstance(cause, OSError) and cause.errno == errno.ENOSPC:
+        return entry.reason == "DISK_FULL"
+    names = [kind.__name__ for kind in type(cause).__mro__]
+    return any(re.fullmatch(entry.type_name, name) for name in names) and bool(re.search(entry.text, text))
+
+
+def _full_traceback(error: BaseException) -> str:
+    # RayTaskError's text is the remote traceback.
+    return "".join(traceback.format_exception(error))

@@ -1,0 +1,183 @@
+"""Answering a step's prompts on CPU: verl's agent loop manager for single turns, without a process or a call per answer.
+
+verl asks of such a manager only that answers lie in TransferQueue when it samples. Its own starts an agent loop, a
+reward worker and three calls for each answer, which for a small model takes many times as long as the answers do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import torch
+import transfer_queue as tq
+from tensordict import TensorDict
+from verl.utils.tensordict_utils import list_of_dict_to_tensordict
+
+from services.trainer import rewards
+from services.trainer.plan import RewardSpec
+from services.trainer.spool import Sample
+from services.trainer.weights.sampling import Completion, Request
+
+# Answers a step that are shown to people.
+SHOWN = 2
+
+
+@dataclass(frozen=True)
+class _Prompt:
+    """One row of the batch: `uid` is verl's name of the group of its answers."""
+
+    uid: str
+    row_index: int
+    messages: list[dict[str, str]]
+    tokens: tuple[int, ...]
+    answer: str
+    metadata: Mapping[str, Any]
+
+
+class BatchGeneration:
+    """Generates, scores and stores the answers to a batch of prompts before it returns."""
+
+    def __init__(
+        self,
+        config: Any,
+        tokenizer: Any,
+        servers: Sequence[Any],
+        reward: RewardSpec,
+        on_metrics: Callable[[Mapping[str, float]], None],
+        on_samples: Callable[[list[Sample]], None],
+    ) -> None:
+        self._rollout = config.actor_rollout_ref.rollout
+        self._tokenizer = tokenizer
+        self._servers = servers
+        self._reward = reward
+        self._on_metrics = on_metrics
+        self._on_samples = on_samples
+
+    def generate_sequences(self, batch: TensorDict) -> None:
+        """verl's call: `batch` has the dataset's fields, a uid per row and the step. Answers go to TransferQueue."""
+        prompts = [self._prompt(row) for row in _rows(batch)]
+        step = int(batch["global_steps"])
+        grouped = [prompt for prompt in prompts for _ in range(self._rollout.n)]
+        completions = self._complete([self._request(prompt) for prompt in grouped])
+        texts = [self._tokenizer.decode(one.tokens, skip_special_tokens=True) for one in completions]
+        scores = rewards.score(
+            self._reward.name,
+            self._reward.params,
+            [
+                rewards.RewardSample(prompt.messages, text, prompt.answer, prompt.metadata)
+                for prompt, text in zip(grouped, texts, strict=True)
+            ],
+        )
+        self._store(grouped, completions, scores, step)
+        self._report(grouped, texts, scores)
+
+    def _prompt(self, row: Mapping[str, Any]) -> _Prompt:
+        messages = list(row["raw_prompt"])
+        tokens = self._tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, tokenize=True, return_dict=False
+        )
+        return _Prompt(
+            uid=row["uid"],
+            row_index=int(row["index"]),
+            messages=messages,
+            tokens=tuple(tokens),
+            answer=row["reward_model"]["ground_truth"],
+            metadata=row["extra_info"]["metadata"],
+        )
+
+    def _request(self, prompt: _Prompt) -> Request:
+        return Request(
+            prompt=prompt.tokens,
+            max_new_tokens=self._rollout.response_length,
+            temperature=self._rollout.temperature,
+            top_p=self._rollout.top_p,
+            top_k=max(0, self._rollout.top_k),
+        )
+
+    def _complete(self, requests: list[Request]) -> list[Completion]:
+        """Share the requests out among the servers; each answers its share in one call."""
+        shares = [requests[index :: len(self._servers)] for index in range(len(self._servers))]
+        answered = ray.get(
+            [server.generate_all.remote(share) for server, share in zip(self._servers, shares, strict=True) if share]
+        )
+        completions: list[Any] = [None] * len(requests)
+        for index, share in enumerate(answered):
+            completions[index :: len(self._servers)] = share
+        return completions
+
+    def _store(
+        self, prompts: list[_Prompt], completions: list[Completion], scores: list[rewards.Score], step: int
+    ) -> None:
+        keys, fields, tags = [], [], []
+        for index, (prompt, completion, score) in enumerate(zip(prompts, completions, scores, strict=True)):
+            # verl's key: group, answer in the group, turn of the answer.
+            keys.append(f"{prompt.uid}_{index % self._rollout.n}_0")
+            fields.append(_fields(prompt, completion, score.score))
+            tags.append(_tags(prompt, completion, step))
+        tq.kv_batch_put(keys=keys, partition_id="train", fields=list_of_dict_to_tensordict(fields), tags=tags)
+        uids = list(dict.fromkeys(prompt.uid for prompt in prompts))
+        tq.kv_batch_put(keys=uids, partition_id="train", tags=[{"status": "finished"}] * len(uids))
+
+    def _report(self, prompts: list[_Prompt], texts: list[str], scores: list[rewards.Score]) -> None:
+        parts = scores[0].parts.keys()
+        self._on_metrics({f"reward/{part}/mean": sum(one.parts[part] for one in scores) / len(scores) for part in parts})
+        shown = zip(prompts[:SHOWN], texts[:SHOWN], scores[:SHOWN], strict=True)
+        self._on_samples(
+            [
+                Sample(
+                    row_index=prompt.row_index,
+                    prompt=prompt.messages[-1]["content"],
+                    completion=text,
+                    expected=prompt.answer,
+                    score=score.score,
+                    parts=dict(score.parts),
+                )
+                for prompt, text, score in shown
+            ]
+        )
+
+
+def _rows(batch: TensorDict) -> list[dict[str, Any]]:
+    """The non-tensor fields that are read here, row by row."""
+    names = ("uid", "raw_prompt", "reward_model", "extra_info", "index")
+    columns = [list(batch[name]) for name in names]
+    return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
+
+
+def _fields(prompt: _Prompt, completion: Completion, score: float) -> dict[str, Any]:
+    """What verl's trainer reads of one answer; T tokens of prompt and answer, R of the answer."""
+    prompt_tokens = torch.tensor(prompt.tokens, dtype=torch.int64)
+    response_R = torch.tensor(completion.tokens, dtype=torch.int64)  # noqa: N806
+    mask_R = torch.ones_like(response_R)  # noqa: N806
+    # An answer's reward stands at its last token.
+    reward_R = torch.zeros(len(completion.tokens), dtype=torch.float32)  # noqa: N806
+    reward_R[-1] = score
+    input_T = torch.cat([prompt_tokens, response_R])  # noqa: N806
+    return {
+        "uid": prompt.uid,
+        "prompts": prompt_tokens,
+        "responses": response_R,
+        "response_mask": mask_R,
+        "loss_mask": mask_R,
+        "rollout_log_probs": torch.tensor(completion.logprobs, dtype=torch.float32),
+        "rm_scores": reward_R,
+        "input_ids": input_T,
+        "position_ids": torch.arange(len(input_T)),
+        "num_turns": 2,
+    }
+
+
+def _tags(prompt: _Prompt, completion: Completion, step: int) -> dict[str, Any]:
+    """What verl's replay buffer reads of one answer; weights have the number of the step that made them."""
+    return {
+        "status": "success",
+        "prompt_len": len(prompt.tokens),
+        "response_len": len(completion.tokens),
+        "seq_len": len(prompt.tokens) + len(completion.tokens),
+        "global_steps": step,
+        "min_global_steps": step - 1,
+        "max_global_steps": step - 1,
+    }

@@ -1,0 +1,56 @@
+"""verl's metric names as users meet them. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+# verl's name → ours. What is not listed keeps its name under "verl/".
+NAMES = {
+    # SFT
+    "train/loss": "train/loss",
+    "train/grad_norm": "train/grad_norm",
+    "train/lr": "train/learning_rate",
+    "train/global_tokens": "train/tokens",
+    "val/loss": "validation/loss",
+    # RL
+    "actor/pg_loss": "train/loss",
+    "actor/grad_norm": "train/grad_norm",
+    "actor/lr": "train/learning_rate",
+    "perf/total_num_tokens": "train/tokens",
+    "actor/entropy": "actor/entropy",
+    "actor/ppo_kl": "actor/kl_to_rollout",
+    "actor/kl_loss": "actor/kl",
+    "actor/pg_clipfrac": "actor/clip_fraction",
+    "critic/score/mean": "reward/mean",
+    "critic/score/max": "reward/max",
+    "critic/score/min": "reward/min",
+    "critic/advantages/mean": "advantage/mean",
+    "prompt_length/mean": "rollout/prompt_length/mean",
+    "response_length/mean": "rollout/response_length/mean",
+    "response_length/max": "rollout/response_length/max",
+    "response_length/clip_ratio": "rollout/truncated_fraction",
+    "training/rollout_probs_diff_mean": "rollout/probability_difference/mean",
+    "training/rollout_probs_diff_max": "rollout/probability_difference/max",
+    "timing_s/step": "time/step_seconds",
+    "timing_s/gen": "time/rollout_seconds",
+    "timing_s/reward": "time/reward_seconds",
+    "timing_s/old_log_prob": "time/log_prob_seconds",
+    "timing_s/ref": "time/reference_seconds",
+    "timing_s/adv": "time/advantage_seconds",
+    "timing_s/update_actor": "time/update_seconds",
+    "timing_s/update_weights": "time/weight_sync_seconds",
+    "timing_s/save_checkpoint": "time/checkpoint_seconds",
+}
+
+
+def translate(raw: Mapping[str, Any]) -> dict[str, float]:
+    """Every number of `raw` under our names; what is not a number is left out."""
+    values: dict[str, float] = {}
+    for name, value in raw.items():
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            continue
+        values[NAMES.get(name) or f"verl/{name}"] = number
+    return values

@@ -1,0 +1,19 @@
+"""What verl loads in every process of a job (VERL_USE_EXTERNAL_MODULES): the CPU platform and our hooks.
+
+verl imports this while it is being imported itself, so only its platform registry is touched here; the rest waits for
+the modules that it changes.
+"""
+
+from __future__ import annotations
+
+import os
+
+from services.trainer.verl import hooks
+
+hooks.install(hooks.COMMON)
+if os.environ.get("VERL_PLATFORM", "").strip().lower() == "cpu":
+    from services.trainer.verl import cpu_platform
+
+    cpu_platform.complete_torch_cpu()
+    cpu_platform.register()
+    hooks.install(hooks.CPU)

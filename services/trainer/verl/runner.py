@@ -1,0 +1,147 @@
+"""The runner: carries out the launch plan of one attempt.
+
+    python -m services.trainer.verl.runner <attempt folder>
+
+It is the driver of a Ray job of its own: when it dies, Ray takes down every process of that job and of no other. All it
+has to say goes to the attempt's spool; the last record is End, and a runner that has gone without one has crashed.
+`main` may also be called in a process forked from one that has imported verl already.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import msgspec
+
+from services.trainer import plan as plans
+from services.trainer.plan import LaunchPlan
+from services.trainer.spool import End, Phase, Problem, SpoolWriter
+from services.trainer.verl import environment
+from services.trainer.verl.control import Control, StopRequestedError
+from services.trainer.verl.failures import explain
+
+
+def main(folder: Path) -> int:
+    """Run the attempt in `folder`. 0 when an End record was written, whatever the outcome."""
+    folder = folder.resolve()
+    identify(folder)
+    spool = SpoolWriter(folder / plans.SPOOL_FILE)
+    try:
+        spool.append(Phase(phase="starting"))
+        plan = plans.read(folder)
+        # verl reads it when it is imported, which is why the imports of this file stop short of verl.
+        environment.apply(plan.device)
+        end = _run(folder, plan, spool)
+    except BaseException as error:
+        failure = explain(error)
+        end = End(
+            outcome="failed",
+            step=0,
+            reason=failure.reason,
+            message=failure.message,
+            remedy=failure.remedy,
+            traceback=failure.traceback,
+        )
+    spool.append(end)
+    return 0
+
+
+def identify(folder: Path) -> None:
+    """Write who runs here. Pids are reused, so the process's start time (in clock ticks since boot) stands beside it."""
+    # The 22nd field of stat; the 2nd, the command's name, may hold blanks and ends with the last ")".
+    stat = Path("/proc/self/stat").read_text("ascii", "replace").rpartition(")")[2].split()
+    identity = {"pid": os.getpid(), "start_ticks": int(stat[19])}
+    partial = folder / f"{plans.RUNNER_FILE}.partial"
+    partial.write_bytes(msgspec.json.encode(identity))
+    partial.replace(folder / plans.RUNNER_FILE)
+
+
+def _run(folder: Path, plan: LaunchPlan, spool: SpoolWriter) -> End:
+    from services.trainer.verl.checkpoints import CheckpointPublisher
+    from services.trainer.verl.context import RunContext
+    from services.trainer.verl.reporting import StepReporter
+    from services.trainer.verl.side_process import SideProcess
+
+    control = Control(folder)
+    side = SideProcess(folder, spool)
+    reporter = StepReporter(plan, spool, control)
+    publisher = CheckpointPublisher(plan, spool, side)
+    start = plan.resume_from.step if plan.resume_from else 0
+    if start >= plan.total_steps:
+        spool.append(Problem(severity="info", message=f"step {start} was the last; nothing is left to train"))
+        return End(outcome="succeeded", step=start)
+    _sample_base_model(plan, side)
+    failure: End | None = None
+    try:
+        _train(RunContext(plan, spool, reporter, publisher), control)
+    except StopRequestedError:
+        return End(outcome="stopped", step=start, reason="STOP_REQUESTED")
+    except BaseException as error:
+        why = explain(error)
+        failure = End(
+            outcome="failed",
+            step=reporter.last_step,
+            reason=why.reason,
+            message=why.message,
+            remedy=why.remedy,
+            traceback=why.traceback,
+        )
+    spool.append(Phase(phase="verifying", step=reporter.last_step, total_steps=plan.total_steps))
+    side.finish()
+    return failure or _outcome(plan, start, reporter.last_step, reporter.stopped, side.ready(publisher.last_step))
+
+
+def _sample_base_model(plan: LaunchPlan, side) -> None:
+    """Have the model answered for before the first step; a resumed run has done so in an earlier attempt."""
+    from services.trainer.weights.side import CheckRequest
+
+    if plan.validation is not None and plan.resume_from is None:
+        side.check(CheckRequest(step=0, path=plan.model_path, kind="full", checkpoint=False))
+
+
+def _train(context, control: Control) -> None:
+    import ray
+
+    from services.trainer.verl import slots
+
+    plan: LaunchPlan = context.plan
+    ray.init(
+        address=plan.ray_address,
+        namespace=plan.ray_namespace,
+        runtime_env={"env_vars": environment.variables(plan.device)},
+        logging_level="ERROR",
+    )
+    try:
+        control.catch_termination()
+        waiting = Phase(phase="waiting_for_slots", total_steps=plan.total_steps)
+        groups = slots.reserve(plan.slots, plan.device, control, lambda: context.spool.append(waiting))
+        context.spool.append(Phase(phase="loading", total_steps=plan.total_steps))
+        slots.hand_to_verl(groups)
+        if plan.trainer == "sft":
+            from services.trainer.verl.sft import train
+        else:
+            from services.trainer.verl.rl import train
+        train(context)
+    finally:
+        ray.shutdown()
+
+
+def _outcome(plan: LaunchPlan, start: int, last_step: int, stopped: bool, sound: bool) -> End:
+    """A run that took no step, too few, or whose last weights are unusable has failed, whatever verl returned."""
+    if stopped:
+        return End(outcome="stopped", step=last_step, reason="STOP_REQUESTED")
+    if last_step <= start:
+        return End(outcome="failed", step=last_step, reason="NO_STEPS", message="the run ended without a step")
+    if last_step != plan.total_steps:
+        message = f"the run ended after step {last_step} of {plan.total_steps}"
+        return End(outcome="failed", step=last_step, reason="STEPS_MISSING", message=message)
+    if not sound:
+        message = f"the weights of step {last_step} are unusable; see the problems above"
+        return End(outcome="failed", step=last_step, reason="CHECKPOINT_CORRUPT", message=message)
+    return End(outcome="succeeded", step=last_step)
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

@@ -1,0 +1,95 @@
+"""verl's SFT trainer, with our rows, our reporting, our checkpoints and an exact resume."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch.utils.data import DistributedSampler
+from torchdata.stateful_dataloader import StatefulDataLoader
+from verl.trainer import sft_trainer_ray
+
+from services.trainer.verl.configuration import epochs_for, sft_config
+from services.trainer.verl.context import RunContext
+from services.trainer.verl.datasets import ConversationRows
+
+
+class SftTrainer(sft_trainer_ray.SFTTrainer):
+    def __init__(self, context: RunContext) -> None:
+        self._context = context
+        super().__init__(sft_config(context.plan))
+
+    def _build_dataset(self) -> None:
+        plan = self._context.plan
+        self.train_dataset = ConversationRows(
+            Path(plan.train_path), self.model_config.tokenizer, self.config.data, self._context.report_left_out
+        )
+        # Held-out rows are answered and scored by the side process.
+        self.val_dataset = None
+
+    def _build_dataloader(self) -> None:
+        """verl's loaders fork eight workers out of a process that has Ray's threads; rows are in memory here."""
+        super()._build_dataloader()
+        self.train_sampler = DistributedSampler(
+            self.train_dataset, shuffle=True, num_replicas=1, rank=0, drop_last=True, seed=self._context.plan.seed
+        )
+        self.train_dataloader = self._loader()
+        self.steps_per_epoch = len(self.train_dataloader)
+        if self.steps_per_epoch == 0:
+            raise ValueError(f"{len(self.train_dataset)} rows are fewer than a batch of {self.global_batch_size}")
+        self.config.trainer.total_epochs = epochs_for(self.total_training_steps, self.steps_per_epoch)
+
+    def _loader(self) -> StatefulDataLoader:
+        return StatefulDataLoader(
+            dataset=self.train_dataset,
+            batch_size=self.train_batch_size_per_dp,
+            sampler=self.train_sampler,
+            collate_fn=self.collate_fn,
+            num_workers=0,
+            drop_last=True,
+        )
+
+    def _build_ckpt_handler(self) -> None:
+        super()._build_ckpt_handler()
+        save, load = self.ckpt_handler.save_checkpoint, self.ckpt_handler.load_checkpoint
+
+        def save_and_publish(step: int) -> None:
+            save(step=step)
+            folder = Path(self.config.trainer.default_local_dir) / f"global_step_{step}"
+            self._context.publisher.publish(step, folder, folder, sample=not self._context.reporter.stopped)
+
+        def load_and_align() -> int:
+            step = load()
+            if step and step % self.steps_per_epoch == 0:
+                # The saved loader stands at the end of its pass and would give nothing in the next.
+                self.train_dataloader = self._loader()
+            return step
+
+        self.ckpt_handler.save_checkpoint = save_and_publish
+        self.ckpt_handler.load_checkpoint = load_and_align
+
+
+class _StoppingReporter:
+    """verl's SFT loop asks after logging a step whether it was the last: a stop makes it so."""
+
+    def __init__(self, context: RunContext, trainer: SftTrainer) -> None:
+        self._context = context
+        self._trainer = trainer
+
+    def log(self, data: dict[str, Any], step: int, **_: object) -> None:
+        self._context.reporter.log(data, step)
+        if self._context.reporter.stop_requested():
+            self._trainer.total_training_steps = step
+
+    def finish(self, exit_code: int = 0) -> None:
+        pass
+
+
+def train(context: RunContext) -> None:
+    """Carry out an SFT plan; returns after the last step, or the one at which a stop was asked for."""
+    trainer = SftTrainer(context)
+    if context.plan.resume_from and trainer.resume_global_step != context.plan.resume_from.step:
+        raise ValueError(f"the training state resumed at step {trainer.resume_global_step}")
+    sft_trainer_ray.Tracking = lambda **_: _StoppingReporter(context, trainer)
+    context.training_begins()
+    trainer.fit()

@@ -1,0 +1,88 @@
+"""The runner's handle on the side process that checks and samples weights (services/trainer/weights/side.py)."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+
+from services.trainer import plan as plans
+from services.trainer.spool import Checkpoint, Problem, SpoolWriter, read_from
+from services.trainer.weights.side import CheckRequest
+
+
+class SideProcess:
+    """Started with the first request. It dies with this process, which holds the other end of its input."""
+
+    def __init__(self, folder: Path, spool: SpoolWriter) -> None:
+        self._folder = folder
+        self._spool = spool
+        self._process: subprocess.Popen[bytes] | None = None
+        self._requests: list[CheckRequest] = []
+
+    def check(self, request: CheckRequest) -> None:
+        """Ask for a check; returns at once."""
+        self._requests.append(request)
+        self._send(msgspec.json.encode(request))
+
+    def finish(self) -> None:
+        """Wait until every request is answered. What a dead side process left open is checked once more, unsampled."""
+        self._wait()
+        left = self._unanswered()
+        if left:
+            message = f"checking the weights of step {left[0].step} ended unexpectedly; it is done again without samples"
+            self._spool.append(Problem(severity="warning", message=message, remedy="see the log; memory may be short"))
+            for request in left:
+                self._send(msgspec.json.encode(msgspec.structs.replace(request, sample=False)))
+            self._wait()
+        for request in self._unanswered():
+            self._spool.append(self.record(request, "corrupt"))
+
+    def ready(self, step: int) -> bool:
+        """Whether the checkpoint of `step` was found sound."""
+        return self._states().get(step) == "ready"
+
+    @staticmethod
+    def record(request: CheckRequest, state: str) -> Checkpoint:
+        return Checkpoint(
+            step=request.step,
+            kind=request.kind,
+            state=state,  # type: ignore[arg-type]
+            path=request.path,
+            training_state_path=request.training_state_path,
+        )
+
+    def _send(self, line: bytes) -> None:
+        if self._process is None:
+            command = [sys.executable, "-m", "services.trainer.weights", "side", str(self._folder)]
+            self._process = subprocess.Popen(command, stdin=subprocess.PIPE)
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(line + b"\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            # It has died; `finish` finds what it left open.
+            pass
+
+    def _wait(self) -> None:
+        if self._process is None:
+            return
+        self._send(b'{"finish":true}')
+        self._process.wait()
+        self._process = None
+
+    def _unanswered(self) -> list[CheckRequest]:
+        states = self._states()
+        return [request for request in self._requests if request.checkpoint and states[request.step] == "verifying"]
+
+    def _states(self) -> dict[int, str]:
+        states: dict[int, str] = {}
+        offset = 0
+        while True:
+            records, following = read_from(self._folder / plans.SPOOL_FILE, offset)
+            states.update({record.step: record.state for record in records if isinstance(record, Checkpoint)})
+            if following == offset:
+                return states
+            offset = following

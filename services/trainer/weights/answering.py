@@ -1,0 +1,82 @@
+"""Load a model folder, or a base model with an adapter, and answer questions with it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from services.trainer.plan import ValidationPlan
+from services.trainer.weights import sampling
+from services.trainer.weights.questions import Question
+
+
+class Answerer:
+    """A model on the CPU, in the precision it is stored in."""
+
+    def __init__(self, folder: Path, base: Path | None = None) -> None:
+        """`base` is given when `folder` holds an adapter (PEFT form). Raises what transformers and peft raise."""
+        self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        self.model = _load(base or folder)
+        if base is not None:
+            from peft import PeftModel
+
+            self.model = PeftModel.from_pretrained(self.model, str(folder)).merge_and_unload()
+        self.model.eval()
+        self.context_length: int | None = getattr(self.model.config, "max_position_embeddings", None)
+        self.end_tokens = end_tokens(self.model, self.tokenizer)
+        self.pad_token = pad_token(self.tokenizer)
+
+    def prompt(self, question: Question) -> tuple[int, ...]:
+        rendered = self.tokenizer.apply_chat_template(
+            list(question.messages), add_generation_prompt=True, tokenize=True, return_dict=False
+        )
+        return tuple(rendered)
+
+    def fits(self, question: Question, plan: ValidationPlan) -> bool:
+        if self.context_length is None:
+            return True
+        return len(self.prompt(question)) + plan.max_new_tokens <= self.context_length
+
+    def answer(self, questions: Sequence[Question], plan: ValidationPlan, seed: int) -> Iterator[list[str]]:
+        """The answers, special tokens left out, batch by batch in the order of the questions."""
+        generator = torch.Generator().manual_seed(seed)
+        pending = iter(questions)
+        while batch := list(islice(pending, plan.batch_size)):
+            requests = [
+                sampling.Request(self.prompt(question), plan.max_new_tokens, plan.temperature) for question in batch
+            ]
+            completions = sampling.sample(self.model, requests, self.end_tokens, self.pad_token, generator)
+            yield [self.tokenizer.decode(one.tokens, skip_special_tokens=True) for one in completions]
+
+
+def end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
+    """Every token that ends an answer: the tokenizer's, and those of the generation config (chat models name two)."""
+    configured = getattr(model.generation_config, "eos_token_id", None) or []
+    configured = configured if isinstance(configured, list) else [configured]
+    return frozenset([*configured, tokenizer.eos_token_id])
+
+
+def pad_token(tokenizer: Any) -> int:
+    return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+
+
+def _load(folder: Path) -> Any:
+    model, report = AutoModelForCausalLM.from_pretrained(
+        folder,
+        trust_remote_code=False,
+        local_files_only=True,
+        use_safetensors=True,
+        dtype="auto",
+        attn_implementation="sdpa",
+        output_loading_info=True,
+    )
+    # transformers fills a missing tensor with random numbers and only warns.
+    if report["missing_keys"] or report["mismatched_keys"]:
+        names = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
+        raise ValueError(f"tensors are missing or have another shape: {', '.join(names[:5])}")
+    return model

@@ -1,0 +1,94 @@
+"""Whether a folder is a model we can train, and what it is."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from services.trainer.weights.manifest import Manifest, of_folder
+
+# Formats that run code when they are read.
+PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".h5", ".msgpack")
+
+
+class UnusableModelError(Exception):
+    """The folder is not a model we take; the text says why and what would be right."""
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """`context_length` in tokens; `parameters` counts tied weights once; `dtype` as stored, `float32` for example."""
+
+    architecture: str
+    parameters: int
+    context_length: int | None
+    vocabulary_size: int
+    dtype: str
+    has_chat_template: bool
+    size_bytes: int
+    manifest_sha256: str
+
+
+def inspect(folder: Path) -> ModelFacts:
+    """Load the model with no code of its own and describe it. Raises UnusableModelError."""
+    _check_files(folder)
+    model, tokenizer = _load(folder)
+    if tokenizer.chat_template is None:
+        raise UnusableModelError("the tokenizer has no chat template; put a chat_template.jinja into the folder")
+    if tokenizer.eos_token_id is None:
+        raise UnusableModelError("the tokenizer has no end-of-sequence token; set eos_token in tokenizer_config.json")
+    manifest: Manifest = of_folder(folder)
+    return ModelFacts(
+        architecture=(model.config.architectures or [type(model).__name__])[0],
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        context_length=getattr(model.config, "max_position_embeddings", None),
+        vocabulary_size=model.config.vocab_size,
+        dtype=str(next(model.parameters()).dtype).removeprefix("torch."),
+        has_chat_template=True,
+        size_bytes=manifest.size_bytes,
+        manifest_sha256=manifest.sha256,
+    )
+
+
+def _check_files(folder: Path) -> None:
+    if not (folder / "config.json").is_file():
+        raise UnusableModelError(f"there is no config.json in {folder.name}; is it a Hugging Face model folder?")
+    pickled = sorted(path.name for path in folder.rglob("*") if path.suffix in PICKLED)
+    if pickled:
+        raise UnusableModelError(f"{pickled[0]} can run code when it is read; only safetensors are taken: convert it first")
+    if not any(folder.glob("*.safetensors")):
+        raise UnusableModelError("there is no .safetensors file in the folder")
+    for path in folder.rglob("*"):
+        # A link could lead out of the folder, and what it leads to would be hashed and copied.
+        if path.is_symlink():
+            raise UnusableModelError(f"{path.name} is a link; copy the file itself")
+    try:
+        config: dict[str, Any] = json.loads((folder / "config.json").read_text("utf-8"))
+    except ValueError as error:
+        raise UnusableModelError(f"config.json is not JSON: {error}") from error
+    if "auto_map" in config:
+        raise UnusableModelError("config.json wants code of the model's own (auto_map), which is never run")
+
+
+def _load(folder: Path) -> tuple[Any, Any]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        model, report = AutoModelForCausalLM.from_pretrained(
+            folder,
+            trust_remote_code=False,
+            local_files_only=True,
+            use_safetensors=True,
+            dtype="auto",
+            output_loading_info=True,
+        )
+    except Exception as error:
+        # transformers raises every kind here; the text is what helps.
+        raise UnusableModelError(f"it does not load: {error}") from error
+    for what in ("missing_keys", "mismatched_keys"):
+        if report.get(what):
+            raise UnusableModelError(f"{what.replace('_', ' ')}: {', '.join(map(str, sorted(report[what])[:5]))}")
+    return model, tokenizer

@@ -1,0 +1,65 @@
+"""Validation rows as questions with an expected answer, and answers as scores. Pure: no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from services.trainer import rewards
+from services.trainer.plan import RewardSpec
+
+
+@dataclass(frozen=True)
+class Question:
+    """`row_index` is the line of the file; `expected` is None where the row has no answer to compare with."""
+
+    row_index: int
+    messages: tuple[dict[str, str], ...]
+    expected: str | None
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+def read_questions(path: Path, rows: int) -> list[Question]:
+    """The first `rows` canonical rows, of format prompt or messages. A conversation's last turn is the expected answer.
+
+    Raises ValueError for a row of another format.
+    """
+    with path.open("rb") as file:
+        return [_question(index, msgspec.json.decode(line)) for index, line in enumerate(islice(file, rows))]
+
+
+def _question(index: int, row: dict[str, Any]) -> Question:
+    metadata = row.get("metadata") or {}
+    if "prompt" in row:
+        return Question(index, tuple(row["prompt"]), row.get("answer"), metadata)
+    messages = row.get("messages") or []
+    if len(messages) < 2 or messages[-1]["role"] != "assistant":
+        raise ValueError(f"row {index + 1}: a conversation must end with the assistant's answer")
+    return Question(index, tuple(messages[:-1]), messages[-1]["content"], metadata)
+
+
+def score(questions: Sequence[Question], completions: Sequence[str], reward: RewardSpec) -> list[rewards.Score | None]:
+    """One score a question, in order; None for those with no expected answer."""
+    answered = [
+        rewards.RewardSample(question.messages, completion, question.expected, question.metadata)
+        for question, completion in zip(questions, completions, strict=True)
+        if question.expected is not None
+    ]
+    scores = iter(rewards.score(reward.name, reward.params, answered))
+    return [None if question.expected is None else next(scores) for question in questions]
+
+
+def summarise(scores: Sequence[rewards.Score | None]) -> dict[str, float]:
+    """The metrics of a validation: how many rows have a score, their mean, and the mean of each part."""
+    scored = [score for score in scores if score is not None]
+    values = {"validation/score/count": float(len(scored))}
+    if scored:
+        values["validation/score/mean"] = sum(score.score for score in scored) / len(scored)
+        for part in scored[0].parts:
+            values[f"validation/{part}/mean"] = sum(score.parts[part] for score in scored) / len(scored)
+    return values

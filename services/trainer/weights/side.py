@@ -1,0 +1,151 @@
+"""The side process of a training run: loads, samples, scores and hashes each checkpoint while training goes on.
+
+It reads one JSON line per request from its standard input and appends what it finds to the run's spool. The runner is
+its parent: when the input ends without `{"finish": true}`, the runner is gone and this process leaves at once.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import sys
+import threading
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from services.trainer import plan as plans
+from services.trainer.spool import Checkpoint, Metrics, Problem, Sample, SampleBatch, SpoolWriter
+from services.trainer.weights.manifest import of_folder
+from services.trainer.weights.questions import Question, read_questions, score, summarise
+
+# Below training, which must not wait for it, and above the idle class, which may never run.
+NICENESS = 5
+
+
+class CheckRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """Sample the weights at `path` (where `sample`), and say whether they are sound (where `checkpoint`).
+
+    The weights of step 0 are the model that training started from: sampled, but no checkpoint.
+    """
+
+    step: int
+    path: str
+    kind: Literal["full", "adapter"]
+    training_state_path: str = ""
+    sample: bool = True
+    checkpoint: bool = True
+
+
+def main(folder: Path) -> int:
+    """Serve the attempt in `folder` until told to finish. The exit status is 0 when every request was handled."""
+    os.nice(NICENESS)
+    requests = _requests_from_parent()
+    # Slow imports, after the thread that notices the parent's death.
+    import torch
+
+    torch.set_num_threads(1)
+    checker = Checker(plans.read(folder), SpoolWriter(folder / plans.SPOOL_FILE))
+    while (request := requests.get()) is not None:
+        checker.handle(request)
+    return 0
+
+
+def _requests_from_parent() -> queue.Queue[CheckRequest | None]:
+    requests: queue.Queue[CheckRequest | None] = queue.Queue()
+
+    def follow() -> None:
+        for line in sys.stdin.buffer:
+            if b'"finish"' in line:
+                requests.put(None)
+                return
+            requests.put(msgspec.json.decode(line, type=CheckRequest))
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
+    return requests
+
+
+class Checker:
+    def __init__(self, plan: plans.LaunchPlan, spool: SpoolWriter) -> None:
+        self._plan = plan
+        self._spool = spool
+        self._questions: list[Question] | None = None
+
+    def handle(self, request: CheckRequest) -> None:
+        """Answer one request; whatever goes wrong with the weights is said in the spool, not raised."""
+        try:
+            metrics = self._sample(request)
+            if request.checkpoint:
+                self._report(request, "ready", metrics)
+        except Exception as error:
+            message = f"the weights of step {request.step} could not be used: {type(error).__name__}: {error}"
+            self._spool.append(Problem(severity="error", message=message))
+            if request.checkpoint:
+                self._report(request, "corrupt", {})
+
+    def _report(self, request: CheckRequest, state: Literal["ready", "corrupt"], metrics: dict[str, float]) -> None:
+        manifest = of_folder(Path(request.path)) if state == "ready" else None
+        self._spool.append(
+            Checkpoint(
+                step=request.step,
+                kind=request.kind,
+                state=state,
+                path=request.path,
+                training_state_path=request.training_state_path,
+                manifest_sha256=manifest.sha256 if manifest else "",
+                size_bytes=manifest.size_bytes if manifest else 0,
+                metrics=metrics,
+            )
+        )
+
+    def _sample(self, request: CheckRequest) -> dict[str, float]:
+        from services.trainer.weights.answering import Answerer
+
+        base = Path(self._plan.model_path) if request.kind == "adapter" else None
+        answerer = Answerer(Path(request.path), base)
+        validation = self._plan.validation
+        if not request.sample or validation is None or self._plan.validation_path is None:
+            return {}
+        if self._questions is None:
+            self._questions = self._fitting(
+                read_questions(Path(self._plan.validation_path), validation.rows), answerer, validation
+            )
+        values = self._score(request.step, answerer, validation, self._questions)
+        self._spool.append(Metrics(step=request.step, values=values))
+        return values
+
+    def _fitting(self, questions: list[Question], answerer, validation: plans.ValidationPlan) -> list[Question]:
+        fitting = [question for question in questions if answerer.fits(question, validation)]
+        if len(fitting) < len(questions):
+            message = (
+                f"{len(questions) - len(fitting)} of {len(questions)} validation rows are left out: prompt and "
+                f"{validation.max_new_tokens} new tokens do not fit the model's context of {answerer.context_length}"
+            )
+            remedy = "lower validation.max_new_tokens"
+            self._spool.append(Problem(severity="warning", message=message, remedy=remedy))
+        return fitting
+
+    def _score(
+        self, step: int, answerer, validation: plans.ValidationPlan, questions: list[Question]
+    ) -> dict[str, float]:
+        scores, done = [], 0
+        for completions in answerer.answer(questions, validation, seed=self._plan.seed + step):
+            batch = questions[done : done + len(completions)]
+            done += len(completions)
+            batch_scores = score(batch, completions, validation.reward)
+            scores.extend(batch_scores)
+            samples = [
+                Sample(
+                    row_index=question.row_index,
+                    prompt=question.messages[-1]["content"],
+                    completion=completion,
+                    expected=question.expected,
+                    score=float("nan") if one is None else one.score,
+                    parts={} if one is None else dict(one.parts),
+                )
+                for question, completion, one in zip(batch, completions, batch_scores, strict=True)
+            ]
+            self._spool.append(SampleBatch(step=step, split="validation", samples=samples))
+        return summarise(scores)

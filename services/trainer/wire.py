@@ -1,0 +1,268 @@
+"""Proto ↔ dataclass, pure, both ways."""
+
+from __future__ import annotations
+
+import inspect
+from datetime import datetime
+from typing import Any
+
+from google.protobuf import json_format, struct_pb2, timestamp_pb2
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+from rlhf.event.v1 import training_job_changed_pb2
+from rlhf.trainer.v1 import model_pb2, trainer_service_pb2, training_job_pb2
+from rlhf.type.v1 import checkpoint_pb2, job_state_pb2, log_line_pb2, metric_point_pb2, placement_pb2, sample_pb2
+
+from services.mesh import params, registry
+from services.mesh.artifacts import ArtifactFile, Manifest
+from services.mesh.interceptors import DOMAIN
+from services.mesh.jobs import Attempt, Job, State
+from services.trainer.algorithms import Algorithm
+from services.trainer.entities import (
+    Checkpoint,
+    LogLine,
+    MetricPoint,
+    Model,
+    NewModel,
+    NewTrainingJob,
+    Sample,
+    TrainingSpec,
+)
+from services.trainer.rewards import Reward
+from services.trainer.training_jobs import TrainingJob
+
+JOB_CHANGED = training_job_changed_pb2.TrainingJobChanged.DESCRIPTOR.full_name
+
+
+def new_model(request: trainer_service_pb2.ImportModelRequest) -> NewModel:
+    model = request.model
+    return NewModel(request.parent, request.model_id, model.display_name, _source(model.source), dict(model.labels))
+
+
+def _source(source: model_pb2.ModelSource) -> dict[str, Any]:
+    kind = source.WhichOneof("source")
+    if kind != "init":
+        return {kind: getattr(source, kind)} if kind else {}
+    init: dict[str, Any] = {"config": struct(source.init.config), "seed": source.init.seed}
+    if source.init.WhichOneof("tokenizer") == "characters":
+        init["characters"] = source.init.characters.alphabet
+    elif source.init.WhichOneof("tokenizer"):
+        init["tokenizer_model"] = source.init.tokenizer_model
+    return {"init": init}
+
+
+def model(row: Model, files: tuple[ArtifactFile, ...] = ()) -> model_pb2.Model:
+    return model_pb2.Model(
+        name=row.name,
+        display_name=row.display_name,
+        state=model_pb2.Model.State.Value(f"STATE_{row.state}"),
+        source=_source_message(row.source),
+        architecture=row.architecture,
+        parameter_count=row.parameter_count,
+        context_length=row.context_length,
+        vocabulary_size=row.vocabulary_size,
+        manifest_sha256=row.manifest_sha256,
+        size_bytes=row.size_bytes,
+        files=_files(files),
+        error=status(row.error),
+        create_time=timestamp(row.create_time),
+        labels=row.labels,
+    )
+
+
+def _source_message(source: dict[str, Any]) -> model_pb2.ModelSource:
+    if "init" not in source:
+        return model_pb2.ModelSource(**source)
+    init = source["init"]
+    message = model_pb2.ModelInit(config=to_struct(init["config"]), seed=init["seed"])
+    if "characters" in init:
+        message.characters.alphabet = init["characters"]
+    else:
+        message.tokenizer_model = init["tokenizer_model"]
+    return model_pb2.ModelSource(init=message)
+
+
+def new_training_job(request: trainer_service_pb2.CreateTrainingJobRequest) -> NewTrainingJob:
+    job = request.training_job
+    return NewTrainingJob(
+        parent=request.parent,
+        id=request.training_job_id,
+        algorithm=job.algorithm,
+        base_model=job.base_model,
+        dataset_version=job.dataset_version,
+        validation_dataset_version=job.validation_dataset_version,
+        params=struct(job.params),
+        target=job.placement.target,
+        gpu_count=job.placement.resources.gpu_count,
+        priority=job.priority,
+        labels=dict(job.labels),
+    )
+
+
+def training_job(found: TrainingJob) -> training_job_pb2.TrainingJob:
+    job, message = found.job, _spec(found.spec)
+    message.name = job.name
+    message.priority = job.priority
+    message.state = job_state(job.state)
+    if job.error:
+        message.error.CopyFrom(status(job.error))
+    message.attempts.extend(_attempt(attempt) for attempt in found.attempts)
+    message.phase = job.progress.get("phase", "") if job.state in (State.RUNNING, State.CANCELLING) else ""
+    message.step_count = job.progress.get("step_count", 0)
+    message.total_step_count = job.progress.get("total_step_count", 0)
+    message.sequence = job.sequence
+    for field in ("create_time", "start_time", "end_time"):
+        if moment := getattr(job, field):
+            getattr(message, field).FromDatetime(moment)
+    return message
+
+
+def checked_job(spec: TrainingSpec) -> training_job_pb2.TrainingJob:
+    """What would be created: no name, no state."""
+    return _spec(spec)
+
+
+def job_changed(job: Job, attempts: list[Attempt], before: State | None) -> training_job_changed_pb2.TrainingJobChanged:
+    found = TrainingJob(job, TrainingSpec(**job.spec), attempts)
+    previous = job_state(before) if before else job_state_pb2.JOB_STATE_UNSPECIFIED
+    return training_job_changed_pb2.TrainingJobChanged(training_job=training_job(found), previous_state=previous)
+
+
+def _spec(spec: TrainingSpec) -> training_job_pb2.TrainingJob:
+    resources = placement_pb2.Resources(gpu_count=spec.slots)
+    return training_job_pb2.TrainingJob(
+        algorithm=spec.algorithm,
+        base_model=spec.base_model,
+        dataset_version=spec.dataset_version,
+        validation_dataset_version=spec.validation_dataset_version,
+        params=to_struct(spec.params),
+        placement=placement_pb2.Placement(target=spec.target, resources=resources),
+        labels=spec.labels,
+    )
+
+
+def _attempt(attempt: Attempt) -> training_job_pb2.JobAttempt:
+    return training_job_pb2.JobAttempt(
+        number=attempt.number,
+        start_time=timestamp(attempt.start_time),
+        end_time=timestamp(attempt.end_time),
+        end_reason=attempt.end_reason,
+        resumed_from_step=attempt.resumed_from_step,
+    )
+
+
+def checkpoint(row: Checkpoint, manifest: Manifest | None = None) -> checkpoint_pb2.Checkpoint:
+    return checkpoint_pb2.Checkpoint(
+        name=row.name,
+        kind=checkpoint_pb2.Checkpoint.Kind.Value(f"KIND_{row.kind.upper()}"),
+        state=checkpoint_pb2.Checkpoint.State.Value(f"STATE_{row.state}"),
+        base_model=row.base_model,
+        step=row.step,
+        manifest_sha256=row.manifest_sha256,
+        size_bytes=row.size_bytes,
+        metrics=row.metrics,
+        parents=row.parents,
+        create_time=timestamp(row.create_time),
+        files=_files(manifest.files if manifest else ()),
+    )
+
+
+def metric_point(point: MetricPoint) -> metric_point_pb2.MetricPoint:
+    return metric_point_pb2.MetricPoint(
+        metric=point.metric,
+        step=point.step,
+        value=point.value,
+        observe_time=timestamp(point.observe_time),
+        attempt=point.attempt,
+        ordinal=point.ordinal,
+    )
+
+
+def log_line(line: LogLine) -> log_line_pb2.LogLine:
+    return log_line_pb2.LogLine(
+        text=line.text, observe_time=timestamp(line.observe_time), attempt=line.attempt, ordinal=line.ordinal
+    )
+
+
+def sample(row: Sample) -> sample_pb2.Sample:
+    return sample_pb2.Sample(
+        split=row.split,
+        step=row.step,
+        row_index=row.row_index,
+        prompt=row.prompt,
+        completion=row.completion,
+        answer=row.answer,
+        score=row.score,
+        parts=row.parts,
+        observe_time=timestamp(row.observe_time),
+        attempt=row.attempt,
+        ordinal=row.ordinal,
+    )
+
+
+def algorithm(name: str, entry: type[Algorithm]) -> training_job_pb2.Algorithm:
+    return training_job_pb2.Algorithm(
+        algorithm_id=name,
+        summary=registry.summary(entry),
+        description=inspect.getdoc(entry) or "",
+        params_schema=to_struct(params.schema(entry.Params)),
+        dataset_formats=entry.dataset_formats,
+    )
+
+
+def reward(name: str, entry: type[Reward]) -> training_job_pb2.Reward:
+    return training_job_pb2.Reward(
+        reward_id=name,
+        summary=registry.summary(entry),
+        description=inspect.getdoc(entry) or "",
+        params_schema=to_struct(params.schema(entry.Params)),
+    )
+
+
+def job_state(state: State) -> job_state_pb2.JobState.ValueType:
+    return job_state_pb2.JobState.Value(f"JOB_STATE_{state}")
+
+
+def states(values: Any) -> list[State]:
+    """States that a filter names; one that the platform never gives finds nothing and is left out."""
+    wanted = (job_state_pb2.JobState.Name(value).removeprefix("JOB_STATE_") for value in values)
+    return [State(name) for name in wanted if name in State.__members__]
+
+
+def status(error: dict[str, Any] | None) -> status_pb2.Status:
+    """A stored error as google.rpc.Status; empty for none."""
+    if not error:
+        return status_pb2.Status()
+    found = status_pb2.Status(code=code_pb2.Code.Value(error["code"]), message=error["message"])
+    metadata = {key: str(value) for key, value in error.get("metadata", {}).items()}
+    info = error_details_pb2.ErrorInfo(reason=error.get("reason", ""), domain=DOMAIN, metadata=metadata)
+    found.details.add().Pack(info)
+    return found
+
+
+def timestamp(moment: datetime | None) -> timestamp_pb2.Timestamp | None:
+    if moment is None:
+        return None
+    message = timestamp_pb2.Timestamp()
+    message.FromDatetime(moment)
+    return message
+
+
+def struct(message: struct_pb2.Struct) -> dict[str, Any]:
+    """A Struct holds every number as a double; whole ones are read as integers, as their JSON was written."""
+    return _whole(json_format.MessageToDict(message))
+
+
+def _whole(value: Any) -> Any:
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, dict):
+        return {key: _whole(item) for key, item in value.items()}
+    return [_whole(item) for item in value] if isinstance(value, list) else value
+
+
+def to_struct(values: dict[str, Any]) -> struct_pb2.Struct:
+    return json_format.ParseDict(values, struct_pb2.Struct())
+
+
+def _files(files: tuple[ArtifactFile, ...]) -> list[checkpoint_pb2.ArtifactFile]:
+    return [checkpoint_pb2.ArtifactFile(path=f.path, size_bytes=f.size_bytes, sha256=f.sha256) for f in files]
