@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from services.mesh.errors import Aborted
-from services.mesh.jobs import Jobs, Lease
+from services.mesh.job import Lease, storable
+from services.mesh.jobs import Jobs
 from services.mesh.postgres import Connection, Database
 from services.trainer import plan as plans
 from services.trainer import spool
@@ -131,7 +132,7 @@ async def _store_series(connection: Connection, uid: Any, batch: _Batch) -> None
 def _take_metrics(record: spool.Metrics, at: datetime, batch: _Batch) -> None:
     first = batch.position.metric_ordinal + 1
     for ordinal, (metric, value) in enumerate(record.values.items(), first):
-        batch.points.append(MetricPoint(ordinal, batch.position.attempt, record.step, clean(metric), value, at))
+        batch.points.append(MetricPoint(ordinal, batch.position.attempt, record.step, storable(metric), value, at))
     batch.position = replace(batch.position, metric_ordinal=first + len(record.values) - 1)
 
 
@@ -145,9 +146,9 @@ def _take_samples(record: spool.SampleBatch, at: datetime, batch: _Batch) -> Non
                 split=record.split,
                 step=record.step,
                 row_index=sample.row_index,
-                prompt=clean(sample.prompt),
-                completion=clean(sample.completion),
-                answer=clean(sample.expected or ""),
+                prompt=storable(sample.prompt),
+                completion=storable(sample.completion),
+                answer=storable(sample.expected or ""),
                 score=sample.score,
                 parts=sample.parts,
                 observe_time=at,
@@ -159,7 +160,7 @@ def _take_samples(record: spool.SampleBatch, at: datetime, batch: _Batch) -> Non
 def _take_lines(texts: Iterable[str], at: datetime, batch: _Batch) -> None:
     for text in texts:
         batch.position = replace(batch.position, log_ordinal=batch.position.log_ordinal + 1)
-        line = clean(text)[:MAX_LINE_CHARACTERS]
+        line = storable(text)[:MAX_LINE_CHARACTERS]
         batch.lines.append(LogLine(batch.position.log_ordinal, batch.position.attempt, line, at))
 
 
@@ -177,8 +178,3 @@ def _read_lines(path: Path, offset: int, to_the_end: bool) -> tuple[list[str], i
     # A progress bar rewrites its line: what stood there last counts.
     lines = [line.rstrip(b"\r").rpartition(b"\r")[2] for line in data[:end].split(b"\n")]
     return [line.decode("utf-8", "replace") for line in lines if line.strip()], offset + end
-
-
-def clean(text: str) -> str:
-    """Text that PostgreSQL takes: without NUL and without lone surrogates."""
-    return text.replace("\0", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace").decode()

@@ -1,4 +1,4 @@
-"""The trainer service and its worker over real gRPC, PostgreSQL and NATS; models from scratch by a real side process."""
+"""The trainer service and its worker over real gRPC, PostgreSQL and NATS; models are made by a real side process."""
 
 from __future__ import annotations
 
@@ -108,7 +108,9 @@ async def test_every_violation_of_an_import_is_told_at_once(trainer: TrainerServ
 
 
 @pytest.mark.parametrize("escape", ["outside", "roots/../outside", "roots/link"])
-async def test_a_path_outside_the_allowed_roots_is_refused(trainer: TrainerServiceStub, home: Path, escape: str) -> None:
+async def test_a_path_outside_the_allowed_roots_is_refused(
+    trainer: TrainerServiceStub, home: Path, escape: str
+) -> None:
     (home / "roots").mkdir()
     (home / "outside").mkdir()
     (home / "roots" / "link").symlink_to(home / "outside")

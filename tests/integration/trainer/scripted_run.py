@@ -1,0 +1,70 @@
+#!/usr/bin/env python
+"""A run that follows a script instead of training: for tests of the worker that follows runs.
+
+It is started as the worker's Python, writes a real spool, output and files, and needs neither Ray nor verl. The
+environment's SCRIPT is a JSON object: see `main` for its words.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from services.mesh.artifacts import Manifest
+from services.trainer import spool
+from services.trainer.plan import read
+
+
+def main(folder: Path) -> None:
+    plan = read(folder)
+    (folder / "runner.json").write_text(json.dumps({"pid": os.getpid()}))
+    writer = spool.SpoolWriter(folder / "spool.jsonl")
+    script = json.loads(os.environ["SCRIPT"])
+    start = plan.resume_from.step if plan.resume_from else 0
+    writer.append(spool.Phase(phase="training", step=start, total_steps=plan.total_steps))
+    for step in range(start + 1, plan.total_steps + 1):
+        time.sleep(script.get("step_seconds", 0))
+        print(f"step {step} of attempt {plan.attempt}", flush=True)
+        values = {"train/loss": 1.0 / step, "train/grad_norm": float("nan")}
+        writer.append(spool.Metrics(step=step, values=values))
+        writer.append(spool.Phase(phase="training", step=step, total_steps=plan.total_steps))
+        if step in script.get("save_at", []):
+            save(folder, writer, step, spoil=step in script.get("spoil_at", []))
+        if step == script.get("die_at") and plan.attempt <= script.get("die_attempts", 1):
+            os.kill(os.getpid(), signal.SIGKILL)
+        stop = json.loads((folder / "control.json").read_text())["action"] == "stop"
+        if stop and not script.get("deaf"):
+            writer.append(spool.End(outcome="stopped", step=step))
+            return
+        if step == script.get("fail_at"):
+            end = spool.End(
+                outcome="failed", step=step, reason="OUT_OF_MEMORY", message="no room", remedy="smaller batch"
+            )
+            writer.append(end)
+            return
+    writer.append(spool.End(outcome="succeeded", step=plan.total_steps))
+
+
+def save(folder: Path, writer: spool.SpoolWriter, step: int, *, spoil: bool) -> None:
+    weights = folder / "checkpoints" / f"step-{step}" / "weights"
+    state = weights.with_name("training_state")
+    for path, text in ((weights / "model.safetensors", f"weights {step}"), (state / "state.pt", f"state {step}")):
+        path.parent.mkdir(parents=True)
+        path.write_text(text)
+    manifest = Manifest.of_folder(weights)
+    common = {"step": step, "kind": "full", "path": str(weights), "training_state_path": str(state)}
+    writer.append(spool.Checkpoint(**common, state="verifying"))
+    if spoil:
+        (weights / "model.safetensors").write_text("something else")
+    facts = {"manifest_sha256": manifest.sha256, "size_bytes": manifest.size_bytes}
+    writer.append(spool.Checkpoint(**common, **facts, state="ready", metrics={"validation/score/mean": step / 10}))
+    answer = spool.Sample(row_index=0, prompt="q", completion="a\0", expected=None, score=0.5, parts={"correct": 0.5})
+    writer.append(spool.SampleBatch(step=step, split="validation", samples=[answer]))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[-1]))
