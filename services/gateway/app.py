@@ -1,0 +1,46 @@
+"""The only wiring of the gateway."""
+
+from __future__ import annotations
+
+import asyncio
+
+from services.gateway.http import HttpListener, http_app
+from services.gateway.proxy import Proxy
+from services.gateway.settings import GatewaySettings
+from services.gateway.upstreams import Upstreams
+from services.mesh import identity
+from services.mesh.server import Server
+
+_MIRROR_SECONDS = 0.25
+
+
+class Gateway(Server):
+    """`port` is that of gRPC, `http_port` that of HTTP; both are known after `start`."""
+
+    def __init__(self, settings: GatewaySettings) -> None:
+        super().__init__("gateway", settings.mesh)
+        token = identity.read_token(settings.mesh.token_file)
+        upstreams = Upstreams(settings.targets, settings.tls_root_certificates_file)
+        self._by_service = upstreams.by_grpc_service()
+        self._listener = HttpListener(http_app(settings, upstreams, token), settings)
+        for service, upstream in self._by_service.items():
+            self.serve(service, Proxy(service, upstream).register)
+        self.add(upstreams)
+        self.add(self._listener)
+        self.add_routine("mirror health", self._mirror_health)
+
+    @property
+    def http_port(self) -> int:
+        return self._listener.port
+
+    async def _mirror_health(self) -> None:
+        """The health of a service, asked here, is that of the service behind; that of `""` is the gateway's own."""
+        while True:
+            for service, upstream in self._by_service.items():
+                await self.set_serving(service, upstream.serving)
+            await asyncio.sleep(_MIRROR_SECONDS)
+
+
+def build(settings: GatewaySettings) -> Gateway:
+    """To be called in the event loop that it will run in. Raises Unauthenticated when there is no token to read."""
+    return Gateway(settings)

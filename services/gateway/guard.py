@@ -1,0 +1,145 @@
+"""What every HTTP request passes first: host, origin, token, the number of open requests; and every answer last."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import logging
+import re
+import uuid
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from services.gateway.calls import REQUEST_ID
+from services.gateway.problems import HttpError, problem
+from services.gateway.settings import GatewaySettings
+from services.mesh import identity
+from services.mesh.errors import PermissionDenied, PlatformError, Unavailable
+
+log = logging.getLogger(__name__)
+
+# A probe has no token and knows no host name; what it is told is no secret.
+_OPEN_PATHS = ("/healthz", "/readyz")
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_SECURITY_HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+# How long the rest of a request is read and thrown away after an early answer. Most clients read the answer only when
+# they have sent everything, and closing a socket with unread bytes resets the connection under them.
+_LINGER_SECONDS = 30.0
+_LINGER_STRANGER_SECONDS = 2.0
+
+
+class Guard:
+    def __init__(self, app: ASGIApp, settings: GatewaySettings, token: str) -> None:
+        self._app = app
+        self._token = token
+        self._hosts = frozenset({"localhost", _host(settings.http_listen), *settings.allowed_hosts})
+        self._limit = settings.max_concurrent_requests
+        self._open = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = Headers(scope=scope)
+        given = headers.get("x-request-id", "")
+        scope[REQUEST_ID] = request_id = given if _REQUEST_ID.fullmatch(given) else str(uuid.uuid4())
+        exchange = _Exchange(receive, send, headers, request_id)
+        self._open += 1
+        try:
+            self._check(scope, headers)
+            exchange.linger_seconds = _LINGER_SECONDS
+            await self._app(scope, exchange.receive, exchange.send)
+        except Exception as error:
+            if exchange.started:
+                # The status line is out: a broken connection is the only way left to say so.
+                log.warning("answer broken off: %s", error, extra={"request_id": request_id, "path": scope["path"]})
+                return
+            if not isinstance(error, PlatformError | HttpError):
+                log.exception("unhandled error", extra={"request_id": request_id, "path": scope["path"]})
+            await problem(error, request_id)(scope, exchange.receive, exchange.send)
+        finally:
+            self._open -= 1
+
+    def _check(self, scope: Scope, headers: Headers) -> None:
+        """Raises what refuses the request."""
+        if self._open > self._limit:
+            raise Unavailable("TOO_MANY_REQUESTS", f"{self._limit} requests are open already", limit=self._limit)
+        origin = headers.get("origin")
+        if origin is not None and urlsplit(origin).netloc.lower() != headers.get("host", "").lower():
+            raise PermissionDenied("ORIGIN_NOT_ALLOWED", "requests from pages of another origin are refused")
+        if scope["path"] in _OPEN_PATHS:
+            return
+        self._check_host(headers.get("host", ""))
+        identity.authenticate([("authorization", headers.get("authorization", ""))], self._token)
+
+    def _check_host(self, header: str) -> None:
+        """A page whose name was rebound to this address shows itself by its Host header."""
+        host = _host(header)
+        if host in self._hosts or "*" in self._hosts or _is_loopback(host):
+            return
+        message = f"the host {host!r} is not served here; RLHF_GATEWAY_ALLOWED_HOSTS adds names"
+        raise PermissionDenied("HOST_NOT_ALLOWED", message, host=host)
+
+
+def _host(address: str) -> str:
+    """`[::1]:80` → `::1`, `name:80` → `name`, in lower case."""
+    try:
+        return urlsplit(f"//{address}").hostname or ""
+    except ValueError:
+        return ""
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+class _Exchange:
+    """One request and its answer, watched."""
+
+    def __init__(self, receive: Receive, send: Send, headers: Headers, request_id: str) -> None:
+        self._receive = receive
+        self._send = send
+        self._request_id = request_id
+        self._body_left = "transfer-encoding" in headers or headers.get("content-length", "0") != "0"
+        self._may_linger = headers.get("expect", "").lower() != "100-continue"
+        self.started = False
+        self.linger_seconds = _LINGER_STRANGER_SECONDS
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        self._may_linger = True
+        if message["type"] != "http.request" or not message.get("more_body", False):
+            self._body_left = False
+        return message
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.started = True
+            headers = MutableHeaders(raw=message["headers"])
+            for name, value in _SECURITY_HEADERS.items():
+                headers.setdefault(name, value)
+            headers.setdefault("Cache-Control", "no-store")
+            headers["X-Request-Id"] = self._request_id
+            if self._body_left:
+                headers["Connection"] = "close"
+            message["headers"] = headers.raw
+        elif not message.get("more_body", False) and self._body_left and self._may_linger:
+            await self._send({**message, "more_body": True})
+            await self._linger()
+            message = {"type": "http.response.body", "body": b""}
+        await self._send(message)
+
+    async def _linger(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self.linger_seconds):
+                while self._body_left:
+                    await self.receive()

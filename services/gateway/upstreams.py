@@ -1,0 +1,99 @@
+"""The services behind the gateway: one channel each, and whether it is serving."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+from google.protobuf.descriptor import ServiceDescriptor
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from services.mesh.client import map_error
+from services.mesh.errors import DeadlineExceeded, PlatformError, Unavailable
+from services.mesh.interceptors import DETAILS_KEY
+
+_FOLLOW_AGAIN_SECONDS = 0.25
+# No retry policy: only the caller knows whether its call may run twice.
+_OPTIONS: Sequence[tuple[str, Any]] = (
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    # Also how long one attempt to connect may take.
+    ("grpc.min_reconnect_backoff_ms", 2000),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.max_receive_message_length", 16 * 1024 * 1024),
+    ("grpc.enable_http_proxy", 0),
+)
+
+
+@dataclass
+class Upstream:
+    """One service. `descriptors` are the gRPC services of its contract."""
+
+    name: str
+    channel: grpc.aio.Channel
+    descriptors: Sequence[ServiceDescriptor]
+    serving: bool = False
+
+    async def follow(self) -> None:
+        """Keep `serving` true to what the service's own health says, for ever."""
+        stub: Any = health_pb2_grpc.HealthStub(self.channel)
+        while True:
+            try:
+                async for reply in stub.Watch(health_pb2.HealthCheckRequest()):
+                    self.serving = reply.status == health_pb2.HealthCheckResponse.SERVING
+            except grpc.aio.AioRpcError:
+                pass
+            self.serving = False
+            await asyncio.sleep(_FOLLOW_AGAIN_SECONDS)
+
+    def error(self, error: grpc.aio.AioRpcError) -> PlatformError:
+        """What a call ended with. gRPC's own words about connections hold addresses: they are not passed on."""
+        if not any(key == DETAILS_KEY for key, _ in error.trailing_metadata() or ()):
+            if error.code() is grpc.StatusCode.UNAVAILABLE:
+                message = f"the {self.name} service cannot be reached"
+                return Unavailable("SERVICE_UNREACHABLE", message, service=self.name)
+            if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+                message = f"the {self.name} service did not answer in time"
+                return DeadlineExceeded("DEADLINE_EXCEEDED", message, service=self.name)
+        return map_error(error)
+
+
+class Upstreams:
+    """Entered, it holds the channels open and follows each service's health."""
+
+    def __init__(self, targets: Mapping[str, str], root_certificates: Path | None = None) -> None:
+        self.all = [
+            Upstream(name, _channel(target, root_certificates), _descriptors(name)) for name, target in targets.items()
+        ]
+        self._followers: list[asyncio.Task[None]] = []
+
+    def by_grpc_service(self) -> dict[str, Upstream]:
+        return {descriptor.full_name: upstream for upstream in self.all for descriptor in upstream.descriptors}
+
+    async def __aenter__(self) -> Upstreams:
+        self._followers = [asyncio.create_task(upstream.follow()) for upstream in self.all]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for follower in self._followers:
+            follower.cancel()
+        await asyncio.gather(*self._followers, return_exceptions=True)
+        await asyncio.gather(*(upstream.channel.close() for upstream in self.all))
+
+
+def _channel(target: str, root_certificates: Path | None) -> grpc.aio.Channel:
+    if root_certificates is None:
+        return grpc.aio.insecure_channel(target, options=_OPTIONS)
+    credentials = grpc.ssl_channel_credentials(root_certificates.read_bytes())
+    return grpc.aio.secure_channel(target, credentials, options=_OPTIONS)
+
+
+def _descriptors(service: str) -> Sequence[ServiceDescriptor]:
+    module = importlib.import_module(f"rlhf.{service}.v1.{service}_service_pb2")
+    return list(module.DESCRIPTOR.services_by_name.values())
