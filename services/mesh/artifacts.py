@@ -7,21 +7,25 @@ of every file, and the manifest's own hash is the artifact's name. Bytes are has
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 import hashlib
-import json
 import os
+import re
 import shutil
 import uuid
-from collections.abc import AsyncIterator
-from dataclasses import asdict, dataclass
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import fsspec
+import msgspec
 
-from services.mesh.errors import DataLoss, InvalidArgument, NotFound
+from services.mesh.errors import DataLoss, InvalidArgument, NotFound, ResourceExhausted
 
 CHUNK_BYTES = 1024 * 1024
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -48,16 +52,22 @@ class Manifest:
         return hashlib.sha256(self.encode()).hexdigest()
 
     def encode(self) -> bytes:
-        files = [asdict(file) for file in self.files]
-        return json.dumps({"files": files}, separators=(",", ":"), sort_keys=True).encode()
+        return msgspec.json.encode({"files": self.files})
 
     @classmethod
     def decode(cls, data: bytes) -> Manifest:
-        """Raises InvalidArgument when a path would leave its folder."""
-        files = tuple(ArtifactFile(**file) for file in json.loads(data)["files"])
-        for file in files:
-            check_relative_path(file.path)
-        return cls(files)
+        """Raises InvalidArgument for anything but a manifest whose files can all lie in one folder."""
+        try:
+            manifest = msgspec.json.decode(data, type=cls)
+        except msgspec.DecodeError as error:
+            raise InvalidArgument.of("manifest", f"is not a manifest: {error}") from None
+        paths = set()
+        for file in manifest.files:
+            check_sha256(file.sha256)
+            paths.add(check_relative_path(file.path))
+        if len(paths) < len(manifest.files) or any(parent in paths for path in paths for parent in path.parents):
+            raise InvalidArgument.of("manifest", "has two files in one place")
+        return manifest
 
     def file(self, path: str) -> ArtifactFile:
         """Raises NotFound."""
@@ -69,14 +79,10 @@ class Manifest:
 
     @classmethod
     def of_folder(cls, folder: Path) -> Manifest:
-        """Hash every file under `folder`. Links are refused: an artifact holds its bytes."""
-        files = []
-        for path in sorted(folder.rglob("*")):
-            relative = path.relative_to(folder).as_posix()
-            if path.is_symlink():
-                raise InvalidArgument.of("path", f"{relative} is a link; an artifact must hold the file itself")
-            if path.is_file():
-                files.append(ArtifactFile(relative, path.stat().st_size, hash_file(path)))
+        """Hash every file under `folder`. Raises InvalidArgument for a link: an artifact holds its bytes."""
+        files = (
+            ArtifactFile(path, (folder / path).stat().st_size, hash_file(folder / path)) for path in _paths(folder)
+        )
         return cls(tuple(files))
 
 
@@ -84,7 +90,8 @@ class ArtifactStore:
     """Blobs and artifacts under one URL. Methods run in threads and leave the event loop free."""
 
     def __init__(self, url: str) -> None:
-        self._filesystem, self._root = fsspec.url_to_fs(url)
+        # Without the cache of listings: other processes store too.
+        self._filesystem, self._root = fsspec.url_to_fs(url, use_listings_cache=False)
 
     async def put_blob(self, data: bytes) -> str:
         """Store bytes, return their hash. Putting what is there already costs a look."""
@@ -123,7 +130,7 @@ class ArtifactStore:
 
     async def fetch(self, manifest_sha256: str, cache: Path) -> Path:
         """The artifact as a folder under `cache`, every file verified; made once. Raises NotFound, DataLoss."""
-        target = cache / manifest_sha256
+        target = cache / check_sha256(manifest_sha256)
         if not target.exists():
             manifest = await self.manifest(manifest_sha256)
             await asyncio.to_thread(self._fetch, manifest, target)
@@ -136,17 +143,22 @@ class ArtifactStore:
             await asyncio.to_thread(self._copy_out, file, None)
 
     def _key(self, sha256: str) -> str:
-        return f"{self._root}/{sha256[:2]}/{sha256}"
+        return f"{self._root}/{check_sha256(sha256)[:2]}/{sha256}"
+
+    def _has(self, sha256: str, size_bytes: int) -> bool:
+        """Whether the blob is there; one cut short by a crash of the machine is not, and is put again."""
+        try:
+            return self._filesystem.size(self._key(sha256)) == size_bytes
+        except FileNotFoundError:
+            return False
 
     def _put_bytes(self, sha256: str, data: bytes) -> None:
-        if self._filesystem.exists(self._key(sha256)):
-            return
-        with self._writing(sha256) as file:
-            file.write(data)
+        if not self._has(sha256, len(data)):
+            with self._writing(sha256) as file:
+                file.write(data)
 
     def _put_folder(self, folder: Path) -> Manifest:
-        relative_paths = [file.path for file in Manifest.of_folder(folder).files]
-        files = tuple(self._put_file(folder / path, path, None) for path in relative_paths)
+        files = tuple(self._put_file(folder / path, path, None) for path in _paths(folder))
         manifest = Manifest(files)
         self._put_bytes(manifest.sha256, manifest.encode())
         return manifest
@@ -155,13 +167,14 @@ class ArtifactStore:
         sha256 = hash_file(path)
         if expected is not None and sha256 != expected:
             raise DataLoss("WRONG_HASH", f"{name} has SHA-256 {sha256}, not {expected}", path=name)
-        if not self._filesystem.exists(self._key(sha256)):
+        size_bytes = path.stat().st_size
+        if not self._has(sha256, size_bytes):
             with path.open("rb") as source, self._writing(sha256) as file:
                 shutil.copyfileobj(source, file, CHUNK_BYTES)
-        return ArtifactFile(name, path.stat().st_size, sha256)
+        return ArtifactFile(name, size_bytes, sha256)
 
-    def _writing(self, sha256: str) -> _AtomicWrite:
-        return _AtomicWrite(self._filesystem, self._key(sha256), f"{self._root}/writing/{uuid.uuid4()}", sha256)
+    def _writing(self, sha256: str) -> contextlib.AbstractContextManager[Any]:
+        return _atomic_write(self._filesystem, self._key(sha256), f"{self._root}/writing/{uuid.uuid4()}", sha256)
 
     def _read(self, sha256: str) -> bytes:
         with self._open(sha256) as file:
@@ -176,6 +189,7 @@ class ArtifactStore:
     def _fetch(self, manifest: Manifest, target: Path) -> None:
         partial = target.with_name(f".{target.name}.{uuid.uuid4()}")
         try:
+            partial.mkdir(parents=True)
             for file in manifest.files:
                 path = partial / check_relative_path(file.path)
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -189,44 +203,67 @@ class ArtifactStore:
             shutil.rmtree(partial, ignore_errors=True)
 
     def _copy_out(self, file: ArtifactFile, path: Path | None) -> None:
-        digest = hashlib.sha256()
+        digest, size_bytes = hashlib.sha256(), 0
         with self._open(file.sha256) as source, (path or Path(os.devnull)).open("wb") as target:
             while chunk := source.read(CHUNK_BYTES):
                 digest.update(chunk)
+                size_bytes += len(chunk)
                 target.write(chunk)
-        if digest.hexdigest() != file.sha256:
+        if digest.hexdigest() != file.sha256 or size_bytes != file.size_bytes:
             raise _corrupt(file.sha256, file.path)
 
 
-class _AtomicWrite:
-    """A blob that appears under its key whole and with the right hash, or not at all."""
+class _Hashing:
+    """A file that hashes what is written to it."""
 
-    def __init__(self, filesystem: Any, key: str, temporary: str, sha256: str) -> None:
-        self._filesystem, self._key, self._temporary, self._sha256 = filesystem, key, temporary, sha256
-        self._digest = hashlib.sha256()
-
-    def __enter__(self) -> _AtomicWrite:
-        for path in (self._temporary, self._key):
-            self._filesystem.makedirs(path.rpartition("/")[0], exist_ok=True)
-        self._file = self._filesystem.open(self._temporary, "wb")
-        return self
+    def __init__(self, file: Any) -> None:
+        self._file = file
+        self.digest = hashlib.sha256()
 
     def write(self, data: bytes) -> int:
-        self._digest.update(data)
+        self.digest.update(data)
         return self._file.write(data)
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        try:
-            if kind is None:
-                self._file.flush()
-            self._file.close()
-            if kind is None and self._digest.hexdigest() != self._sha256:
-                raise DataLoss("CHANGED_WHILE_READ", "the file changed while it was stored", sha256=self._sha256)
-            if kind is None:
-                self._filesystem.mv(self._temporary, self._key)
-        finally:
-            if self._filesystem.exists(self._temporary):
-                self._filesystem.rm(self._temporary)
+
+@contextlib.contextmanager
+def _atomic_write(filesystem: Any, key: str, temporary: str, sha256: str) -> Iterator[_Hashing]:
+    """A blob that appears under its key whole, on disk and with the right hash, or not at all.
+
+    Raises DataLoss when what was written has another hash, ResourceExhausted when the disk is full.
+    """
+    for path in (temporary, key):
+        filesystem.makedirs(path.rpartition("/")[0], exist_ok=True)
+    try:
+        with filesystem.open(temporary, "wb") as file:
+            hashing = _Hashing(file)
+            yield hashing
+            file.flush()
+            with contextlib.suppress(AttributeError, OSError):  # an object store has no descriptor and needs none
+                os.fsync(file.fileno())
+        if hashing.digest.hexdigest() != sha256:
+            raise DataLoss("CHANGED_WHILE_READ", "the file changed while it was stored", sha256=sha256)
+        filesystem.mv(temporary, key)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise ResourceExhausted("DISK_FULL", "the artifact store has no room left") from error
+        raise
+    finally:
+        if filesystem.exists(temporary):
+            filesystem.rm(temporary)
+
+
+def _paths(folder: Path) -> list[str]:
+    """Every file under `folder`, relative and in order. Raises NotFound, and InvalidArgument for a link or a device."""
+    if not folder.is_dir():
+        raise NotFound("FOLDER_NOT_FOUND", f"there is no folder {folder}", path=folder)
+    found = []
+    for path in folder.rglob("*"):
+        relative = path.relative_to(folder).as_posix()
+        if path.is_symlink() or not (path.is_file() or path.is_dir()):
+            raise InvalidArgument.of("path", f"{relative} is a link or a device; an artifact must hold the file itself")
+        if path.is_file():
+            found.append(str(check_relative_path(relative)))
+    return sorted(found)
 
 
 def hash_file(path: Path) -> str:
@@ -236,11 +273,26 @@ def hash_file(path: Path) -> str:
 
 
 def check_relative_path(path: str) -> PurePosixPath:
-    """A path that stays under the folder it is joined to. Raises InvalidArgument."""
+    """A path that stays under the folder it is joined to, in its one spelling. Raises InvalidArgument."""
     pure = PurePosixPath(path)
-    if not path or pure.is_absolute() or ".." in pure.parts or "\0" in path or "\\" in path:
-        raise InvalidArgument.of("path", f"must be a relative path without '..' (got {path[:120]!r})")
+    is_text = path.encode("utf-8", "replace").decode() == path  # a file name that is not UTF-8 is no text
+    if (
+        not is_text
+        or str(pure) != path
+        or not pure.parts
+        or pure.is_absolute()
+        or ".." in pure.parts
+        or set(path) & {"\0", "\\"}
+    ):
+        raise InvalidArgument.of("path", f"must be a plain relative path without '..' (got {path[:120]!r})")
     return pure
+
+
+def check_sha256(value: str) -> str:
+    """Raises InvalidArgument: what is not a hash could name a file outside the store."""
+    if not _SHA256.fullmatch(value):
+        raise InvalidArgument.of("sha256", f"must be 64 lower-case hex digits (got {value[:80]!r})")
+    return value
 
 
 def _corrupt(sha256: str, path: str = "") -> DataLoss:

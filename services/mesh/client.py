@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Sequence
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncGenerator, Awaitable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import grpc
+from google.protobuf.message import DecodeError, Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 from services.mesh.errors import BY_CODE, InvalidArgument, PlatformError, Violation
@@ -15,12 +19,9 @@ from services.mesh.interceptors import DETAILS_KEY
 T = TypeVar("T")
 
 DEFAULT_DEADLINE_SECONDS = 30.0
-# Reads and idempotent calls are tried again by gRPC itself while a service restarts.
-_SERVICE_CONFIG = """{"methodConfig": [{"name": [{}], "retryPolicy": {
-  "maxAttempts": 5, "initialBackoff": "0.1s", "maxBackoff": "2s", "backoffMultiplier": 2,
-  "retryableStatusCodes": ["UNAVAILABLE"]}}]}"""
+# A call that may be repeated is tried again this long after each UNAVAILABLE: 3.1 s for a service to come back.
+_BACKOFFS_SECONDS = (0.1, 0.2, 0.4, 0.8, 1.6)
 OPTIONS: Sequence[tuple[str, Any]] = (
-    ("grpc.service_config", _SERVICE_CONFIG),
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
@@ -32,8 +33,12 @@ OPTIONS: Sequence[tuple[str, Any]] = (
 
 
 def connect(target: str, token: str, root_certificates: Path | None = None) -> grpc.aio.Channel:
-    """A channel to `host:port` whose calls carry the token and, when unary, a deadline."""
-    interceptors = [_UnaryDefaults(token), _StreamDefaults(token), _StreamUnaryDefaults(token)]
+    """A channel to `host:port` whose calls carry the token and, when unary, a deadline.
+
+    Unary calls that may be repeated are tried again while the service is away: reads, and whatever has a `request_id`,
+    which is filled in where the caller left it empty.
+    """
+    interceptors = [_UnaryDefaults(token), _StreamDefaults(token), _StreamUnaryDefaults(token), _BothDefaults(token)]
     if root_certificates is None:
         return grpc.aio.insecure_channel(target, options=OPTIONS, interceptors=interceptors)
     credentials = grpc.ssl_channel_credentials(root_certificates.read_bytes())
@@ -42,16 +47,18 @@ def connect(target: str, token: str, root_certificates: Path | None = None) -> g
 
 def from_status(code: str, message: str, details: bytes | None) -> PlatformError:
     """The exception that a server raised. `code` is the canonical name, `details` the bytes of a google.rpc.Status."""
-    info, bad_request = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
-    if details:
-        status = status_pb2.Status.FromString(details)
-        message = status.message or message
+    status, info, bad_request = status_pb2.Status(), error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
+    try:
+        status.ParseFromString(details or b"")
         for detail in status.details:
             detail.Unpack(info)
             detail.Unpack(bad_request)
-    if code == "INVALID_ARGUMENT" and bad_request.field_violations:
-        violations = (Violation(v.field, v.description) for v in bad_request.field_violations)
-        return InvalidArgument(violations, info.reason or "INVALID_FIELDS")
+    except DecodeError:
+        pass  # something between us wrote it; code and message still stand
+    message = status.message or message
+    if code == "INVALID_ARGUMENT":
+        violations = [Violation(v.field, v.description) for v in bad_request.field_violations]
+        return InvalidArgument(violations or [Violation("", message)], info.reason or "INVALID_FIELDS")
     error = BY_CODE.get(code, PlatformError)(info.reason or code, message)
     error.metadata = dict(info.metadata)
     return error
@@ -71,7 +78,7 @@ async def call(pending: Awaitable[T]) -> T:
         raise map_error(error) from None
 
 
-async def stream(replies: Any) -> AsyncIterator[Any]:
+async def stream(replies: Any) -> AsyncGenerator[Any, None]:
     """The replies of a server stream; raises the PlatformError that the server raised, and cancels when abandoned."""
     try:
         async for reply in replies:
@@ -91,25 +98,63 @@ class _Defaults:
     def __init__(self, token: str) -> None:
         self._authorization = f"Bearer {token}"
 
-    def details(self, details: grpc.aio.ClientCallDetails, deadline: float | None) -> grpc.aio.ClientCallDetails:
+    def details(self, details: grpc.aio.ClientCallDetails, deadline: float | None = None) -> grpc.aio.ClientCallDetails:
+        """`deadline` on the monotonic clock, in place of the caller's timeout."""
         metadata = grpc.aio.Metadata(*(details.metadata or ()))
         if "authorization" not in metadata:
             metadata.add("authorization", self._authorization)
+        timeout = details.timeout if deadline is None else max(0.0, deadline - time.monotonic())
         return grpc.aio.ClientCallDetails(
-            details.method, details.timeout or deadline, metadata, details.credentials, details.wait_for_ready
+            details.method, timeout, metadata, details.credentials, details.wait_for_ready
         )
 
 
 class _UnaryDefaults(_Defaults, grpc.aio.UnaryUnaryClientInterceptor):
     async def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
-        return await continuation(self.details(client_call_details, DEFAULT_DEADLINE_SECONDS), request)
+        request = _with_request_id(request)
+        repeatable = _is_repeatable(client_call_details.method, request)
+        deadline = time.monotonic() + (client_call_details.timeout or DEFAULT_DEADLINE_SECONDS)
+        for backoff_seconds in _BACKOFFS_SECONDS if repeatable else ():
+            call = await continuation(self.details(client_call_details, deadline), request)
+            if await _code(call) is not grpc.StatusCode.UNAVAILABLE or time.monotonic() + backoff_seconds > deadline:
+                return call
+            await asyncio.sleep(backoff_seconds)
+        return await continuation(self.details(client_call_details, deadline), request)
 
 
 class _StreamDefaults(_Defaults, grpc.aio.UnaryStreamClientInterceptor):
     async def intercept_unary_stream(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
-        return await continuation(self.details(client_call_details, None), request)
+        return await continuation(self.details(client_call_details), request)
 
 
 class _StreamUnaryDefaults(_Defaults, grpc.aio.StreamUnaryClientInterceptor):
     async def intercept_stream_unary(self, continuation: Any, client_call_details: Any, request_iterator: Any) -> Any:
-        return await continuation(self.details(client_call_details, None), request_iterator)
+        return await continuation(self.details(client_call_details), request_iterator)
+
+
+class _BothDefaults(_Defaults, grpc.aio.StreamStreamClientInterceptor):
+    async def intercept_stream_stream(self, continuation: Any, client_call_details: Any, request_iterator: Any) -> Any:
+        return await continuation(self.details(client_call_details), request_iterator)
+
+
+async def _code(call: Any) -> grpc.StatusCode:
+    try:
+        return await call.code()
+    except asyncio.CancelledError:
+        call.cancel()
+        raise
+
+
+def _with_request_id(request: Any) -> Any:
+    if not isinstance(request, Message) or getattr(request, "request_id", None) != "":
+        return request
+    filled = type(request)()
+    filled.CopyFrom(request)
+    setattr(filled, "request_id", str(uuid.uuid4()))  # noqa: B010 - the type has the field, as was just seen
+    return filled
+
+
+def _is_repeatable(method: str | bytes, request: Any) -> bool:
+    """Whether a second time does no harm when the first was carried out and only its answer was lost."""
+    path = method.decode() if isinstance(method, bytes) else method
+    return path.rpartition("/")[2].startswith(("Get", "List")) or bool(getattr(request, "request_id", ""))

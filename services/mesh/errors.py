@@ -15,12 +15,15 @@ from typing import ClassVar
 class Violation:
     """One thing that is wrong with one field of a request.
 
-    `field` is the path a caller wrote, such as `training_job.params.learning_rate`; `description` says what is
-    wrong and what would be right.
+    `field` is the path a caller wrote, such as `training_job.params.learning_rate`, empty for the whole request;
+    `description` says what is wrong and what would be right.
     """
 
     field: str
     description: str
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.description}" if self.field else self.description
 
     def under(self, prefix: str) -> Violation:
         """The same violation, seen from one message further out."""
@@ -46,7 +49,7 @@ class InvalidArgument(PlatformError):
 
     def __init__(self, violations: Iterable[Violation], reason: str = "INVALID_FIELDS") -> None:
         self.violations = tuple(violations)
-        super().__init__(reason, "; ".join(f"{v.field}: {v.description}" for v in self.violations))
+        super().__init__(reason, "; ".join(str(violation) for violation in self.violations))
 
     @classmethod
     def of(cls, field: str, description: str) -> InvalidArgument:

@@ -16,35 +16,30 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TypeVar
 
-import nats
 import nats.errors
-import nats.js.errors
 from google.protobuf import json_format
 from google.protobuf.message import Message
-from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js import JetStreamContext
-from nats.js.api import AckPolicy, ConsumerConfig, DiscardPolicy, StreamConfig
+from nats.js.api import AckPolicy, ConsumerConfig
 from psycopg.rows import class_row
 from psycopg.types.json import Jsonb
 
 from services.mesh import identity, names
-from services.mesh.errors import Unavailable
+from services.mesh.errors import ResourceExhausted, Unavailable
+from services.mesh.nats import DEAD_PREFIX, STREAM, Bus
 from services.mesh.postgres import Connection, Database, wait
+
+__all__ = ["Bus", "Consumer", "Effect", "EventLog", "Relay", "StoredEvent"]
 
 log = logging.getLogger(__name__)
 
 M = TypeVar("M", bound=Message)
 
-STREAM = "RLHF_EVENTS"
-DEAD_STREAM = "RLHF_DEAD_EVENTS"
-SUBJECTS = "rlhf.event.v1.>"
-DEAD_PREFIX = "rlhf.dead"
-KEEP_SECONDS = 7 * 24 * 3600.0
-# Longer than any outage of the relay between publishing and marking.
-DUPLICATE_WINDOW_SECONDS = 3600.0
 MAX_DELIVERIES = 5
 OUTBOX_TOPIC = "outbox"
+# NATS carries at most 1 MiB in a message, the envelope included.
+MAX_PAYLOAD_BYTES = 900_000
 _BATCH = 200
 _IDLE_SECONDS = 5.0
 
@@ -74,7 +69,14 @@ class EventLog:
         self._database = database
 
     async def add(self, connection: Connection, resource: str, sequence: int, message: Message) -> None:
-        """Write one event in the transaction of the change that it tells of."""
+        """Write one event in the transaction of the change that it tells of.
+
+        Raises ResourceExhausted when NATS could not carry it: found out later, it would hold up all that follow.
+        """
+        payload = json_format.MessageToDict(message)
+        if (size_bytes := len(json.dumps(payload))) > MAX_PAYLOAD_BYTES:
+            what = f"{resource} is too big for an event: {size_bytes} bytes of JSON, at most {MAX_PAYLOAD_BYTES}"
+            raise ResourceExhausted("EVENT_TOO_BIG", what, size_bytes=size_bytes, limit_bytes=MAX_PAYLOAD_BYTES)
         principal = identity.current()
         await connection.execute(
             "INSERT INTO events (id, type, resource, sequence, payload, principal) VALUES (%s, %s, %s, %s, %s, %s)",
@@ -83,7 +85,7 @@ class EventLog:
                 message.DESCRIPTOR.full_name,
                 resource,
                 sequence,
-                Jsonb(json_format.MessageToDict(message)),
+                Jsonb(payload),
                 principal.name if principal else "",
             ),
         )
@@ -110,46 +112,6 @@ class EventLog:
 
     async def mark_published(self, connection: Connection, ids: list[Any]) -> None:
         await connection.execute("UPDATE events SET publish_time = now() WHERE id = ANY(%s)", (ids,))
-
-
-class Bus:
-    """A connection to NATS that outlives its server. An async context manager."""
-
-    def __init__(self, url: str, name: str) -> None:
-        self._url = url
-        self._name = name
-        self._client = Client()
-        self._connecting: asyncio.Task[None] | None = None
-
-    async def __aenter__(self) -> Bus:
-        self._connecting = asyncio.create_task(self._connect(), name="nats")
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        if self._connecting is not None:
-            self._connecting.cancel()
-            await asyncio.gather(self._connecting, return_exceptions=True)
-        with contextlib.suppress(Exception):
-            await self._client.close()
-
-    async def stream(self) -> JetStreamContext:
-        """JetStream with both streams there. Raises a NATS error while the server is away."""
-        if not self._client.is_connected:
-            raise nats.errors.ConnectionClosedError
-        context = self._client.jetstream(timeout=5)
-        await _ensure_stream(context, STREAM, [SUBJECTS])
-        await _ensure_stream(context, DEAD_STREAM, [f"{DEAD_PREFIX}.>"])
-        return context
-
-    async def _connect(self) -> None:
-        await self._client.connect(
-            self._url,
-            name=self._name,
-            allow_reconnect=True,
-            max_reconnect_attempts=-1,
-            reconnect_time_wait=1,
-            error_cb=_log_error,
-        )
 
 
 class Relay:
@@ -239,36 +201,44 @@ class Consumer:
 
     async def _consume(self) -> None:
         context = await self._bus.stream()
-        subjects = [f"{type_}.*" for type_ in self._effects]
         config = ConsumerConfig(
+            name=self._name,
             durable_name=self._name,
             ack_policy=AckPolicy.EXPLICIT,
             ack_wait=30,
-            filter_subjects=subjects,
+            filter_subjects=[f"{type_}.*" for type_ in self._effects],
         )
-        subscription = await context.pull_subscribe("", durable=self._name, stream=STREAM, config=config)
+        # Makes it, or gives the one of an earlier version of this service the event types of this one.
+        await context.add_consumer(STREAM, config)
+        subscription = await context.pull_subscribe_bind(durable=self._name, stream=STREAM)
         try:
             while True:
                 try:
-                    messages = await subscription.fetch(batch=50, timeout=_IDLE_SECONDS)
+                    # One at a time: what waits here while another is worked on would run out of its time and be
+                    # delivered again, and deliveries are counted.
+                    (message,) = await subscription.fetch(batch=1, timeout=_IDLE_SECONDS)
                 except TimeoutError:
                     await subscription.consumer_info()  # raises when the server or the consumer is gone
                     continue
-                for message in messages:
-                    await self._handle(context, message)
+                await self._handle(context, message)
         finally:
             with contextlib.suppress(nats.errors.Error):
                 await subscription.unsubscribe()
 
     async def _handle(self, context: JetStreamContext, message: Msg) -> None:
-        try:
-            await self._apply(json.loads(message.data))
-        except Unavailable:
-            await message.nak(delay=1)
-        except Exception as error:
-            await self._refuse(context, message, error)
-        else:
-            await message.ack()
+        while True:
+            try:
+                await self._apply(json.loads(message.data))
+            except Unavailable:
+                # Nobody's fault, so no delivery is spent on it: hold the message until the database is back.
+                await message.in_progress()
+                await asyncio.sleep(1)
+            except Exception as error:
+                await self._refuse(context, message, error)
+                return
+            else:
+                await message.ack()
+                return
 
     async def _apply(self, envelope: dict[str, Any]) -> None:
         kind, effect = self._effects[envelope["type"]]
@@ -287,24 +257,10 @@ class Consumer:
         if deliveries < MAX_DELIVERIES:
             await message.nak(delay=2.0**deliveries / 10)
             return
-        headers = {**(message.headers or {}), "Rlhf-Consumer": self._name, "Rlhf-Error": repr(error)[:500]}
+        headers = {**(message.headers or {}), "Rlhf-Consumer": self._name, "Rlhf-Error": _header_value(repr(error))}
         headers["Nats-Msg-Id"] = f"{self._name}:{headers.get('Nats-Msg-Id', message.metadata.sequence.stream)}"
         await context.publish(f"{DEAD_PREFIX}.{self._name}", message.data, headers=headers)
         await message.term()
-
-
-async def _ensure_stream(context: JetStreamContext, name: str, subjects: list[str]) -> None:
-    try:
-        await context.stream_info(name)
-    except nats.js.errors.NotFoundError:
-        config = StreamConfig(
-            name=name,
-            subjects=subjects,
-            max_age=KEEP_SECONDS,
-            duplicate_window=DUPLICATE_WINDOW_SECONDS,
-            discard=DiscardPolicy.OLD,
-        )
-        await context.add_stream(config)
 
 
 def _subject(event: StoredEvent) -> str:
@@ -318,5 +274,6 @@ def _headers(event: StoredEvent) -> dict[str, str]:
     return headers
 
 
-async def _log_error(error: Exception) -> None:
-    log.warning("nats: %s", error or type(error).__name__)
+def _header_value(text: str) -> str:
+    """At most 500 ASCII characters on one line: a header's value ends at a line break."""
+    return " ".join(text.encode("ascii", "backslashreplace").decode().split())[:500]

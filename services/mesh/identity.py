@@ -6,6 +6,7 @@ resource, so that roles can come later without touching a service.
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import hmac
 import os
@@ -40,15 +41,22 @@ def become(principal: Principal) -> None:
 
 
 def ensure_token(path: Path) -> str:
-    """The token in `path`; made at random with mode 0600 when the file is not there."""
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
+    """The token in `path`; made at random with mode 0600 when the file is not there.
+
+    The file appears with the token in it: processes that start together all read the same one.
+    """
+    if path.exists():
         return read_token(path)
-    token = secrets.token_urlsafe(_TOKEN_BYTES)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(token + "\n")
-    return token
+    fresh = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(descriptor, "w") as file:
+            file.write(secrets.token_urlsafe(_TOKEN_BYTES) + "\n")
+        with contextlib.suppress(FileExistsError):
+            os.link(fresh, path)
+    finally:
+        fresh.unlink()
+    return read_token(path)
 
 
 def read_token(path: Path) -> str:

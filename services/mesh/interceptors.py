@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import inspect
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any, NoReturn
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Any, NoReturn, TypeAlias
 
 import grpc
 from google.protobuf import any_pb2
@@ -13,35 +15,64 @@ from google.protobuf.message import Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 from services.mesh import identity
-from services.mesh.errors import InvalidArgument, PlatformError
+from services.mesh.errors import InvalidArgument, PlatformError, Violation
 
 DOMAIN = "rlhf.dev"
 DETAILS_KEY = "grpc-status-details-bin"
 # Answered without a token: a probe has none, and says nothing but "serving".
 _OPEN_METHODS = ("/grpc.health.v1.Health/",)
+# A status travels in headers, of which a client by default accepts 8 KiB: the message percent-encoded (up to three
+# bytes for one), the details, which hold message, values and violations, base64-encoded (four bytes for three).
+_HEADER_MESSAGE_BYTES = 400
+_DETAILS_BYTES = 4500
+_MESSAGE_BYTES = 1500
+_VALUE_BYTES = 300
 log = logging.getLogger(__name__)
 
-_Handler = grpc.RpcMethodHandler[Any, Any]
-_Continuation = Callable[[grpc.HandlerCallDetails], Awaitable[_Handler | None]]
+_Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+_Behaviour: TypeAlias = Callable[[Any, Any], Any]
+_Continuation: TypeAlias = "Callable[[grpc.HandlerCallDetails], Awaitable[_Handler | None]]"
 
 
 def to_status(error: BaseException) -> status_pb2.Status:
     """Any exception as a google.rpc.Status; one that is not a PlatformError says nothing of its inside."""
     if not isinstance(error, PlatformError):
         error = PlatformError("INTERNAL", "internal error")
-    details: list[Message] = [error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata)]
+    # The violations hold all that the message of an InvalidArgument says.
+    message_bytes = _HEADER_MESSAGE_BYTES if isinstance(error, InvalidArgument) else _MESSAGE_BYTES
+    status = status_pb2.Status(code=code_pb2.Code.Value(error.code), message=_cut(str(error), message_bytes))
+    metadata = {key: _cut(value, _VALUE_BYTES) for key, value in error.metadata.items()}
+    _add_detail(status, error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=metadata))
     if isinstance(error, InvalidArgument):
-        violations = [
-            error_details_pb2.BadRequest.FieldViolation(field=v.field, description=v.description)
-            for v in error.violations
-        ]
-        details.append(error_details_pb2.BadRequest(field_violations=violations))
-    status = status_pb2.Status(code=code_pb2.Code.Value(error.code), message=str(error))
-    for detail in details:
-        packed = any_pb2.Any()
-        packed.Pack(detail)
-        status.details.append(packed)
+        _add_detail(status, _bad_request(error.violations, _DETAILS_BYTES - status.ByteSize()))
     return status
+
+
+def _bad_request(violations: Sequence[Violation], limit_bytes: int) -> error_details_pb2.BadRequest:
+    """Every violation; where they are too many for a header, those that fit and the number of the others."""
+    found = error_details_pb2.BadRequest()
+    for number, violation in enumerate(violations):
+        field, description = _cut(violation.field, _VALUE_BYTES), _cut(violation.description, 2 * _VALUE_BYTES)
+        one = error_details_pb2.BadRequest.FieldViolation(field=field, description=description)
+        if found.ByteSize() + one.ByteSize() + 80 > limit_bytes:  # 80: room for framing and the line below
+            found.field_violations.add(description=f"and {len(violations) - number} more")
+            break
+        found.field_violations.append(one)
+    return found
+
+
+def _add_detail(status: status_pb2.Status, detail: Message) -> None:
+    packed = any_pb2.Any()
+    packed.Pack(detail)
+    status.details.append(packed)
+
+
+def _cut(text: str, limit_bytes: int) -> str:
+    """At most so many bytes of UTF-8; lone surrogates, which protobuf refuses, become `?`."""
+    encoded = text.encode("utf-8", "replace")
+    if len(encoded) <= limit_bytes:
+        return encoded.decode()
+    return encoded[: limit_bytes - 3].decode(errors="ignore") + "…"
 
 
 async def abort(context: grpc.aio.ServicerContext[Any, Any], error: Exception) -> NoReturn:
@@ -50,8 +81,8 @@ async def abort(context: grpc.aio.ServicerContext[Any, Any], error: Exception) -
     if not isinstance(error, PlatformError):
         log.exception("unhandled error", exc_info=error)
     code = grpc.StatusCode[code_pb2.Code.Name(code_pb2.Code.ValueType(status.code))]
-    # gRPC carries the message in a header: at most a few KiB. The details hold the rest.
-    await context.abort(code, status.message[:2000], ((DETAILS_KEY, status.SerializeToString()),))
+    message = _cut(status.message, _HEADER_MESSAGE_BYTES)
+    await context.abort(code, message, ((DETAILS_KEY, status.SerializeToString()),))
     raise AssertionError("abort always raises")
 
 
@@ -75,32 +106,42 @@ class Wrapping(grpc.aio.ServerInterceptor):
             "stream" if many else "unary" for many in (handler.request_streaming, handler.response_streaming)
         )
         shape = f"{asks}_{answers}"
-        inner = getattr(handler, shape)
-
-        async def one(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
-            try:
-                await self.before(request, context, method)
-                return await inner(request, context)
-            except (grpc.aio.AbortError, asyncio.CancelledError):
-                raise
-            except Exception as error:
-                await self.failed(context, error)
-                raise
-
-        async def many(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
-            try:
-                await self.before(request, context, method)
-                async for reply in inner(request, context):
-                    yield reply
-            except (grpc.aio.AbortError, asyncio.CancelledError):
-                raise
-            except Exception as error:
-                await self.failed(context, error)
-                raise
-
+        behaviour = (self._many if handler.response_streaming else self._one)(getattr(handler, shape), method)
         wrap = getattr(grpc, f"{shape}_rpc_method_handler")
-        behaviour = many if handler.response_streaming else one
         return wrap(behaviour, handler.request_deserializer, handler.response_serializer)
+
+    def _one(self, inner: _Behaviour, method: str) -> _Behaviour:
+        async def one(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+            async with self._around(request, context, method):
+                return await inner(request, context)
+
+        return one
+
+    def _many(self, inner: _Behaviour, method: str) -> _Behaviour:
+        async def many(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
+            async with self._around(request, context, method):
+                replies = inner(request, context)
+                if inspect.isawaitable(replies):  # it writes to the context, as the health service does
+                    await replies
+                    return
+                async with contextlib.aclosing(replies):
+                    async for reply in replies:
+                        yield reply
+
+        return many
+
+    @contextlib.asynccontextmanager
+    async def _around(
+        self, request: Any, context: grpc.aio.ServicerContext[Any, Any], method: str
+    ) -> AsyncIterator[None]:
+        try:
+            await self.before(request, context, method)
+            yield
+        except (grpc.aio.AbortError, asyncio.CancelledError):
+            raise
+        except Exception as error:
+            await self.failed(context, error)
+            raise
 
 
 class Errors(Wrapping):

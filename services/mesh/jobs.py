@@ -8,85 +8,31 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass
-from datetime import datetime
-from enum import StrEnum
 from typing import Any
 
 from psycopg.rows import class_row
 from psycopg.types.json import Jsonb
 
 from services.mesh import names
-from services.mesh.errors import Aborted, AlreadyExists, FailedPrecondition, NotFound, PlatformError
+from services.mesh.errors import Aborted, AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, PlatformError
+from services.mesh.job import TERMINAL, TRANSITIONS, Attempt, Job, Lease, State, error_to_json, storable
 from services.mesh.pages import Page, PageRequest
 from services.mesh.postgres import Connection, Database, is_unique_violation
 
+__all__ = [
+    "QUEUE_TOPIC",
+    "TERMINAL",
+    "TRANSITIONS",
+    "Announce",
+    "Attempt",
+    "Job",
+    "Jobs",
+    "Lease",
+    "State",
+    "job_topic",
+]
+
 QUEUE_TOPIC = "queue"
-
-
-class State(StrEnum):
-    QUEUED = "QUEUED"
-    RUNNING = "RUNNING"
-    CANCELLING = "CANCELLING"
-    SUCCEEDED = "SUCCEEDED"
-    FAILED = "FAILED"
-    CANCELLED = "CANCELLED"
-
-
-TERMINAL = frozenset({State.SUCCEEDED, State.FAILED, State.CANCELLED})
-TRANSITIONS: Mapping[State, frozenset[State]] = {
-    State.QUEUED: frozenset({State.RUNNING, State.CANCELLED, State.FAILED}),
-    # Back to QUEUED: an attempt failed and another one will be made.
-    State.RUNNING: frozenset({State.QUEUED, State.CANCELLING, State.SUCCEEDED, State.FAILED}),
-    # SUCCEEDED: it had finished before the wish to cancel arrived.
-    State.CANCELLING: frozenset({State.CANCELLED, State.FAILED, State.SUCCEEDED}),
-    State.SUCCEEDED: frozenset(),
-    State.FAILED: frozenset(),
-    State.CANCELLED: frozenset(),
-}
-
-
-@dataclass(frozen=True)
-class Job:
-    """One row. `spec` is what was asked for, `progress` what moves while it runs, `error` why it failed."""
-
-    uid: uuid.UUID
-    kind: str
-    name: str
-    parent: str
-    state: State
-    priority: int
-    sequence: int
-    spec: dict[str, Any]
-    progress: dict[str, Any]
-    error: dict[str, Any] | None
-    create_time: datetime
-    start_time: datetime | None
-    end_time: datetime | None
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "state", State(self.state))
-
-
-@dataclass(frozen=True)
-class Attempt:
-    number: int
-    start_time: datetime
-    end_time: datetime | None
-    end_reason: str
-    resumed_from_step: int
-
-
-@dataclass(frozen=True)
-class Lease:
-    """The right to work on a job until it expires; renewed by heartbeats."""
-
-    job: Job
-    owner: str
-    token: uuid.UUID
-    # The job was already running: whoever held it is gone, what it started may still live.
-    taken_over: bool
-
 
 # Writes the event of a change, given the job as it is now and the state before; None for a new job.
 Announce = Callable[[Connection, Job, State | None], Awaitable[None]]
@@ -135,7 +81,7 @@ class Jobs:
         self, connection: Connection, kind: str, parent: str, states: Iterable[State], page: PageRequest
     ) -> Page[Job]:
         """Newest first."""
-        before = uuid.UUID(str(page.after[0])) if page.after else None
+        before = _uid(page)
         wanted = [str(state) for state in states]
         async with connection.cursor(row_factory=class_row(Job)) as cursor:
             await cursor.execute(
@@ -172,7 +118,7 @@ class Jobs:
     ) -> Job:
         """Change the state of a job whose row this transaction has locked; frees the lease unless it goes on running.
 
-        Raises FailedPrecondition when the table does not allow it.
+        Raises FailedPrecondition when the table does not allow it, Aborted when `job` is no longer how the row stands.
         """
         if to not in TRANSITIONS[job.state]:
             message = f"{job.name} is {job.state} and cannot become {to}"
@@ -186,7 +132,7 @@ class Jobs:
             " lease_token = CASE WHEN %(held)s THEN lease_token END,"
             " lease_owner = CASE WHEN %(held)s THEN lease_owner END,"
             " lease_expires_at = CASE WHEN %(held)s THEN lease_expires_at END"
-            f" WHERE uid = %(uid)s RETURNING {_COLUMNS}",
+            f" WHERE uid = %(uid)s AND sequence = %(sequence)s RETURNING {_COLUMNS}",
             {
                 "to": str(to),
                 "error": Jsonb(error_to_json(error)) if error else None,
@@ -194,9 +140,11 @@ class Jobs:
                 "held": to in (State.RUNNING, State.CANCELLING),
                 "delay": delay_seconds,
                 "uid": job.uid,
+                "sequence": job.sequence,
             },
         )
-        assert moved is not None
+        if moved is None:
+            raise Aborted("JOB_CHANGED", f"{job.name} has changed meanwhile; read it again", name=job.name)
         await self._announce(connection, moved, job.state)
         await self._database.notify(connection, job_topic(job.name))
         await self._database.notify(connection, QUEUE_TOPIC)
@@ -246,6 +194,7 @@ class Jobs:
                 "UPDATE jobs SET lease_expires_at = now() WHERE uid = %s AND lease_token = %s",
                 (lease.job.uid, lease.token),
             )
+            await self._database.notify(connection, QUEUE_TOPIC)
 
     async def held(self, connection: Connection, lease: Lease) -> Job:
         """Lock the row for this transaction and prove that the lease still holds. Raises Aborted."""
@@ -260,7 +209,6 @@ class Jobs:
 
     async def begin_attempt(self, connection: Connection, lease: Lease, resumed_from_step: int = 0) -> int:
         """The number of the try that starts now, from 1. One that is still open ends as lost."""
-        await self.held(connection, lease)
         await self.end_attempt(connection, lease, "its worker was lost")
         cursor = await connection.execute(
             "INSERT INTO job_attempts (job_uid, number, lease_owner, resumed_from_step)"
@@ -273,10 +221,11 @@ class Jobs:
         return row[0]
 
     async def end_attempt(self, connection: Connection, lease: Lease, reason: str) -> None:
-        """Close the attempt that is open, if one is. `reason` is empty after success."""
+        """Close the attempt that is open, if one is. `reason` is empty after success. Raises Aborted."""
+        await self.held(connection, lease)
         await connection.execute(
             "UPDATE job_attempts SET end_time = now(), end_reason = %s WHERE job_uid = %s AND end_time IS NULL",
-            (reason, lease.job.uid),
+            (storable(reason), lease.job.uid),
         )
 
     async def report(self, connection: Connection, lease: Lease, progress: Mapping[str, Any]) -> None:
@@ -306,9 +255,13 @@ def job_topic(name: str) -> str:
     return f"job:{name}"
 
 
-def error_to_json(error: PlatformError) -> dict[str, Any]:
-    return {"code": error.code, "reason": error.reason, "message": str(error), "metadata": error.metadata}
-
-
 def _lost(lease: Lease) -> Aborted:
     return Aborted("LEASE_LOST", f"{lease.job.name} is held by another worker now", name=lease.job.name)
+
+
+def _uid(page: PageRequest) -> uuid.UUID | None:
+    """Where the page starts. A token is not signed, so what it holds is checked like any other input."""
+    try:
+        return uuid.UUID(str(page.after[0])) if page.after else None
+    except ValueError:
+        raise InvalidArgument.of("page_token", "is not a token that a list returned") from None

@@ -39,7 +39,9 @@ class PageRequest:
         if page_size < 0:
             raise InvalidArgument.of("page_size", f"must not be negative (got {page_size})")
         size = min(page_size or DEFAULT_SIZE, MAX_SIZE)
-        filter_hash = hashlib.sha256(repr(filters).encode()).hexdigest()[:16]
+        # Sets and repeated fields count sorted; anything that is not JSON is a mistake of ours and a TypeError.
+        text = json.dumps(filters, default=sorted)
+        filter_hash = hashlib.sha256(text.encode()).hexdigest()[:16]
         return cls(size, _read(page_token, filter_hash) if page_token else None, filter_hash)
 
     def page(self, rows: Sequence[T], key: Callable[[T], tuple[str | int, ...]]) -> Page[T]:
@@ -60,7 +62,7 @@ def _read(token: str, filter_hash: str) -> tuple[str | int, ...]:
         made_with, *key = json.loads(base64.urlsafe_b64decode(token + "=" * (-len(token) % 4)))
         if not key or not all(type(value) in (str, int) for value in key):
             raise ValueError("not a key")
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         raise InvalidArgument.of("page_token", "is not a token that a list returned") from None
     if made_with != filter_hash:
         raise InvalidArgument.of("page_token", "belongs to a list with another parent or other filters")

@@ -54,5 +54,5 @@ def _violation(detail: ErrorDetails, kind: type[Any], field: str) -> Violation:
         return Violation(path, f"unknown parameter; one of {known}" if len(detail["loc"]) == 1 else "unknown parameter")
     message = detail["msg"][0].lower() + detail["msg"][1:]
     given = detail["input"]
-    shown = "" if detail["type"] in ("missing", "missing_argument") else f" (got {str(given)[:60]!r})"
+    shown = "" if detail["type"] in ("missing", "missing_argument") else f" (got {repr(given)[:60]})"
     return Violation(path, message + shown)

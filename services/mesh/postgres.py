@@ -15,7 +15,7 @@ from psycopg import AsyncConnection, sql
 from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
-from services.mesh.errors import Unavailable
+from services.mesh.errors import InvalidArgument, Unavailable
 
 log = logging.getLogger(__name__)
 
@@ -23,6 +23,13 @@ Connection = AsyncConnection[TupleRow]
 MAX_CONNECTIONS = 10
 CHECKOUT_TIMEOUT_SECONDS = 10.0
 _RECONNECT_SECONDS = 0.2
+# A server that vanished without a word is noticed within a minute; TCP alone takes two hours.
+_CONNECTION: dict[str, Any] = {
+    "connect_timeout": 5,
+    "keepalives_idle": 20,
+    "keepalives_interval": 10,
+    "keepalives_count": 3,
+}
 # Any number will do, as long as all migrations take the same lock.
 _MIGRATION_LOCK = 0x726C6866
 
@@ -35,7 +42,7 @@ class Database:
         self._url = url
         self._pool: AsyncConnectionPool[Connection] = AsyncConnectionPool(
             url,
-            kwargs={"options": f"-c search_path={schema} -c timezone=UTC", "connect_timeout": 5},
+            kwargs={"options": f"-c search_path={schema} -c timezone=UTC", **_CONNECTION},
             min_size=1,
             max_size=MAX_CONNECTIONS,
             timeout=CHECKOUT_TIMEOUT_SECONDS,
@@ -58,17 +65,22 @@ class Database:
     async def transaction(self) -> AsyncIterator[Connection]:
         """A connection inside one transaction, which commits at the end. No network call belongs inside.
 
-        Raises Unavailable when the server cannot be reached or goes away in the middle.
+        Raises Unavailable when the server cannot be reached or goes away in the middle, InvalidArgument for text that
+        it cannot store.
         """
         try:
             async with self._pool.connection() as connection:
                 yield connection
         except (psycopg.OperationalError, PoolTimeout) as error:
             raise Unavailable("DATABASE_UNAVAILABLE", "the database cannot be reached; try again") from error
+        except psycopg.DataError as error:
+            if "NUL" in str(error) or isinstance(error, psycopg.errors.UntranslatableCharacter):
+                raise InvalidArgument.of("", "text must not hold the character NUL (U+0000)") from error
+            raise
 
     async def migrate(self, *packages: str) -> None:
         """Apply `migrations/*.sql` of each package, in order and once, into the schema; several processes may try."""
-        async with await AsyncConnection.connect(self._url) as connection:
+        async with await AsyncConnection.connect(self._url, **_CONNECTION) as connection:
             await connection.execute("SELECT pg_advisory_xact_lock(%s)", (_MIGRATION_LOCK,))
             schema = sql.Identifier(self.schema)
             await connection.execute(sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(schema))
@@ -135,12 +147,12 @@ class Notices:
     async def _listen(self) -> None:
         while True:
             try:
-                async with await AsyncConnection.connect(self._url, autocommit=True, connect_timeout=5) as connection:
+                async with await AsyncConnection.connect(self._url, autocommit=True, **_CONNECTION) as connection:
                     await connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(self._channel)))
                     self._wake(*self._waiters)
                     async for notice in connection.notifies():
                         self._wake(notice.payload)
-            except psycopg.OperationalError as error:
+            except (psycopg.Error, OSError) as error:
                 log.warning("lost the notice connection: %s", error)
             await asyncio.sleep(_RECONNECT_SECONDS)
 
@@ -153,7 +165,9 @@ class Notices:
 async def wait(event: asyncio.Event, timeout_seconds: float) -> bool:
     """Wait for `event` and clear it. False when the time ran out."""
     try:
-        await asyncio.wait_for(event.wait(), timeout_seconds)
+        # Not wait_for, which in Python 3.11 swallows a cancellation that arrives together with the event.
+        async with asyncio.timeout(timeout_seconds):
+            await event.wait()
     except TimeoutError:
         return False
     event.clear()

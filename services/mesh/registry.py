@@ -44,7 +44,7 @@ class Registry(Generic[T]):
             return self._entries[name]
         except KeyError:
             known = ", ".join(sorted(self._entries))
-            raise InvalidArgument.of(field or self.kind, f"unknown {self.kind} {name!r}; one of {known}") from None
+            raise InvalidArgument.of(field or self.kind, f"unknown {self.kind} {name[:80]!r}; one of {known}") from None
 
     def items(self) -> list[tuple[str, T]]:
         """Every entry, by name."""

@@ -13,7 +13,7 @@ from services.mesh.postgres import Connection
 
 @dataclass(frozen=True)
 class RequestKey:
-    """What a Create was asked for. `id` is empty when the caller sent none."""
+    """What a Create was asked for. `id` is empty when the caller sent none; `sha256` is of everything but the id."""
 
     parent: str
     id: str
@@ -21,24 +21,38 @@ class RequestKey:
 
     @classmethod
     def of(cls, parent: str, request_id: str, request: Message) -> RequestKey:
-        return cls(
-            parent, request_id.lower(), hashlib.sha256(request.SerializeToString(deterministic=True)).hexdigest()
-        )
+        asked = type(request)()
+        asked.CopyFrom(request)
+        if "request_id" in request.DESCRIPTOR.fields_by_name:
+            asked.ClearField("request_id")
+        digest = hashlib.sha256(f"{request.DESCRIPTOR.full_name}\n".encode())
+        digest.update(asked.SerializeToString(deterministic=True))
+        return cls(parent, request_id.lower(), digest.hexdigest())
 
 
 async def remember(connection: Connection, key: RequestKey, resource: str) -> str:
+    """Like `claim`, for a resource whose id the server makes: returns `resource` itself when it is to be created."""
+    return await claim(connection, key, resource) or resource
+
+
+async def claim(connection: Connection, key: RequestKey, resource: str) -> str | None:
     """Claim `key` for `resource`, in the transaction that creates it.
 
-    Returns `resource`, or the name that an earlier, equal request made: then nothing is to be created. Raises
-    AlreadyExists when the id was used for another request.
+    Returns None when it is to be created, or the name that an earlier, equal request made (the same one when the caller
+    chose the id). Raises AlreadyExists when the id was used for another request.
     """
     if not key.id:
-        return resource
+        return None
     cursor = await connection.execute(
         "INSERT INTO requests (parent, request_id, request_sha256, resource) VALUES (%s, %s, %s, %s)"
-        " ON CONFLICT (parent, request_id) DO UPDATE SET parent = requests.parent"
-        " RETURNING request_sha256, resource",
+        # Waits for an equal request that is under way; its row is then there to be read.
+        " ON CONFLICT DO NOTHING",
         (key.parent, key.id, key.sha256, resource),
+    )
+    if cursor.rowcount:
+        return None
+    cursor = await connection.execute(
+        "SELECT request_sha256, resource FROM requests WHERE parent = %s AND request_id = %s", (key.parent, key.id)
     )
     row = await cursor.fetchone()
     assert row is not None

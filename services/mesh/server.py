@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import signal
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,7 @@ class Process:
         self._starts.append(do)
 
     def add_routine(self, name: str, routine: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """A coroutine that runs as long as the process; when it fails, the process ends with its error."""
+        """A coroutine that runs as long as the process; when it fails or ends, the process ends with its error."""
 
         async def launch(stack: AsyncExitStack) -> None:
             task = asyncio.create_task(routine(), name=name)
@@ -80,11 +80,11 @@ class Process:
             raise
         if self._ready_file is not None:
             self._ready_file.touch()
-        log.info("started", extra={"process": self.name})
+        log.info("started")
 
     async def stop(self) -> None:
         await self._stack.aclose()
-        log.info("stopped", extra={"process": self.name})
+        log.info("stopped")
 
     async def run(self) -> None:
         """Until SIGTERM, SIGINT or the failure of a routine, which is raised."""
@@ -100,10 +100,13 @@ class Process:
             raise self._failure
 
     def _routine_done(self, task: asyncio.Task[None]) -> None:
-        if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("routine %s failed", task.get_name(), exc_info=error)
-            self._failure = error
-            self._stopping.set()
+        if task.cancelled() or self._stopping.is_set():
+            return
+        # One that just returns has left its work undone, and nobody would notice.
+        error = task.exception() or RuntimeError(f"routine {task.get_name()} ended")
+        log.error("routine %s failed", task.get_name(), exc_info=error)
+        self._failure = error
+        self._stopping.set()
 
 
 class Server(Process):
@@ -115,56 +118,54 @@ class Server(Process):
     def __init__(self, name: str, settings: MeshSettings) -> None:
         super().__init__(name, settings.ready_file)
         self._settings = settings
-        token = identity.read_token(settings.token_file)
-        self._grpc = grpc.aio.server(interceptors=[Errors(), Identity(token)], options=_OPTIONS)
-        self._health = health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue]
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
-        self._services: list[str] = []
+        self._token = identity.read_token(settings.token_file)
+        self._services: dict[str, Callable[[grpc.aio.Server], None]] = {}
+        self._health: Any = None
         self.port = 0
 
     def serve(self, service: str, register: Callable[[grpc.aio.Server], None]) -> None:
         """Add the servicer of `service`, a full proto name, by its generated `add_…_to_server`."""
-        register(self._grpc)
-        self._services.append(service)
+        self._services[service] = register
+
+    async def set_serving(self, service: str, serving: bool) -> None:
+        """What health says of `service` from now on; each is serving from the start. Nothing before that."""
+        if self._health is not None:
+            states = health_pb2.HealthCheckResponse
+            await self._health.set(service, states.SERVING if serving else states.NOT_SERVING)
 
     async def start(self) -> None:
-        self.add(_Serving(self))
+        self.add(self._serving())
         await super().start()
 
-
-class _Serving:
-    """The last thing to start and the first to stop: the port opens once everything behind it is there."""
-
-    def __init__(self, server: Server) -> None:
-        self._server = server
-
-    async def __aenter__(self) -> None:
-        server, grpc_server = self._server, self._server._grpc
-        reflection.enable_server_reflection(
-            (*server._services, health.SERVICE_NAME, reflection.SERVICE_NAME), grpc_server
-        )
-        credentials = _credentials(server._settings)
-        listen = server._settings.listen
-        server.port = (
-            grpc_server.add_insecure_port(listen)
-            if credentials is None
-            else grpc_server.add_secure_port(listen, credentials)
-        )
-        await grpc_server.start()
-        for service in ("", *server._services):
-            await server._health.set(service, health_pb2.HealthCheckResponse.SERVING)
-        log.info("listening on port %d", server.port)
-
-    async def __aexit__(self, *_: object) -> None:
-        await self._server._health.enter_graceful_shutdown()
-        await self._server._grpc.stop(STOP_GRACE_SECONDS)
+    @contextlib.asynccontextmanager
+    async def _serving(self) -> AsyncIterator[None]:
+        """The last thing to start and the first to stop: the port opens once everything behind it is there."""
+        # Made here because it belongs to the event loop that runs when it is made.
+        server = grpc.aio.server(interceptors=[Errors(), Identity(self._token)], options=_OPTIONS)
+        for register in self._services.values():
+            register(server)
+        servicer = health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue]
+        health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+        reflection.enable_server_reflection((*self._services, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+        self.port = _open_port(server, self._settings)
+        await server.start()
+        for service in ("", *self._services):
+            await servicer.set(service, health_pb2.HealthCheckResponse.SERVING)
+        self._health = servicer
+        log.info("listening on port %d", self.port)
+        try:
+            yield
+        finally:
+            await servicer.enter_graceful_shutdown()
+            await server.stop(STOP_GRACE_SECONDS)
 
 
-def _credentials(settings: MeshSettings) -> grpc.ServerCredentials | None:
+def _open_port(server: grpc.aio.Server, settings: MeshSettings) -> int:
+    """The port, which is the system's choice where the settings say 0. Raises RuntimeError when it is taken."""
     if settings.tls_certificate_file is None or settings.tls_key_file is None:
-        return None
+        return server.add_insecure_port(settings.listen)
     pair = (settings.tls_key_file.read_bytes(), settings.tls_certificate_file.read_bytes())
-    return grpc.ssl_server_credentials([pair])
+    return server.add_secure_port(settings.listen, grpc.ssl_server_credentials([pair]))
 
 
 async def _cancelled(task: asyncio.Task[Any]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from services.mesh.errors import InvalidArgument, Violation
@@ -51,9 +51,19 @@ class Environment:
     def address(self, name: str, default: str | None = None) -> str:
         """`host:port`; port 0 lets the system choose."""
         value = self.text(name, default)
-        if value and not value.rpartition(":")[2].isdecimal():
+        host, _, port = value.rpartition(":")
+        if value and not (host and port.isascii() and port.isdecimal() and int(port) < 65536):
             self._violations.append(Violation(name, f"must be host:port (got {value!r})"))
         return value
+
+    def both(self, first: str, second: str) -> tuple[str, str]:
+        """Two that are of use only together: both empty or both set."""
+        values = self.text(first, ""), self.text(second, "")
+        if values[0] and not values[1]:
+            self._violations.append(Violation(second, f"must be set, since {first} is"))
+        if values[1] and not values[0]:
+            self._violations.append(Violation(first, f"must be set, since {second} is"))
+        return values
 
     def done(self) -> None:
         if self._violations:
@@ -73,6 +83,11 @@ class Environment:
         return number
 
 
+def child_environment(**changes: str) -> dict[str, str]:
+    """The environment for a process that this one starts: its own, with `changes`."""
+    return {**os.environ, **changes}
+
+
 def default_home(environment: Environment) -> Path:
     """`RLHF_HOME`, by default `~/.rlhf`."""
     return environment.path("RLHF_HOME", Path("~/.rlhf"))
@@ -83,8 +98,9 @@ class MeshSettings:
     """What every process of the mesh has to know."""
 
     home: Path
-    postgres_url: str
-    nats_url: str
+    # These two hold passwords.
+    postgres_url: str = field(repr=False)
+    nats_url: str = field(repr=False)
     artifacts_url: str
     token_file: Path
     # Address to serve on; empty for a worker.
@@ -100,7 +116,7 @@ class MeshSettings:
         home = default_home(environment)
         prefix = f"RLHF_{service.upper()}"
         ready = environment.text("RLHF_READY_FILE", "")
-        certificate, key = environment.text("RLHF_TLS_CERTIFICATE", ""), environment.text("RLHF_TLS_KEY", "")
+        certificate, key = environment.both("RLHF_TLS_CERTIFICATE", "RLHF_TLS_KEY")
         return cls(
             home=home,
             postgres_url=environment.text("RLHF_POSTGRES_URL"),

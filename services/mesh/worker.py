@@ -13,22 +13,30 @@ from typing import Protocol
 
 from services.mesh import identity
 from services.mesh.errors import Aborted, PlatformError, Unavailable
-from services.mesh.jobs import QUEUE_TOPIC, Jobs, Lease, State, job_topic
+from services.mesh.jobs import QUEUE_TOPIC, TERMINAL, Jobs, Lease, State, job_topic
 from services.mesh.postgres import Connection, Database, wait
 
 log = logging.getLogger(__name__)
 
 # How often an idle worker looks for jobs that nobody announced: leases that ran out, retries whose time has come.
 POLL_SECONDS = 2.0
+# Each report of progress wakes the heartbeat too, which is there for cancellation: at most ten beats a second.
+_BEAT_GAP_SECONDS = 0.1
+# Between a handler's failure for want of a dependency and the next try.
+AWAY_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
 class Ending:
-    """How a job ended. `then` writes what belongs to the ending into the same transaction."""
+    """How a job ended. `then` writes what belongs to the ending into the same transaction, before the state moves."""
 
     state: State
     error: PlatformError | None = None
     then: Callable[[Connection], Awaitable[None]] | None = None
+
+    def __post_init__(self) -> None:
+        if self.state not in TERMINAL:
+            raise ValueError(f"a job does not end in {self.state}")
 
 
 class Retry(Exception):
@@ -43,9 +51,10 @@ class Retry(Exception):
 class Handler(Protocol):
     """Runs the jobs of one kind.
 
-    A PlatformError fails the job with that error, any other exception with INTERNAL, Retry queues it again. `cancelled`
-    is set when a caller wants the job to stop; the handler ends with State.CANCELLED when it has. Being cancelled as a
-    task means that the lease is lost or the worker stops: leave everything as it is.
+    A PlatformError fails the job with that error, any other exception with INTERNAL, Retry queues it again. Unavailable
+    does not fail it: what the handler needs is away, so the job stays RUNNING and is taken over a little later, as if
+    its worker had died. `cancelled` is set when a caller wants the job to stop; the handler ends with State.CANCELLED
+    when it has. Being cancelled as a task means that the lease is lost or the worker stops: leave everything as it is.
     """
 
     async def run(self, lease: Lease, cancelled: asyncio.Event) -> Ending: ...
@@ -103,21 +112,27 @@ class Worker:
         cancelled = asyncio.Event()
         handler = asyncio.create_task(self._handlers[lease.job.kind].run(lease, cancelled))
         heart = asyncio.create_task(self._beat(lease, cancelled))
+        finished = False
         try:
             await asyncio.wait({handler, heart}, return_when=asyncio.FIRST_COMPLETED)
             if not handler.done():
                 await heart  # raises: the lease is lost
-            await self._finish(lease, await self._ending(lease, handler))
+            await self._finish(lease, self._ending(lease, handler))
+            finished = True
+        except Unavailable as error:
+            log.warning("%s waits for what it needs: %s", lease.job.name, error)
+            await asyncio.sleep(AWAY_SECONDS)
         except Aborted as error:
             log.warning("gave up %s: %s", lease.job.name, error)
-        except asyncio.CancelledError:
-            with contextlib.suppress(Unavailable):
-                await self._jobs.release(lease)
-            raise
+        except Exception:
+            log.exception("gave up %s", lease.job.name)
         finally:
             for task in (handler, heart):
                 task.cancel()
             await asyncio.gather(handler, heart, return_exceptions=True)
+            if not finished:  # only now that the handler has really stopped; nothing happens when the lease is gone
+                with contextlib.suppress(PlatformError):
+                    await self._jobs.release(lease)
 
     async def _beat(self, lease: Lease, cancelled: asyncio.Event) -> None:
         with self._database.notices.subscribe(job_topic(lease.job.name)) as changed:
@@ -126,25 +141,33 @@ class Worker:
                     job = await self._jobs.heartbeat(lease, self._lease_seconds)
                     if job.state is State.CANCELLING:
                         cancelled.set()
+                await asyncio.sleep(_BEAT_GAP_SECONDS)
                 await wait(changed, self._lease_seconds / 3)
 
-    async def _ending(self, lease: Lease, handler: asyncio.Task[Ending]) -> Ending | Retry:
+    def _ending(self, lease: Lease, handler: asyncio.Task[Ending]) -> Ending | Retry:
+        """What a handler that is done said. Raises Unavailable, Aborted when it lost the lease."""
         try:
-            return await handler
+            return handler.result()
         except Retry as retry:
             return retry
+        except Unavailable:
+            raise
         except Aborted as error:
             if error.reason == "LEASE_LOST":
                 raise
             return Ending(State.FAILED, error)
         except PlatformError as error:
             return Ending(State.FAILED, error)
-        except Exception:
+        except (Exception, asyncio.CancelledError):  # cancelled by its own doing: nobody here has cancelled it yet
             log.exception("handler of %s failed", lease.job.name)
-            return Ending(State.FAILED, PlatformError("INTERNAL", "internal error; the worker's log has the details"))
+            return Ending(State.FAILED, _internal_error())
 
     async def _finish(self, lease: Lease, ending: Ending | Retry) -> None:
-        """Write the ending, waiting for the database as long as it takes."""
+        """Write the ending, waiting for the database as long as it takes.
+
+        An ending that cannot be written, such as a move that the table forbids, fails the job: left alone it would be
+        leased and run again for ever.
+        """
         while True:
             try:
                 async with self._database.transaction() as connection:
@@ -152,6 +175,12 @@ class Worker:
                 return
             except Unavailable:
                 await asyncio.sleep(1)
+            except Exception as error:
+                nothing_simpler = isinstance(ending, Ending) and ending.state is State.FAILED and ending.then is None
+                if nothing_simpler or (isinstance(error, Aborted) and error.reason == "LEASE_LOST"):
+                    raise
+                log.exception("the ending of %s cannot be written", lease.job.name)
+                ending = Ending(State.FAILED, error if isinstance(error, PlatformError) else _internal_error())
 
     async def _write_ending(self, connection: Connection, lease: Lease, ending: Ending | Retry) -> None:
         job = await self._jobs.held(connection, lease)
@@ -164,6 +193,10 @@ class Worker:
             return
         reason = str(ending.error) if ending.error else "" if ending.state is State.SUCCEEDED else "cancelled"
         await self._jobs.end_attempt(connection, lease, reason)
-        await self._jobs.move(connection, job, ending.state, ending.error)
         if ending.then is not None:
             await ending.then(connection)
+        await self._jobs.move(connection, job, ending.state, ending.error)
+
+
+def _internal_error() -> PlatformError:
+    return PlatformError("INTERNAL", "internal error; the worker's log has the details")

