@@ -1,0 +1,8 @@
+"""What rows can be made of. One file each; adding a file adds a format."""
+
+from __future__ import annotations
+
+from services.dataset.spellings import Format
+from services.mesh.registry import Registry
+
+formats: Registry[type[Format]] = Registry("format", __name__)

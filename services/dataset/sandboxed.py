@@ -1,0 +1,116 @@
+"""`python -m services.dataset.sandboxed PATH FILE_NAME FORMAT MEMORY_BYTES CPU_SECONDS`: see sandbox.py.
+
+Imports what parses only after the limits are set.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from services.dataset.limits import Limits
+from services.dataset.sandbox import HEADER, Outcome
+from services.mesh.job import storable
+
+if TYPE_CHECKING:
+    from services.dataset.validation import Report
+
+_PR_SET_PDEATHSIG = 1
+# A finding quotes a stranger's words: keep the first of them.
+_MAX_FIELD_CHARACTERS = 300
+_MAX_MESSAGE_CHARACTERS = 1000
+
+Send = Callable[[bytes, bytes], None]
+
+
+def confine(memory_bytes: int, cpu_seconds: int) -> None:
+    """Die with the worker, and by the kernel's hand when this process takes too much."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    for limit, value in (
+        (resource.RLIMIT_AS, memory_bytes),
+        (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_FSIZE, Limits().decompressed_bytes),
+    ):
+        _lower(limit, value, value)
+    # A second between the signal that ends it and the one that nothing outlives.
+    _lower(resource.RLIMIT_CPU, cpu_seconds, cpu_seconds + 1)
+
+
+def run(path: Path, file_name: str, format_name: str, send: Send) -> None:
+    """Read the file, sending frames as it goes."""
+    from services.dataset.findings import UnreadableFile
+    from services.dataset.validation import validate
+
+    try:
+        report = validate(
+            path,
+            file_name,
+            format_name,
+            lambda _, content: send(b"C", content),
+            on_progress=lambda progress: send(b"P", b"%d" % progress.rows),
+        )
+        outcome = Outcome(report=_report(report), statistics=msgspec.to_builtins(report.statistics))
+    except UnreadableFile as error:
+        outcome = Outcome(error.reason, _words(str(error), _MAX_MESSAGE_CHARACTERS))
+    except MemoryError:
+        outcome = Outcome("FILE_TOO_COMPLEX", "reading it takes more memory than a file may; split it or its rows")
+    send(b"E", msgspec.json.encode(outcome))
+
+
+def _report(report: Report) -> dict[str, Any]:
+    return {
+        "row_count": report.rows,
+        "invalid_row_count": report.invalid_rows,
+        "findings": [
+            {
+                "row": finding.row,
+                "field": _words(finding.field, _MAX_FIELD_CHARACTERS),
+                "reason": finding.reason.upper(),
+                "message": _words(finding.message, _MAX_MESSAGE_CHARACTERS),
+                "line": finding.line or 0,
+            }
+            for finding in report.findings
+        ],
+        "finding_count": report.finding_count,
+        "finding_count_by_reason": {reason.upper(): count for reason, count in report.findings_by_reason.items()},
+        "row_count_by_spelling": report.spellings,
+    }
+
+
+def _words(text: str, characters: int) -> str:
+    return storable(text if len(text) <= characters else text[: characters - 1] + "…")
+
+
+def _lower(limit: int, soft: int, hard: int) -> None:
+    _, most = resource.getrlimit(limit)
+    if most != resource.RLIM_INFINITY:
+        soft, hard = min(soft, most), min(hard, most)
+    resource.setrlimit(limit, (soft, hard))
+
+
+def main(arguments: list[str]) -> None:
+    path, file_name, format_name, memory_bytes, cpu_seconds = arguments
+    confine(int(memory_bytes), int(cpu_seconds))
+    # Whatever else prints goes to the log: standard output carries frames.
+    descriptor = os.dup(1)
+    os.dup2(2, 1)
+    with os.fdopen(descriptor, "wb") as output:
+
+        def send(kind: bytes, content: bytes) -> None:
+            output.write(HEADER.pack(kind, len(content)))
+            output.write(content)
+            output.flush()
+
+        run(Path(path), file_name, format_name, send)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,199 @@
+"""What a worker does with a committed upload: check its hash, read its rows, make a version of them or say why not."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from services.dataset import sandbox, versions
+from services.dataset.chunks import Chunk, version_sha256
+from services.dataset.entities import Dataset, Upload
+from services.dataset.sandbox import Outcome, ReaderDied, Reading
+from services.dataset.staging import SWEEP_TOPIC, Staging
+from services.dataset.store import datasets, uploads
+from services.dataset.store.versions import NewVersion
+from services.dataset.versions import Announce
+from services.mesh.artifacts import ArtifactStore
+from services.mesh.errors import PlatformError, Unavailable
+from services.mesh.jobs import Jobs, Lease, State
+from services.mesh.postgres import Connection, Database
+from services.mesh.worker import Ending, Retry
+
+log = logging.getLogger(__name__)
+
+# Attempts after which a file that kills its readers, or workers, is given up.
+MAX_ATTEMPTS = 3
+_RETRY_SECONDS = 1.0
+_PROGRESS_SECONDS = 0.5
+_HASH_BYTES = 16 * 1024 * 1024
+
+
+class Rejected(PlatformError):
+    """The file makes no version; `reason` and message become the upload's error."""
+
+    code = "INVALID_ARGUMENT"
+
+    def __init__(self, reason: str, message: str, report: dict[str, Any] | None = None) -> None:
+        super().__init__(reason, message)
+        self.report = report
+
+
+@dataclass(frozen=True)
+class ReaderLimits:
+    memory_bytes: int
+    cpu_seconds: int
+
+
+@dataclass
+class Content:
+    """The chunks of a version as they fill; what the reader says of them is counted again, not believed."""
+
+    chunks: list[Chunk] = field(default_factory=list)
+    row_count: int = 0
+    size_bytes: int = 0
+
+    def add(self, sha256: str, content: bytes) -> None:
+        rows = content.count(b"\n")
+        self.chunks.append(Chunk(sha256, self.row_count, rows, self.size_bytes, len(content)))
+        self.row_count += rows
+        self.size_bytes += len(content)
+
+
+class ValidationHandler:
+    """Runs jobs of kind VALIDATION."""
+
+    def __init__(
+        self,
+        database: Database,
+        jobs: Jobs,
+        artifacts: ArtifactStore,
+        staging: Staging,
+        limits: ReaderLimits,
+        announce: Announce,
+    ) -> None:
+        self._database = database
+        self._jobs = jobs
+        self._artifacts = artifacts
+        self._staging = staging
+        self._limits = limits
+        self._announce = announce
+
+    async def run(self, lease: Lease, cancelled: asyncio.Event) -> Ending:
+        """Nobody cancels a validation: deleting its dataset takes the lease away."""
+        try:
+            attempt, upload, dataset = await self._begin(lease)
+            if attempt > MAX_ATTEMPTS:
+                raise Rejected("READER_DIED", f"{MAX_ATTEMPTS} workers were lost while they read it")
+            return await self._attempt(lease, attempt, upload, dataset)
+        except Rejected as error:
+            return self._rejection(lease, error)
+        except Unavailable as error:
+            raise Retry(str(error), _RETRY_SECONDS) from error
+
+    async def _begin(self, lease: Lease) -> tuple[int, Upload, Dataset]:
+        async with self._database.transaction() as connection:
+            attempt = await self._jobs.begin_attempt(connection, lease)
+            await self._jobs.report(connection, lease, {"validated_row_count": 0})
+            upload = await uploads.get(connection, lease.job.name)
+            return attempt, upload, await datasets.get(connection, lease.job.parent)
+
+    async def _attempt(self, lease: Lease, attempt: int, upload: Upload, dataset: Dataset) -> Ending:
+        path = self._staging.path(upload.uid)
+        try:
+            await _check_hash(path, upload)
+            with self._staging.scratch(upload.uid) as scratch:
+                limits = self._limits
+                reading = Reading(
+                    path, upload.file_name, dataset.format, scratch, limits.memory_bytes, limits.cpu_seconds
+                )
+                content, outcome = await self._read(lease, reading)
+            _check_rows(outcome)
+            await self._artifacts.put_file(path, upload.sha256)
+        except FileNotFoundError:
+            raise Rejected("FILE_LOST", "its bytes are no longer on the server; upload it again") from None
+        except (ReaderDied, OSError) as error:
+            log.warning("attempt %d at %s failed: %s", attempt, upload.name, error, extra={"job": upload.name})
+            if attempt < MAX_ATTEMPTS and not (isinstance(error, ReaderDied) and error.final):
+                raise Retry(str(error), _RETRY_SECONDS) from error
+            raise Rejected("READER_DIED", f"{error}; given up after {attempt} attempts") from error
+        return self._success(upload, dataset, content, outcome)
+
+    async def _read(self, lease: Lease, reading: Reading) -> tuple[Content, Outcome]:
+        content, told = Content(), time.monotonic()
+        async with contextlib.aclosing(sandbox.read(reading)) as frames:
+            async for frame in frames:
+                if isinstance(frame, Outcome):
+                    return content, frame
+                if isinstance(frame, bytes):
+                    content.add(await self._artifacts.put_blob(frame), frame)
+                elif time.monotonic() - told >= _PROGRESS_SECONDS:
+                    told = time.monotonic()
+                    await self._tell(lease, frame)
+        raise AssertionError("a reader ends with an outcome or dies")
+
+    async def _tell(self, lease: Lease, row_count: int) -> None:
+        with contextlib.suppress(Unavailable):  # the next one will tell
+            async with self._database.transaction() as connection:
+                await self._jobs.report(connection, lease, {"validated_row_count": row_count})
+
+    def _success(self, upload: Upload, dataset: Dataset, content: Content, outcome: Outcome) -> Ending:
+        new = NewVersion(
+            sha256=version_sha256(dataset.format, content.chunks),
+            format=dataset.format,
+            row_count=content.row_count,
+            size_bytes=content.size_bytes,
+            statistics=outcome.statistics,
+            source_sha256=upload.sha256,
+            source_file_name=upload.file_name,
+            chunks=content.chunks,
+        )
+
+        async def write(connection: Connection) -> None:
+            version = await versions.add(connection, upload.dataset_uid, new, self._announce)
+            await uploads.write_ending(connection, upload.name, version.name, outcome.report, new.row_count)
+            await self._database.notify(connection, SWEEP_TOPIC)
+
+        return Ending(State.SUCCEEDED, then=write)
+
+    def _rejection(self, lease: Lease, error: Rejected) -> Ending:
+        async def write(connection: Connection) -> None:
+            rows = (error.report or {}).get("row_count", 0)
+            await uploads.write_ending(connection, lease.job.name, "", error.report, rows)
+            await self._database.notify(connection, SWEEP_TOPIC)
+
+        return Ending(State.FAILED, error, write)
+
+
+def _check_rows(outcome: Outcome) -> None:
+    """Raises Rejected unless every row is valid."""
+    if outcome.error_reason:
+        raise Rejected(outcome.error_reason, outcome.error_message)
+    invalid, rows = outcome.report["invalid_row_count"], outcome.report["row_count"]
+    if invalid:
+        first = outcome.report["findings"][0]
+        where = f"row {first['row']}" + (f", {first['field']}" if first["field"] else "")
+        message = f"{invalid} of {rows} rows are not valid; the first: {where}: {first['message']}"
+        raise Rejected("INVALID_ROWS", message, outcome.report)
+
+
+async def _check_hash(path: Path, upload: Upload) -> None:
+    """Raises Rejected when the file is not the one that was announced."""
+    digest = hashlib.sha256()
+
+    def step(file: BinaryIO) -> bool:
+        data = file.read(_HASH_BYTES)
+        digest.update(data)
+        return bool(data)
+
+    with await asyncio.to_thread(path.open, "rb") as file:
+        while await asyncio.to_thread(step, file):
+            pass
+    if digest.hexdigest() != upload.sha256:
+        message = f"the bytes that came have SHA-256 {digest.hexdigest()}, announced was {upload.sha256}"
+        raise Rejected("WRONG_HASH", message)

@@ -1,0 +1,153 @@
+"""Proto ↔ dataclass, pure, both ways."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+
+import msgspec
+from google.protobuf import json_format, struct_pb2, timestamp_pb2
+from rlhf.dataset.v1 import dataset_pb2
+from rlhf.dataset.v1 import dataset_service_pb2 as pb
+from rlhf.event.v1 import dataset_version_created_pb2, training_job_changed_pb2
+from rlhf.type.v1 import job_state_pb2
+
+from services.dataset import uploads, versions
+from services.dataset.datasets import DatasetChange, NewDataset
+from services.dataset.entities import Dataset, DatasetVersion, Upload
+from services.dataset.spellings import Format
+from services.dataset.uploads import NewUpload
+from services.dataset.versions import StoredRow
+from services.mesh import registry
+
+_ENDED = frozenset(
+    {job_state_pb2.JOB_STATE_SUCCEEDED, job_state_pb2.JOB_STATE_FAILED, job_state_pb2.JOB_STATE_CANCELLED}
+)
+
+
+def new_dataset(request: pb.CreateDatasetRequest) -> NewDataset:
+    dataset = request.dataset
+    return NewDataset(request.parent, request.dataset_id, dataset.display_name, dataset.format, dict(dataset.labels))
+
+
+def change(request: pb.UpdateDatasetRequest) -> DatasetChange:
+    dataset = request.dataset
+    return DatasetChange(
+        name=dataset.name,
+        display_name=dataset.display_name,
+        format=dataset.format,
+        labels=dict(dataset.labels),
+        etag=dataset.etag,
+        paths=list(request.update_mask.paths),
+    )
+
+
+def dataset(row: Dataset) -> dataset_pb2.Dataset:
+    return dataset_pb2.Dataset(
+        name=row.name,
+        display_name=row.display_name,
+        format=row.format,
+        labels=row.labels,
+        latest_version=row.latest_version,
+        create_time=timestamp(row.create_time),
+        update_time=timestamp(row.update_time),
+        etag=row.etag,
+    )
+
+
+def dataset_to_be(row: Dataset, request: pb.CreateDatasetRequest) -> dataset_pb2.Dataset:
+    """What would be made: an id and times that the server would choose are left out."""
+    message = dataset(row)
+    for field in ("create_time", "update_time", "etag"):
+        message.ClearField(field)
+    if not request.dataset_id:
+        message.ClearField("name")
+    return message
+
+
+def new_upload(request: pb.CreateUploadRequest) -> NewUpload:
+    upload = request.upload
+    return NewUpload(request.parent, upload.file_name, upload.size_bytes, upload.sha256)
+
+
+def upload(row: Upload) -> dataset_pb2.Upload:
+    return dataset_pb2.Upload(
+        name=row.name,
+        file_name=row.file_name,
+        size_bytes=row.size_bytes,
+        sha256=row.sha256,
+        received_bytes=row.received_bytes,
+        state=dataset_pb2.Upload.State.Value(f"STATE_{row.state}"),
+        dataset_version=row.dataset_version,
+        report=dataset_pb2.ValidationReport(**row.report) if row.report else None,
+        error=_upload_error(row),
+        create_time=timestamp(row.create_time),
+        expire_time=timestamp(row.expire_time) if row.job_state is None else None,
+        validated_row_count=row.validated_row_count,
+    )
+
+
+def _upload_error(row: Upload) -> dataset_pb2.UploadError | None:
+    if not row.job_error:
+        return None
+    return dataset_pb2.UploadError(reason=row.job_error["reason"], message=row.job_error["message"])
+
+
+def piece(message: pb.WriteUploadRequest) -> uploads.Piece:
+    return uploads.Piece(message.name, message.offset_bytes, message.chunk)
+
+
+def watched(row: Upload | None) -> pb.WatchUploadResponse:
+    """None is a heartbeat."""
+    return pb.WatchUploadResponse(upload=upload(row) if row else None)
+
+
+def version(row: DatasetVersion) -> dataset_pb2.DatasetVersion:
+    return dataset_pb2.DatasetVersion(
+        name=row.name,
+        sha256=row.sha256,
+        row_count=row.row_count,
+        size_bytes=row.size_bytes,
+        format=row.format,
+        statistics=json_format.ParseDict(row.statistics, struct_pb2.Struct()),
+        source_sha256=row.source_sha256,
+        source_file_name=row.source_file_name,
+        create_time=timestamp(row.create_time),
+    )
+
+
+def version_created(row: DatasetVersion) -> dataset_version_created_pb2.DatasetVersionCreated:
+    return dataset_version_created_pb2.DatasetVersionCreated(dataset_version=version(row))
+
+
+def stored_row(row: StoredRow) -> pb.Row:
+    """Numbers become doubles, as google.protobuf.Struct has no others; a download gives them exactly."""
+    message = pb.Row(row_index=row.row_index)
+    message.value.update(json.loads(row.json))
+    return message
+
+
+def download(piece: versions.Piece) -> pb.DownloadDatasetResponse:
+    return pb.DownloadDatasetResponse(offset_bytes=piece.offset_bytes, chunk=piece.chunk)
+
+
+def format_(name: str, entry: type[Format]) -> dataset_pb2.Format:
+    return dataset_pb2.Format(
+        format_id=name,
+        summary=registry.summary(entry),
+        row_schema=json_format.ParseDict(msgspec.json.schema(entry.row), struct_pb2.Struct()),
+        spellings=[spelling.name for spelling in entry.spellings],
+    )
+
+
+def job_use(event: training_job_changed_pb2.TrainingJobChanged) -> tuple[str, list[str], int, bool]:
+    """(name of the job, versions that it reads, its sequence, whether it has ended)."""
+    job = event.training_job
+    versions_ = [name for name in (job.dataset_version, job.validation_dataset_version) if name]
+    return job.name, versions_, job.sequence, job.state in _ENDED
+
+
+def timestamp(moment: datetime) -> timestamp_pb2.Timestamp:
+    message = timestamp_pb2.Timestamp()
+    message.FromDatetime(moment)
+    return message

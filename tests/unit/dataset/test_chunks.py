@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.dataset.chunks import Chunk, ChunkWriter, find_byte, find_row, raw_rows, rows, version_sha256
+from services.dataset.rows import Message, PromptRow, encode
+from services.mesh.errors import OutOfRange
+
+ROWS = st.lists(st.binary(min_size=1, max_size=40).map(lambda row: row.replace(b"\n", b"x")), max_size=40)
+
+
+def write(batches: list[list[bytes]], target: int) -> tuple[tuple[Chunk, ...], list[bytes]]:
+    sunk: list[tuple[str, bytes]] = []
+    writer = ChunkWriter(lambda name, content: sunk.append((name, content)), target)
+    for batch in batches:
+        writer.add(batch)
+    chunks = writer.finish()
+    assert [name for name, _ in sunk] == [chunk.sha256 for chunk in chunks]
+    assert [hashlib.sha256(content).hexdigest() for _, content in sunk] == [chunk.sha256 for chunk in chunks]
+    assert (writer.rows, writer.size_bytes) == (sum(map(len, batches)), sum(len(content) for _, content in sunk))
+    return chunks, [content for _, content in sunk]
+
+
+@given(ROWS, st.integers(1, 100))
+def test_chunks_hold_the_rows_in_order_and_whole(given_rows: list[bytes], target: int) -> None:
+    chunks, contents = write([given_rows], target)
+    assert [row for content in contents for row in raw_rows(content)] == given_rows
+    for chunk, content in zip(chunks, contents, strict=True):
+        assert (chunk.rows, chunk.size_bytes) == (len(raw_rows(content)), len(content))
+        assert chunk.rows == 1 or chunk.size_bytes <= target
+    # Cut no earlier than needed: the next row would not have fitted.
+    for before, after in zip(contents, contents[1:], strict=False):
+        assert len(before) + len(raw_rows(after)[0]) + 1 > target
+
+
+@given(ROWS, st.integers(1, 100), st.data())
+def test_chunks_do_not_depend_on_batches(given_rows: list[bytes], target: int, data: st.DataObject) -> None:
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(given_rows)), max_size=6)))
+    batches = [given_rows[a:b] for a, b in zip([0, *cuts], [*cuts, len(given_rows)], strict=True)]
+    assert write(batches, target) == write([given_rows], target)
+
+
+@given(ROWS.filter(bool), st.integers(1, 100))
+def test_find(given_rows: list[bytes], target: int) -> None:
+    chunks, contents = write([given_rows], target)
+    for number, row in enumerate(given_rows):
+        index, place = find_row(chunks, number)
+        assert raw_rows(contents[index])[place] == row
+    whole = b"".join(contents)
+    for offset in range(len(whole)):
+        index, place = find_byte(chunks, offset)
+        assert contents[index][place] == whole[offset]
+
+
+@pytest.mark.parametrize("find", [find_row, find_byte])
+@pytest.mark.parametrize("place", [-1, 5, 100])
+def test_outside(find: Any, place: int) -> None:
+    chunk = Chunk("x", 0, 5, 0, 5)
+    with pytest.raises(OutOfRange):
+        find([chunk], place)
+    with pytest.raises(OutOfRange):
+        find([], 0)
+
+
+def test_the_version_s_name_depends_on_format_rows_and_order() -> None:
+    (a,), _ = write([[b"a"]], 9)
+    (b,), _ = write([[b"b"]], 9)
+    names = {
+        version_sha256(kind, chunks) for kind in ("messages", "prompt") for chunks in ([a], [b], [a, b], [b, a], [])
+    }
+    assert len(names) == 10
+    assert version_sha256("m", [a]) == hashlib.sha256(f"m\n{a.sha256}\n".encode()).hexdigest()
+
+
+def test_rows_are_read_back() -> None:
+    row = PromptRow([Message("user", "é\n")], "2", {"b": 1, "a": [None]})
+    assert rows(encode(row) + b"\n" + encode(row) + b"\n", "prompt") == [row, row]
+    assert raw_rows(b"") == []
