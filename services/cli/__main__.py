@@ -1,0 +1,84 @@
+"""The `rlhf` command. Nothing heavy is imported before a command needs it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from services.cli import catalogue, checkpoints, datasets, doctor, exits, jobs, lifecycle, models, train, violations
+from services.cli.demo import run as demo
+from services.cli.session import Options
+from services.mesh.errors import PlatformError
+
+_EPILOG = "Exit codes: " + "; ".join(f"**{code}** {meaning}" for code, meaning in exits.MEANINGS) + "."
+
+app = typer.Typer(
+    name="rlhf",
+    help="""Train language models with SFT and reinforcement learning, on this machine or on a cluster.
+
+    Start here: `rlhf up`, then `rlhf demo`. Every command tells more with `--help`.""",
+    epilog=_EPILOG,
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        sys.stdout.write(f"rlhf {version('rlhf-mesh')}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    context: typer.Context,
+    project: Annotated[str, typer.Option(envvar="RLHF_PROJECT", help="The project that names are in.")] = "default",
+    server: Annotated[
+        str,
+        typer.Option(envvar="RLHF_SERVER", metavar="HOST:PORT", help="Another mesh than the one of this home."),
+    ] = "",
+    token_file: Annotated[
+        Path | None, typer.Option(envvar="RLHF_TOKEN_FILE", help="Its token; by default `token` in the home.")
+    ] = None,
+    certificates: Annotated[
+        Path | None, typer.Option(envvar="RLHF_SERVER_CERTIFICATES", help="PEM of its authority; speaks TLS then.")
+    ] = None,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    context.obj = Options.read(project, server, token_file, certificates)
+
+
+lifecycle.register(app)
+doctor.register(app)
+demo.register(app)
+app.add_typer(models.app, name="model")
+app.add_typer(datasets.app, name="dataset")
+app.add_typer(train.app, name="train")
+app.add_typer(jobs.app, name="job")
+app.add_typer(checkpoints.app, name="checkpoint")
+app.add_typer(catalogue.algorithm_app, name="algorithm")
+app.add_typer(catalogue.reward_app, name="reward")
+
+
+def main() -> None:
+    """Run the command line; the process ends with one of the codes in `exits`."""
+    try:
+        app(prog_name="rlhf")
+    except PlatformError as error:
+        violations.show(error)
+        sys.exit(exits.code_of(error))
+    except KeyboardInterrupt:
+        sys.exit(exits.INTERRUPTED)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""`rlhf algorithm` and `rlhf reward`: what there is to train with, drawn from the registries of the mesh."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from services.cli import output, schemas
+from services.cli.output import Column, DocumentOption
+from services.cli.session import Session, run
+from services.mesh.errors import NotFound
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rlhf.trainer.v1.training_job_pb2 import Algorithm, Reward
+
+algorithm_app = typer.Typer(help="What a model can be trained with.", no_args_is_help=True)
+reward_app = typer.Typer(help="What an answer can be scored with.", no_args_is_help=True)
+
+
+@algorithm_app.command("list")
+def list_algorithms(context: typer.Context, output_format: DocumentOption = "table") -> None:
+    """Every algorithm, and the dataset formats that it takes."""
+    found = run(context, algorithms)
+    columns = [
+        Column("ALGORITHM", lambda item: item.algorithm_id, whole=True),
+        Column("DATASETS", lambda item: ", ".join(item.dataset_formats)),
+        Column("SUMMARY", lambda item: item.summary),
+    ]
+    output.show_list(found, columns, output_format, "no algorithms")
+
+
+@algorithm_app.command("show")
+def show_algorithm(
+    context: typer.Context,
+    algorithm: Annotated[str, typer.Argument(help="Such as grpo.")],
+    output_format: DocumentOption = "table",
+) -> None:
+    """An algorithm: formula, source, when not to use it, and every parameter."""
+    found = _named(run(context, algorithms), "algorithm_id", algorithm)
+    _show(found, output_format, "set with: rlhf train " + algorithm + " --set PARAMETER=VALUE")
+
+
+@reward_app.command("list")
+def list_rewards(context: typer.Context, output_format: DocumentOption = "table") -> None:
+    """Every reward."""
+    found = run(context, rewards)
+    columns = [
+        Column("REWARD", lambda item: item.reward_id, whole=True),
+        Column("SUMMARY", lambda item: item.summary),
+    ]
+    output.show_list(found, columns, output_format, "no rewards")
+
+
+@reward_app.command("show")
+def show_reward(
+    context: typer.Context,
+    reward: Annotated[str, typer.Argument(help="Such as exact.")],
+    output_format: DocumentOption = "table",
+) -> None:
+    """A reward: what it scores, its parts, and every parameter."""
+    found = _named(run(context, rewards), "reward_id", reward)
+    hint = f"set with: --set reward.name={reward} --set reward.params.PARAMETER=VALUE"
+    _show(found, output_format, hint)
+
+
+async def algorithms(session: Session) -> list[Algorithm]:
+    from rlhf.trainer.v1.trainer_service_pb2 import ListAlgorithmsRequest
+
+    from services.mesh.client import call
+
+    return list((await call(session.trainer.ListAlgorithms(ListAlgorithmsRequest()))).algorithms)
+
+
+async def rewards(session: Session) -> list[Reward]:
+    from rlhf.trainer.v1.trainer_service_pb2 import ListRewardsRequest
+
+    from services.mesh.client import call
+
+    return list((await call(session.trainer.ListRewards(ListRewardsRequest()))).rewards)
+
+
+def parameter_table(params_schema: Any) -> RenderableType:
+    """The parameters of an algorithm or reward, from its schema as a protobuf Struct."""
+    from google.protobuf.json_format import MessageToDict
+
+    columns = [
+        Column("PARAMETER", lambda item: item.path, whole=True),
+        Column("DEFAULT", lambda item: item.default),
+        Column("TYPE AND RANGE", lambda item: ", ".join(part for part in (item.type, item.range) if part)),
+        Column("WHAT IT IS", lambda item: item.description),
+    ]
+    return output.table(columns, schemas.parameters(MessageToDict(params_schema)))
+
+
+def _named(found: list[Any], field: str, name: str) -> Any:
+    for item in found:
+        if getattr(item, field) == name:
+            return item
+    kind, known = field.removesuffix("_id"), ", ".join(getattr(item, field) for item in found)
+    raise NotFound(f"{kind.upper()}_NOT_FOUND", f"there is no {kind} {name!r}; there are {known}")
+
+
+def _show(item: Any, output_format: str, hint: str) -> None:
+    if output_format == "json":
+        output.write_json(output.as_json(item))
+        return
+    output.data().print(output.paragraphs(item.description or item.summary))
+    output.data().print()
+    output.data().print(parameter_table(item.params_schema))
+    output.hint(hint)

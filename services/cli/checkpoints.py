@@ -1,0 +1,154 @@
+"""`rlhf checkpoint`: the models that jobs made, in Hugging Face form."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from services.cli import completions, display, output, references
+from services.cli.output import Column, FormatOption
+from services.cli.session import Session, collect, run
+from services.mesh.errors import FailedPrecondition, NotFound
+
+if TYPE_CHECKING:
+    from rlhf.type.v1.checkpoint_pb2 import Checkpoint
+
+app = typer.Typer(help="The models that jobs made, in Hugging Face form.", no_args_is_help=True)
+
+JobArgument = Annotated[
+    str, typer.Argument(metavar="JOB", help="The job that made them.", autocompletion=completions.jobs)
+]
+CheckpointArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="JOB[/step-N]", help="`sft-k3x9qa/step-100`; without a step the last.", autocompletion=completions.jobs
+    ),
+]
+
+
+@app.command("list")
+def list_checkpoints(context: typer.Context, job: JobArgument, output_format: FormatOption = "table") -> None:
+    """Checkpoints of a job, the last first."""
+
+    async def command(session: Session) -> list[Checkpoint]:
+        return await of_job(session, references.job(session.project, job))
+
+    columns = [
+        Column("CHECKPOINT", lambda item: references.short(item.name), whole=True),
+        Column("STEP", lambda item: str(item.step), right=True),
+        Column("STATE", state),
+        Column("KIND", _kind),
+        Column("SIZE", lambda item: display.size(item.size_bytes), right=True),
+        Column("SCORE", lambda item: _metric(item, "validation/score/mean"), right=True),
+        Column("CREATED", lambda item: display.age(item.create_time)),
+    ]
+    output.show_list(run(context, command), columns, output_format, f"{job} has no checkpoints yet")
+
+
+@app.command()
+def show(context: typer.Context, checkpoint: CheckpointArgument, output_format: FormatOption = "table") -> None:
+    """A checkpoint: what it was made from, its validation values and its files."""
+    found = run(context, lambda session: resolve(session, checkpoint))
+    output.show_one(found, _facts(found), output_format)
+
+
+@app.command()
+def download(
+    context: typer.Context,
+    checkpoint: CheckpointArgument,
+    to: Annotated[Path, typer.Option(help="The folder; made when it is not there.")],
+    force: Annotated[bool, typer.Option("--force", help="Replace other files of the same names.")] = False,
+) -> None:
+    """Fetch a checkpoint as a Hugging Face folder; every file is verified, a download that broke off goes on.
+
+    Examples:
+
+    - `rlhf checkpoint download grpo-k3x9qa --to my-model`
+    - `rlhf checkpoint download grpo-k3x9qa/step-50 --to my-model`
+    """
+    from services.cli import downloading
+
+    async def command(session: Session) -> Checkpoint:
+        found = await resolve(session, checkpoint)
+        if found.state != found.STATE_READY:
+            raise FailedPrecondition("CHECKPOINT_NOT_READY", f"{references.short(found.name)} is {state(found)}")
+        await downloading.checkpoint(session, found, to, force)
+        return found
+
+    found = run(context, command)
+    files, size = len(found.files), display.size(found.size_bytes)
+    output.say(f"{references.short(found.name)} is in {to}: {files} files, {size}, every SHA-256 as it should be")
+    if found.kind == found.KIND_ADAPTER:
+        output.hint(f"a PEFT adapter over {references.short(found.base_model)}: peft.PeftModel.from_pretrained(…)")
+    else:
+        output.hint(f'a Hugging Face folder: transformers.AutoModelForCausalLM.from_pretrained("{to}")')
+
+
+async def of_job(session: Session, job: str, limit: int = 0) -> list[Checkpoint]:
+    """The last first. Raises NotFound for the job."""
+    from rlhf.trainer.v1.trainer_service_pb2 import ListCheckpointsRequest
+
+    from services.mesh.client import call
+
+    def page(size: int, token: str):
+        return call(
+            session.trainer.ListCheckpoints(ListCheckpointsRequest(parent=job, page_size=size, page_token=token))
+        )
+
+    return await collect(page, lambda answer: answer.checkpoints, limit)
+
+
+async def last_ready(session: Session, job: str) -> Checkpoint:
+    """The job's READY checkpoint of the highest step. Raises NotFound."""
+    for found in await of_job(session, job):
+        if found.state == found.STATE_READY:
+            return found
+    raise NotFound("NO_CHECKPOINT", f"{references.short(job)} has no checkpoint that is ready", name=job)
+
+
+async def resolve(session: Session, text: str) -> Checkpoint:
+    """The checkpoint with its files that `job`, `job/step-N` or a full name means. Raises NotFound."""
+    from rlhf.trainer.v1.trainer_service_pb2 import GetCheckpointRequest
+
+    from services.mesh.client import call
+
+    job, name = references.checkpoint(session.project, text)
+    if name is None:
+        name = (await last_ready(session, job)).name
+    return await call(session.trainer.GetCheckpoint(GetCheckpointRequest(name=name)))
+
+
+def state(checkpoint: Checkpoint) -> str:
+    from rlhf.type.v1.checkpoint_pb2 import Checkpoint as Type
+
+    return Type.State.Name(checkpoint.state).removeprefix("STATE_")
+
+
+def _kind(checkpoint: Checkpoint) -> str:
+    from rlhf.type.v1.checkpoint_pb2 import Checkpoint as Type
+
+    return Type.Kind.Name(checkpoint.kind).removeprefix("KIND_").lower()
+
+
+def _metric(checkpoint: Checkpoint, metric: str) -> str:
+    return display.score(checkpoint.metrics[metric]) if metric in checkpoint.metrics else ""
+
+
+def _facts(checkpoint: Checkpoint) -> list[tuple[str, str]]:
+    metrics = "\n".join(f"{name}  {display.number(value)}" for name, value in sorted(checkpoint.metrics.items()))
+    files = "\n".join(f"{file.path}  {display.size(file.size_bytes)}  {file.sha256[:12]}" for file in checkpoint.files)
+    return [
+        ("checkpoint", references.short(checkpoint.name)),
+        ("state", state(checkpoint)),
+        ("kind", _kind(checkpoint)),
+        ("step", str(checkpoint.step)),
+        ("base model", references.short(checkpoint.base_model) if checkpoint.base_model else ""),
+        ("made from", ", ".join(references.short(parent) for parent in checkpoint.parents)),
+        ("size", display.size(checkpoint.size_bytes)),
+        ("created", display.moment(checkpoint.create_time)),
+        ("manifest", checkpoint.manifest_sha256),
+        ("metrics", metrics),
+        ("files", files),
+    ]

@@ -1,0 +1,139 @@
+"""Jobs, their samples and their metrics as a person reads them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from services.cli import display, output, references
+from services.cli.output import Column
+
+if TYPE_CHECKING:
+    from rlhf.trainer.v1.training_job_pb2 import TrainingJob
+    from rlhf.type.v1.metric_point_pb2 import MetricPoint
+    from rlhf.type.v1.sample_pb2 import Sample
+
+TERMINAL = ("SUCCEEDED", "FAILED", "CANCELLED")
+
+JOBS = (
+    Column("JOB", lambda job: references.short(job.name), whole=True),
+    Column("ALGORITHM", lambda job: job.algorithm),
+    Column("STATE", lambda job: state(job)),
+    Column("STEP", lambda job: steps(job), right=True),
+    Column("MODEL", lambda job: references.short(job.base_model)),
+    Column("DATASET", lambda job: references.short(job.dataset_version)),
+    Column("TOOK", lambda job: display.took(job.start_time, job.end_time), right=True),
+    Column("CREATED", lambda job: display.age(job.create_time)),
+)
+
+
+def state(job: TrainingJob) -> str:
+    from rlhf.type.v1.job_state_pb2 import JobState
+
+    return JobState.Name(job.state).removeprefix("JOB_STATE_")
+
+
+def ended(job: TrainingJob) -> bool:
+    return state(job) in TERMINAL
+
+
+def steps(job: TrainingJob) -> str:
+    return f"{job.step_count}/{job.total_step_count}" if job.total_step_count else ""
+
+
+def facts(job: TrainingJob) -> list[tuple[str, str]]:
+    placement = job.placement.target + (
+        f", {job.placement.resources.gpu_count} GPUs or slots" if job.placement.resources.gpu_count else ""
+    )
+    return [
+        ("job", references.short(job.name)),
+        ("state", state(job) + (f" ({job.phase})" if job.phase and not ended(job) else "")),
+        ("error", display.clean(job.error.message)),
+        ("algorithm", job.algorithm),
+        ("model", references.short(job.base_model)),
+        ("dataset", references.short(job.dataset_version)),
+        ("validation", references.short(job.validation_dataset_version)),
+        ("step", steps(job)),
+        ("runs on", placement),
+        ("priority", str(job.priority or "")),
+        ("labels", display.labels(dict(job.labels))),
+        ("created", display.moment(job.create_time)),
+        ("started", display.moment(job.start_time)),
+        ("ended", display.moment(job.end_time)),
+        ("took", display.took(job.start_time, job.end_time)),
+        ("attempts", _attempts(job)),
+        ("params", "\n".join(_params(output.as_json(job).get("params") or {}))),
+    ]
+
+
+def _attempts(job: TrainingJob) -> str:
+    if len(job.attempts) < 2 and not any(attempt.end_reason for attempt in job.attempts):
+        return ""
+    lines = []
+    for attempt in job.attempts:
+        begun = f"from step {attempt.resumed_from_step}" if attempt.resumed_from_step else "from the beginning"
+        ended_with = f"; ended: {display.one_line(attempt.end_reason)}" if attempt.end_reason else ""
+        lines.append(f"{attempt.number}: {begun}, {display.took(attempt.start_time, attempt.end_time)}{ended_with}")
+    return "\n".join(lines)
+
+
+def _params(values: dict[str, Any], prefix: str = "") -> Iterable[str]:
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from _params(value, f"{prefix}{key}.")
+        else:
+            shown = display.number(value) if isinstance(value, float) else value
+            yield f"{prefix}{key} = {'null' if shown is None else shown}"
+
+
+def samples_table(samples: Sequence[Sample], width: int) -> list[Column]:
+    """Columns for samples; long prompts and completions are cut in the middle to `width`."""
+    columns = [
+        Column("STEP", lambda sample: str(sample.step), right=True),
+        Column("ROW", lambda sample: str(sample.row_index), right=True),
+        Column("SCORE", lambda sample: display.score(sample.score), right=True),
+        Column("PROMPT", lambda sample: display.one_line(sample.prompt, width)),
+        Column("COMPLETION", lambda sample: display.one_line(sample.completion, width)),
+    ]
+    if any(sample.answer for sample in samples):
+        columns.append(Column("ANSWER", lambda sample: display.one_line(sample.answer, width)))
+    if any(sample.parts for sample in samples):
+        columns.append(Column("PARTS", lambda sample: _parts(sample)))
+    return columns
+
+
+def _parts(sample: Sample) -> str:
+    return ", ".join(f"{name} {display.number(value)}" for name, value in sorted(sample.parts.items()))
+
+
+def effective(points: Iterable[MetricPoint]) -> list[MetricPoint]:
+    """For each metric and step the point of the highest attempt, the last one it reported; by metric, then step."""
+    best: dict[tuple[str, int], MetricPoint] = {}
+    for point in points:
+        key = (point.metric, point.step)
+        if key not in best or (point.attempt, point.ordinal) > (best[key].attempt, best[key].ordinal):
+            best[key] = point
+    return [best[key] for key in sorted(best)]
+
+
+def series(points: Iterable[MetricPoint]) -> dict[str, list[MetricPoint]]:
+    found: dict[str, list[MetricPoint]] = {}
+    for point in points:
+        found.setdefault(point.metric, []).append(point)
+    return found
+
+
+SERIES = (
+    Column("METRIC", lambda item: item[0], whole=True),
+    Column("POINTS", lambda item: str(len(item[1])), right=True),
+    Column("FIRST", lambda item: display.number(item[1][0].value), right=True),
+    Column("LAST", lambda item: display.number(item[1][-1].value), right=True),
+    Column("LEAST", lambda item: display.number(_extreme(item[1], min)), right=True),
+    Column("MOST", lambda item: display.number(_extreme(item[1], max)), right=True),
+    Column("COURSE", lambda item: display.sparkline([point.value for point in item[1]])),
+)
+
+
+def _extreme(points: Sequence[MetricPoint], choose: Any) -> float:
+    return choose((point.value for point in points if not math.isnan(point.value)), default=math.nan)

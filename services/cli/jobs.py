@@ -1,0 +1,254 @@
+"""`rlhf job`: jobs, from queued to ended."""
+
+from __future__ import annotations
+
+import collections
+import csv
+import fnmatch
+import sys
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from services.cli import completions, display, exits, job_views, output, references
+from services.cli.output import DocumentOption, FormatOption
+from services.cli.session import Session, collect, run
+from services.mesh.errors import InvalidArgument
+
+if TYPE_CHECKING:
+    from rlhf.trainer.v1.training_job_pb2 import TrainingJob
+    from rlhf.type.v1.log_line_pb2 import LogLine
+    from rlhf.type.v1.metric_point_pb2 import MetricPoint
+    from rlhf.type.v1.sample_pb2 import Sample
+
+app = typer.Typer(help="Training jobs, from queued to ended.", no_args_is_help=True)
+
+JobArgument = Annotated[
+    str, typer.Argument(metavar="JOB", help="Such as `grpo-k3x9qa`.", autocompletion=completions.jobs)
+]
+LimitOption = Annotated[int, typer.Option(help="At most so many; 0 shows all.", min=0)]
+_SAMPLE_WIDTH = 120
+
+
+@app.command("list")
+def list_jobs(
+    context: typer.Context,
+    state: Annotated[list[str] | None, typer.Option(help="Only these, such as `running`; may be given again.")] = None,
+    limit: LimitOption = 50,
+    output_format: FormatOption = "table",
+) -> None:
+    """Jobs, newest first."""
+    states = [_state(text) for text in state or []]
+    found = run(context, lambda session: find_jobs(session, states, limit))
+    output.show_list(found, job_views.JOBS, output_format, "no jobs; start one with `rlhf train`")
+
+
+@app.command()
+def show(context: typer.Context, job: JobArgument, output_format: FormatOption = "table") -> None:
+    """A job: state, error and remedy, attempts, parameters with their defaults."""
+    found = run(context, lambda session: get(session, references.job(session.project, job)))
+    output.show_one(found, job_views.facts(found), output_format)
+
+
+@app.command()
+def watch(context: typer.Context, job: JobArgument, output_format: FormatOption = "table") -> None:
+    """Follow a job until it ends. Exits with 1 when it failed or was cancelled.
+
+    Ctrl-C stops the watching, never the job. A connection that breaks is made again and nothing is missed.
+    """
+    from services.cli import watching
+
+    found = run(context, lambda session: get(session, references.job(session.project, job)))
+    watching.watch_until_end(context, found.name, output_format)
+
+
+@app.command()
+def cancel(context: typer.Context, job: JobArgument, output_format: FormatOption = "table") -> None:
+    """Stop a job at its next step, or after the grace period by force. Its checkpoints stay."""
+    found = run(context, lambda session: cancel_job(session, references.job(session.project, job)))
+    output.show_list([found], job_views.JOBS, output_format, "")
+
+
+@app.command()
+def logs(
+    context: typer.Context,
+    job: JobArgument,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends.")] = False,
+    tail: Annotated[int, typer.Option(help="Only the last N lines; 0 shows all.", min=0)] = 0,
+    output_format: Annotated[Literal["text", "json"], typer.Option("--output", "-o", help="json: one line each.")] = (
+        "text"
+    ),
+) -> None:
+    """What the job's processes printed."""
+
+    async def command(session: Session) -> None:
+        await _logs(session, references.job(session.project, job), follow, tail, output_format)
+
+    try:
+        run(context, command)
+    except KeyboardInterrupt:
+        raise typer.Exit(exits.INTERRUPTED) from None
+
+
+@app.command()
+def samples(
+    context: typer.Context,
+    job: JobArgument,
+    step: Annotated[int | None, typer.Option(help="Only of this step.", min=0)] = None,
+    split: Annotated[str, typer.Option(help="`validation` or `rollout`; empty shows both.")] = "",
+    limit: Annotated[int, typer.Option(help="At most so many; 0 shows all.", min=0)] = 20,
+    output_format: DocumentOption = "table",
+) -> None:
+    """What the model answered, and what each answer was worth."""
+    found = run(
+        context, lambda session: list_samples(session, references.job(session.project, job), step, split, limit)
+    )
+    columns = job_views.samples_table(found, _SAMPLE_WIDTH)
+    output.show_list(found, columns, output_format, f"{job} has no such samples yet")
+
+
+@app.command()
+def metrics(
+    context: typer.Context,
+    job: JobArgument,
+    metric: Annotated[list[str] | None, typer.Option(help="Only these, such as `reward/*`; may be repeated.")] = None,
+    all_attempts: Annotated[
+        bool, typer.Option("--all-attempts", help="Also what a later attempt did again. With csv and json.")
+    ] = False,
+    output_format: Annotated[
+        Literal["table", "csv", "json"], typer.Option("--output", "-o", help="table: one line a series.")
+    ] = "table",
+) -> None:
+    """The numbers that a job reported.
+
+    Examples:
+
+    - `rlhf job metrics grpo-k3x9qa --metric 'reward/*' --metric actor/kl`
+    - `rlhf job metrics grpo-k3x9qa -o csv > metrics.csv`
+    """
+    patterns = metric or []
+    points = run(context, lambda session: stored_points(session, references.job(session.project, job), patterns))
+    if output_format == "table" or not all_attempts:
+        points = job_views.effective(points)
+    _show_metrics(points, output_format)
+
+
+def _show_metrics(points: list[MetricPoint], output_format: str) -> None:
+    if output_format == "json":
+        output.write_json([output.as_json(point) for point in points])
+    elif output_format == "csv":
+        writer = csv.writer(sys.stdout, lineterminator="\n")
+        writer.writerow(("metric", "step", "value", "attempt", "observe_time"))
+        for point in points:
+            time = point.observe_time.ToJsonString()
+            writer.writerow((point.metric, point.step, repr(point.value), point.attempt, time))
+    elif points:
+        output.data().print(output.table(job_views.SERIES, job_views.series(points).items()))
+    else:
+        output.say("no such metrics yet")
+
+
+async def get(session: Session, name: str) -> TrainingJob:
+    """Raises NotFound."""
+    from rlhf.trainer.v1.trainer_service_pb2 import GetTrainingJobRequest
+
+    from services.mesh.client import call
+
+    return await call(session.trainer.GetTrainingJob(GetTrainingJobRequest(name=name)))
+
+
+async def stored_points(session: Session, job: str, patterns: list[str]) -> list[MetricPoint]:
+    """The points so far whose metric fits one of the patterns (all, without one)."""
+    from rlhf.trainer.v1.trainer_service_pb2 import StreamMetricsRequest
+
+    found: list[MetricPoint] = []
+    cursor = 0
+
+    def open_stream():
+        return session.trainer.StreamMetrics(StreamMetricsRequest(name=job, after_ordinal=cursor, stored_only=True))
+
+    async for reply in session.resume(open_stream, output.hint):
+        found.extend(point for point in reply.points if _fits(point.metric, patterns))
+        cursor = reply.last_ordinal
+    return found
+
+
+async def list_samples(session: Session, job: str, step: int | None, split: str, limit: int) -> list[Sample]:
+    from rlhf.trainer.v1.trainer_service_pb2 import ListSamplesRequest
+
+    from services.mesh.client import call
+
+    def page(size: int, token: str):
+        request = ListSamplesRequest(parent=job, page_size=size, page_token=token, step=step, split=split)
+        return call(session.trainer.ListSamples(request))
+
+    return await collect(page, lambda answer: answer.samples, limit)
+
+
+async def find_jobs(session: Session, states: list, limit: int) -> list[TrainingJob]:
+    from rlhf.trainer.v1.trainer_service_pb2 import ListTrainingJobsRequest
+
+    from services.mesh.client import call
+
+    def page(size: int, token: str):
+        request = ListTrainingJobsRequest(parent=session.project, page_size=size, page_token=token, states=states)
+        return call(session.trainer.ListTrainingJobs(request))
+
+    return await collect(page, lambda answer: answer.training_jobs, limit)
+
+
+async def cancel_job(session: Session, name: str) -> TrainingJob:
+    from rlhf.trainer.v1.trainer_service_pb2 import CancelTrainingJobRequest
+
+    from services.mesh.client import call
+
+    return await call(session.trainer.CancelTrainingJob(CancelTrainingJobRequest(name=name)))
+
+
+async def _logs(session: Session, job: str, follow: bool, tail: int, output_format: str) -> None:
+    """The stored lines, of them the last `tail`; then, to follow, the lines after those."""
+    from rlhf.trainer.v1.trainer_service_pb2 import StreamLogsRequest
+
+    cursor, stored_only = 0, tail > 0 or not follow
+
+    def open_stream():
+        return session.trainer.StreamLogs(StreamLogsRequest(name=job, after_ordinal=cursor, stored_only=stored_only))
+
+    kept: collections.deque[LogLine] = collections.deque(maxlen=tail or None)
+    async for reply in session.resume(open_stream, output.hint):
+        cursor = reply.last_ordinal
+        if tail:
+            kept.extend(reply.lines)
+        else:
+            _print_lines(reply.lines, output_format)
+    _print_lines(kept, output_format)
+    if follow and stored_only:
+        stored_only = False
+        async for reply in session.resume(open_stream, output.hint):
+            cursor = reply.last_ordinal
+            _print_lines(reply.lines, output_format)
+
+
+def _print_lines(lines, output_format: str) -> None:
+    for line in lines:
+        if output_format == "json":
+            output.write_json_line(output.as_json(line))
+        else:
+            sys.stdout.write(display.clean(line.text) + "\n")
+    sys.stdout.flush()
+
+
+def _fits(metric: str, patterns: list[str]) -> bool:
+    return not patterns or any(fnmatch.fnmatchcase(metric, pattern) for pattern in patterns)
+
+
+def _state(text: str):
+    """The number of a state by its word. Raises InvalidArgument."""
+    from rlhf.type.v1.job_state_pb2 import JobState
+
+    name = f"JOB_STATE_{text.upper()}"
+    known = list(JobState.keys())[1:]  # the first is UNSPECIFIED
+    if name not in known:
+        words = ", ".join(key.removeprefix("JOB_STATE_").lower() for key in known)
+        raise InvalidArgument.of("--state", f"{text!r} is none; one of {words}")
+    return JobState.Value(name)

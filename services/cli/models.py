@@ -1,0 +1,212 @@
+"""`rlhf model`: models that jobs start from."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from services.cli import assignments, completions, display, exits, output, references
+from services.cli.output import Column, FormatOption
+from services.cli.session import Session, collect, run
+from services.mesh.errors import InvalidArgument, Violation
+
+if TYPE_CHECKING:
+    from rlhf.trainer.v1.model_pb2 import Model, ModelSource
+
+app = typer.Typer(help="Models that jobs start from.", no_args_is_help=True)
+
+ModelArgument = Annotated[
+    str, typer.Argument(metavar="MODEL", help="Its name, such as `tiny`.", autocompletion=completions.models)
+]
+_POLL_SECONDS = 0.5
+
+
+@app.command("import")
+def import_model(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="What to call it: letters a-z, digits and hyphens.")],
+    source: Annotated[str, typer.Option(help="`hf:organisation/name`, or a folder on the server.")] = "",
+    init: Annotated[
+        Path | None, typer.Option(help="From scratch: a transformers config (JSON) with its model_type.")
+    ] = None,
+    characters: Annotated[str, typer.Option(help="With --init: one token for each of these characters.")] = "",
+    tokenizer: Annotated[
+        str, typer.Option(help="With --init: take the tokenizer of this model.", autocompletion=completions.models)
+    ] = "",
+    seed: Annotated[int, typer.Option(help="With --init: of the random weights.")] = 0,
+    label: Annotated[list[str] | None, typer.Option(help="key=value; may be given again.")] = None,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until it is ready.")] = True,
+    output_format: FormatOption = "table",
+) -> None:
+    """Register a model: it is copied, hashed and loaded. Exits with 1 when that fails.
+
+    Examples:
+
+    - `rlhf model import qwen --source hf:Qwen/Qwen2.5-0.5B-Instruct`
+    - `rlhf model import smol --source /srv/models/SmolLM2-135M-Instruct`
+    - `rlhf model import tiny --init config.json --characters "0123456789= " --seed 1`
+    """
+    labels = assignments.labels(label or [])
+
+    async def command(session: Session) -> Model:
+        described = build_source(source, init, characters, tokenizer, seed, session.project)
+        return await importing(session, name, described, labels, wait)
+
+    model = run(context, command)
+    output.show_one(model, facts(model), output_format)
+    if failed(model):
+        raise typer.Exit(exits.FAILED)
+
+
+@app.command("list")
+def list_models(
+    context: typer.Context,
+    limit: Annotated[int, typer.Option(help="At most so many; 0 shows all.", min=0)] = 50,
+    output_format: FormatOption = "table",
+) -> None:
+    """Models, newest first. A job's checkpoints are models too: `rlhf checkpoint list JOB`."""
+    columns = [
+        Column("MODEL", lambda model: references.short(model.name), whole=True),
+        Column("STATE", _state),
+        Column("ARCHITECTURE", lambda model: model.architecture),
+        Column("WEIGHTS", lambda model: display.parameters(model.parameter_count), right=True),
+        Column("CONTEXT", lambda model: str(model.context_length or ""), right=True),
+        Column("SIZE", lambda model: display.size(model.size_bytes), right=True),
+        Column("CREATED", lambda model: display.age(model.create_time)),
+    ]
+    found = run(context, lambda session: _list(session, limit))
+    output.show_list(found, columns, output_format, "no models; make one with `rlhf model import`")
+
+
+@app.command("show")
+def show_model(context: typer.Context, model: ModelArgument, output_format: FormatOption = "table") -> None:
+    """A model: where it comes from, its sizes, its files."""
+    found = run(context, lambda session: get(session, references.model(session.project, model)))
+    output.show_one(found, facts(found), output_format)
+
+
+@app.command("delete")
+def delete_model(context: typer.Context, model: ModelArgument) -> None:
+    """Forget a model. Refused while a job that has not ended starts from it."""
+    run(context, lambda session: _delete(session, references.model(session.project, model)))
+    output.say(f"deleted {model}")
+
+
+def build_source(
+    source: str, init: Path | None, characters: str, tokenizer: str, seed: int, project: str
+) -> ModelSource:
+    """The source that the options describe. Raises InvalidArgument where they contradict each other."""
+    from rlhf.trainer.v1.model_pb2 import CharacterTokenizer, ModelInit, ModelSource
+
+    violations: list[Violation] = []
+    if bool(source) == (init is not None):
+        violations.append(Violation("--source", "give either --source or --init"))
+    if init is not None and bool(characters) == bool(tokenizer):
+        violations.append(Violation("--init", "wants either --characters or --tokenizer"))
+    if init is None and (characters or tokenizer or seed):
+        violations.append(Violation("--init", "--characters, --tokenizer and --seed belong to --init"))
+    if violations:
+        raise InvalidArgument(violations)
+    if init is None:
+        return ModelSource(hub=source) if source.startswith("hf:") else ModelSource(path=source)
+    made = ModelInit(seed=seed)
+    made.config.update(assignments.read_file(init))
+    if characters:
+        made.characters.CopyFrom(CharacterTokenizer(alphabet=characters))
+    else:
+        made.tokenizer_model = references.model(project, tokenizer, "--tokenizer")
+    return ModelSource(init=made)
+
+
+async def importing(session: Session, name: str, source: ModelSource, labels: dict[str, str], wait: bool) -> Model:
+    """Import, and where asked to wait, follow until READY or FAILED."""
+    import uuid
+
+    from rlhf.trainer.v1.model_pb2 import Model
+    from rlhf.trainer.v1.trainer_service_pb2 import ImportModelRequest
+
+    from services.mesh.client import call
+
+    request = ImportModelRequest(
+        parent=session.project,
+        model=Model(source=source, labels=labels),
+        model_id=name,
+        request_id=str(uuid.uuid4()),
+    )
+    model = await call(session.trainer.ImportModel(request))
+    if not wait:
+        return model
+    with output.messages().status(f"importing {name}"):
+        while model.state == Model.STATE_IMPORTING:
+            await asyncio.sleep(_POLL_SECONDS)
+            model = await get(session, model.name)
+    return model
+
+
+async def get(session: Session, name: str) -> Model:
+    """Raises NotFound."""
+    from rlhf.trainer.v1.trainer_service_pb2 import GetModelRequest
+
+    from services.mesh.client import call
+
+    return await call(session.trainer.GetModel(GetModelRequest(name=name)))
+
+
+async def _list(session: Session, limit: int) -> list[Model]:
+    from rlhf.trainer.v1.trainer_service_pb2 import ListModelsRequest
+
+    from services.mesh.client import call
+
+    def page(size: int, token: str):
+        request = ListModelsRequest(parent=session.project, page_size=size, page_token=token)
+        return call(session.trainer.ListModels(request))
+
+    return await collect(page, lambda answer: answer.models, limit)
+
+
+async def _delete(session: Session, name: str) -> None:
+    from rlhf.trainer.v1.trainer_service_pb2 import DeleteModelRequest
+
+    from services.mesh.client import call
+
+    await call(session.trainer.DeleteModel(DeleteModelRequest(name=name)))
+
+
+def failed(model: Model) -> bool:
+    return _state(model) == "FAILED"
+
+
+def facts(model: Model) -> list[tuple[str, str]]:
+    files = "\n".join(f"{file.path}  {display.size(file.size_bytes)}" for file in model.files)
+    return [
+        ("model", references.short(model.name)),
+        ("state", _state(model)),
+        ("error", model.error.message),
+        ("source", _source(model)),
+        ("architecture", model.architecture),
+        ("weights", f"{model.parameter_count:,}" if model.parameter_count else ""),
+        ("context", f"{model.context_length} tokens" if model.context_length else ""),
+        ("vocabulary", f"{model.vocabulary_size} tokens" if model.vocabulary_size else ""),
+        ("size", display.size(model.size_bytes) if model.size_bytes else ""),
+        ("labels", display.labels(dict(model.labels))),
+        ("created", display.moment(model.create_time)),
+        ("manifest", model.manifest_sha256),
+        ("files", files),
+    ]
+
+
+def _source(model: Model) -> str:
+    source = model.source
+    if source.WhichOneof("source") != "init":
+        return source.hub or source.path
+    tokenizer = source.init.tokenizer_model or f"characters {source.init.characters.alphabet!r}"
+    return f"from scratch, seed {source.init.seed}, {tokenizer}"
+
+
+def _state(model: Model) -> str:
+    from rlhf.trainer.v1.model_pb2 import Model as Kind
+
+    return Kind.State.Name(model.state).removeprefix("STATE_")

@@ -1,0 +1,169 @@
+"""Where a running job stands, put together from states, points and checkpoints; and how a person sees it."""
+
+from __future__ import annotations
+
+import collections
+import math
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from services.cli import display, job_views, references
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rlhf.trainer.v1.training_job_pb2 import TrainingJob
+    from rlhf.type.v1.checkpoint_pb2 import Checkpoint
+    from rlhf.type.v1.metric_point_pb2 import MetricPoint
+
+# What is worth a glance while it trains, in this order.
+SHOWN = (
+    ("train/loss", "loss"),
+    ("reward/mean", "reward"),
+    ("actor/kl", "KL"),
+    ("actor/entropy", "entropy"),
+    ("validation/score/mean", "held-out score"),
+)
+_VALIDATION = "validation/"
+# Steps over which the pace is averaged.
+_PACE_STEPS = 20
+
+
+class Progress:
+    """Takes what the streams send, in any mixture and more than once, and knows the present."""
+
+    def __init__(self, job: TrainingJob) -> None:
+        self.job = job
+        self.step = job.step_count
+        # Latest by metric: (attempt, step), value.
+        self._latest: dict[str, tuple[tuple[int, int], float]] = {}
+        # When each of the last steps was reported, in seconds; of the newest attempt only.
+        self._times: collections.deque[tuple[int, float]] = collections.deque(maxlen=_PACE_STEPS + 1)
+        self._attempt = 0
+        self._checkpoints: dict[str, str] = {}
+
+    def take_job(self, job: TrainingJob) -> list[str]:
+        """A newer state; what is worth saying about it."""
+        said: list[str] = []
+        state = job_views.state(job)
+        if job.sequence > self.job.sequence and state != job_views.state(self.job) and not job_views.ended(job):
+            said.append(state.lower())
+        if len(job.attempts) > max(1, len(self.job.attempts)):
+            ended = job.attempts[-2]
+            resumed = job.attempts[-1].resumed_from_step
+            why = f" ({display.one_line(ended.end_reason, 120)})" if ended.end_reason else ""
+            said.append(f"attempt {ended.number} ended{why}; attempt {ended.number + 1} goes on from step {resumed}")
+        if job.sequence >= self.job.sequence:
+            self.job = job
+            self.step = max(job.step_count, self._reported_step())
+        return said
+
+    def take_points(self, points: Iterable[MetricPoint]) -> None:
+        for point in points:
+            key = (point.attempt, point.step)
+            if point.metric not in self._latest or key >= self._latest[point.metric][0]:
+                self._latest[point.metric] = (key, point.value)
+            if point.attempt > self._attempt:
+                self._attempt = point.attempt
+                self._times.clear()
+            if point.attempt == self._attempt and not point.metric.startswith(_VALIDATION):
+                self._take_time(point.step, display.seconds(point.observe_time))
+        self.step = max(self.job.step_count if self._attempt <= 1 else 0, self._reported_step())
+
+    def take_checkpoints(self, checkpoints: Iterable[Checkpoint]) -> list[str]:
+        """What is new about them."""
+        from rlhf.type.v1.checkpoint_pb2 import Checkpoint as Type
+
+        said = []
+        for found in sorted(checkpoints, key=lambda item: item.step):
+            state = Type.State.Name(found.state).removeprefix("STATE_")
+            if self._checkpoints.get(found.name) == state:
+                continue
+            self._checkpoints[found.name] = state
+            if found.state != Type.STATE_VERIFYING:
+                score = found.metrics.get("validation/score/mean", math.nan)
+                scored = "" if math.isnan(score) else f", held-out score {display.score(score)}"
+                said.append(f"checkpoint {references.short(found.name)} is {state.lower()}{scored}")
+        return said
+
+    @property
+    def total(self) -> int:
+        return self.job.total_step_count
+
+    @property
+    def step_seconds(self) -> float:
+        """Seconds a step of late; NaN before two are known."""
+        if len(self._times) < 2:
+            return math.nan
+        (first, begin), (last, end) = self._times[0], self._times[-1]
+        return (end - begin) / (last - first)
+
+    @property
+    def left_seconds(self) -> float:
+        return (self.total - self.step) * self.step_seconds
+
+    def values(self) -> list[tuple[str, str]]:
+        """Names and values worth a glance; a value of an earlier step says so."""
+        shown = []
+        for metric, title in SHOWN:
+            if metric in self._latest:
+                (_, step), value = self._latest[metric]
+                at = f" (step {step})" if metric.startswith(_VALIDATION) else ""
+                text = display.score(value) if metric.startswith((_VALIDATION, "reward")) else display.number(value)
+                shown.append((title, text + at))
+        return shown
+
+    def _take_time(self, step: int, seconds: float) -> None:
+        if not self._times or step > self._times[-1][0]:
+            self._times.append((step, seconds))
+
+    def _reported_step(self) -> int:
+        return self._times[-1][0] if self._times else 0
+
+
+def phase(progress: Progress) -> str:
+    """`queued`, `training`, `cancelling`: what the job is doing, in one word or two."""
+    state = job_views.state(progress.job)
+    if state == "RUNNING" and progress.job.phase:
+        return progress.job.phase.replace("_", " ")
+    return state.lower()
+
+
+def pace(progress: Progress) -> str:
+    """`1.3 s/step, 1:54 left`; empty while unknown or over."""
+    if not math.isfinite(progress.step_seconds) or job_views.ended(progress.job):
+        return ""
+    left = f", {display.duration(progress.left_seconds)} left" if progress.total > progress.step else ""
+    return f"{progress.step_seconds:.2g} s/step{left}" if progress.step_seconds < 100 else left.removeprefix(", ")
+
+
+def line(progress: Progress) -> str:
+    """Everything on one line, for logs and pipes."""
+    parts = [f"{references.short(progress.job.name)} {phase(progress)}"]
+    if progress.total:
+        parts.append(f"step {progress.step}/{progress.total}")
+    parts += [f"{title} {text}" for title, text in progress.values()]
+    return "  ".join([*parts, pace(progress)]).rstrip()
+
+
+def panel(progress: Progress) -> RenderableType:
+    """A bar with its numbers, and the values under it; fits from 40 columns up."""
+    from rich.console import Group
+    from rich.progress_bar import ProgressBar
+    from rich.spinner import Spinner
+    from rich.table import Table
+    from rich.text import Text
+
+    head = Table.grid(padding=(0, 1, 0, 0), expand=True)
+    waiting = progress.step == 0 and not job_views.ended(progress.job)
+    head.add_column(no_wrap=True)
+    head.add_column(ratio=1, min_width=8)
+    head.add_column(no_wrap=True, justify="right")
+    bar = ProgressBar(total=progress.total or 1, completed=progress.step, pulse=waiting)
+    counted = f"{progress.step}/{progress.total}" if progress.total else ""
+    title = Spinner("dots", Text(phase(progress))) if not job_views.ended(progress.job) else Text(phase(progress))
+    head.add_row(title, bar, counted)
+    values = Text("  ").join(Text.assemble((f"{title} ", "dim"), text) for title, text in progress.values())
+    pieces = [values] if values.plain else []
+    if pace(progress):
+        pieces.append(Text(pace(progress), style="dim"))
+    return Group(head, Text("   ").join(pieces)) if pieces else head

@@ -1,0 +1,211 @@
+"""What `rlhf up` runs: the embedded PostgreSQL, NATS and Ray, unless a setting names others, and the services."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from services.cli.supervisor import probes
+from services.cli.supervisor.group import Plan, Planned
+from services.cli.supervisor.leftovers import MARK
+from services.mesh.embedded import Home, Nats, Postgres, RayHead, default_resources, free_port
+from services.mesh.embedded.home import write_private
+from services.mesh.embedded.ports import is_free
+from services.mesh.embedded.process import Program
+from services.mesh.settings import Environment
+
+# Ray and a training that runs in it outlive a supervisor that is killed.
+KEEP = frozenset({"ray"})
+_HOST = "127.0.0.1"
+# Each has a gRPC server and a worker.
+_SERVICES = ("dataset", "trainer")
+
+
+@dataclass(frozen=True)
+class Options:
+    """Each address replaces an embedded part; empty means embedded, or a free port."""
+
+    postgres_url: str
+    nats_url: str
+    ray_address: str
+    artifacts_url: str
+    http_listen: str
+    grpc_listen: str
+    # Ray GPUs for training; 0 takes what the machine has.
+    slots: int
+
+    @classmethod
+    def read(cls, environment: Environment) -> Options:
+        """Raises InvalidArgument with everything that is wrong with the environment."""
+        options = cls(
+            postgres_url=environment.text("RLHF_POSTGRES_URL", ""),
+            nats_url=environment.text("RLHF_NATS_URL", ""),
+            ray_address=environment.address("RLHF_RAY_ADDRESS", ""),
+            artifacts_url=environment.text("RLHF_ARTIFACTS_URL", ""),
+            http_listen=environment.address("RLHF_GATEWAY_HTTP_LISTEN", ""),
+            grpc_listen=environment.address("RLHF_GATEWAY_GRPC_LISTEN", ""),
+            slots=environment.integer("RLHF_TRAINER_SLOTS", 0, 0, 100_000),
+        )
+        environment.done()
+        return options
+
+
+class Ports:
+    """A port for each name, the one it had last time where that is free: addresses stay the same over restarts."""
+
+    def __init__(self, path: Path, kept: Collection[str]) -> None:
+        self._path = path
+        self._kept = kept
+        try:
+            self._last: dict[str, int] = json.loads(path.read_text())
+        except (OSError, ValueError):
+            self._last = {}
+        self._taken: dict[str, int] = {}
+
+    def take(self, name: str) -> int:
+        last = self._last.get(name)
+        if last is None or not (name in self._kept or is_free(last)):
+            last = free_port({*self._taken.values(), *self._last.values()})
+        self._taken[name] = last
+        return last
+
+    def save(self) -> None:
+        write_private(self._path, json.dumps(self._taken))
+
+
+def build(home: Home, options: Options, inherited: Mapping[str, str], kept: Collection[str]) -> Plan:
+    """`kept` names the processes of an earlier supervisor that still hold their ports."""
+    ports = Ports(home.ports, kept)
+    marked = {**inherited, MARK: str(home.root)}
+    embedded = _embed(home, options, ports, marked)
+    services = {name: f"{_HOST}:{ports.take(name)}" for name in _SERVICES}
+    http = options.http_listen or f"{_HOST}:{ports.take('gateway.http')}"
+    grpc = options.grpc_listen or f"{_HOST}:{ports.take('gateway.grpc')}"
+    ports.save()
+    environment = {
+        **marked,
+        **embedded.environment,
+        "PYTHONUNBUFFERED": "1",
+        "RLHF_HOME": str(home.root),
+        "RLHF_TOKEN_FILE": str(home.token),
+        "RLHF_ARTIFACTS_URL": options.artifacts_url or f"file://{home.root}/artifacts",
+        "RLHF_GATEWAY_HTTP_LISTEN": http,
+        "RLHF_GATEWAY_GRPC_LISTEN": grpc,
+        **{
+            f"RLHF_{name.upper()}_{side}": address
+            for name, address in services.items()
+            for side in ("LISTEN", "TARGET")
+        },
+    }
+    # Not Ray: only a training needs it, and waits for it by itself.
+    needs = tuple(each.program.name for each in embedded.programs if each.program.name not in KEEP)
+    make = _Maker(home, environment, needs)
+    programs = [program for name, address in services.items() for program in make.service(name, address)]
+    http, grpc = _reachable(http), _reachable(grpc)
+    endpoints = {
+        "http": f"http://{http}",
+        "grpc": grpc,
+        "services": services,
+        "home": str(home.root),
+        "token_file": str(home.token),
+        **embedded.endpoints,
+    }
+    return Plan(embedded.programs, [*programs, make.gateway(http, grpc)], endpoints)
+
+
+@dataclass(frozen=True)
+class _Embedded:
+    programs: list[Planned]
+    # What the services are told of them.
+    environment: dict[str, str]
+    endpoints: dict[str, Any]
+
+
+def _embed(home: Home, options: Options, ports: Ports, marked: Mapping[str, str]) -> _Embedded:
+    """PostgreSQL, NATS and Ray, or the addresses of others."""
+    # They see none of our settings, secrets least of all.
+    bare = {key: value for key, value in marked.items() if key == MARK or not key.startswith(("RLHF_", "RAY_"))}
+    programs: list[Program] = []
+    environment: dict[str, str] = {}
+    if not (postgres_url := options.postgres_url):
+        postgres = Postgres(home.postgres, ports.take("postgres"), bare)
+        programs.append(postgres.program(home.log("postgres")))
+        postgres_url = postgres.url
+    if not (nats_url := options.nats_url):
+        nats = Nats(home.nats, ports.take("nats"), bare)
+        programs.append(nats.program(home.log("nats")))
+        nats_url = nats.url
+    resources = default_resources(options.slots)
+    if not (ray_address := options.ray_address):
+        ray = RayHead(home.ray, ports.take("ray"), resources, bare)
+        programs.append(ray.program(home.log("ray")))
+        environment |= ray.client_environment()
+        ray_address = ray.address
+    environment |= {
+        "RLHF_POSTGRES_URL": postgres_url,
+        "RLHF_NATS_URL": nats_url,
+        "RLHF_RAY_ADDRESS": ray_address,
+        "RLHF_TRAINER_SLOTS": str(resources.slots),
+        "RLHF_TRAINER_DEVICE": resources.device,
+    }
+    endpoints = {
+        "postgres_url": postgres_url,
+        "nats_url": nats_url,
+        "ray_address": ray_address,
+        "slots": resources.slots,
+        "device": resources.device,
+    }
+    return _Embedded([Planned(program) for program in programs], environment, endpoints)
+
+
+@dataclass(frozen=True)
+class _Maker:
+    """Programs of the services, which share their environment."""
+
+    home: Home
+    environment: Mapping[str, str]
+    needs: tuple[str, ...]
+
+    def service(self, name: str, address: str) -> tuple[Planned, Planned]:
+        """The service and its worker."""
+        worker = f"{name}.worker"
+        return (
+            self._program(name, f"services.{name}", probes.grpc_serving(address), address),
+            self._program(worker, f"services.{worker}", probes.file_there(self._ready_file(worker))),
+        )
+
+    def gateway(self, http: str, grpc: str) -> Planned:
+        ready = probes.every(probes.http_ok(http, "/healthz"), probes.tcp_open(grpc))
+        return self._program("gateway", "services.gateway", ready, f"http://{http}")
+
+    def _ready_file(self, name: str) -> Path:
+        return self.home.run / f"{name}.ready"
+
+    def _program(self, name: str, module: str, ready: probes.Probe, address: str = "") -> Planned:
+        ready_file = self._ready_file(name)
+
+        async def prepare() -> None:
+            ready_file.unlink(missing_ok=True)
+
+        program = Program(
+            name=name,
+            # -P: a folder `services` where `rlhf up` was called is not ours.
+            arguments=(sys.executable, "-P", "-m", module),
+            environment={**self.environment, "RLHF_READY_FILE": str(ready_file)},
+            log=self.home.log(name),
+            prepare=prepare,
+            ready=ready,
+            stop_seconds=15.0,
+            address=address,
+        )
+        return Planned(program, self.needs)
+
+
+def _reachable(address: str) -> str:
+    """Where this machine reaches a server that listens on `address`."""
+    host, _, port = address.rpartition(":")
+    return f"{_HOST}:{port}" if host in ("", "0.0.0.0", "[::]") else address  # noqa: S104 - compares, does not bind

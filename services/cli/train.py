@@ -1,0 +1,215 @@
+"""`rlhf train ALGORITHM`: one command for each algorithm of the mesh, its parameters drawn from their schema."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import functools
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from services.cli import assignments, catalogue, checkpoints, completions, job_views, models, output, references
+from services.cli.output import FormatOption
+from services.cli.session import Options, Session, options_of, run, with_session
+from services.mesh.errors import NotFound, PlatformError
+
+if TYPE_CHECKING:
+    from rlhf.trainer.v1.training_job_pb2 import Algorithm, TrainingJob
+
+_TEMPLATE = "ALGORITHM"
+# Crockford's base 32 without the letters that are read as digits.
+_ID_LETTERS = "0123456789abcdefghjkmnpqrstvwxyz"
+_PATIENCE_SECONDS = 5.0
+
+
+class AlgorithmGroup(TyperGroup):
+    """Its commands are the algorithms of the mesh; each is the template below, with the algorithm's own help."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return [algorithm.algorithm_id for algorithm in _registry(options_of(ctx)).algorithms]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        command = copy.copy(super().get_command(ctx, _TEMPLATE))
+        if command is None or cmd_name.startswith("-"):
+            return None
+        command.name, command.hidden = cmd_name, False
+        # A job is created without asking for the registry first: the mesh names what there is where the name is wrong.
+        if not ctx.invoked_subcommand:
+            command.short_help = _registry(options_of(ctx)).summary(cmd_name)
+        return command
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        super().format_help(ctx, formatter)
+        if problem := _registry(options_of(ctx)).problem:
+            output.hint(problem)
+
+
+class AlgorithmCommand(TyperCommand):
+    """Shows what the algorithm is above its options and its parameters under them."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        registry = _registry(options_of(ctx))
+        found = [item for item in registry.algorithms if item.algorithm_id == ctx.info_name]
+        if found:
+            self.help = f"{found[0].description or found[0].summary}\n\n{self.help}"
+        super().format_help(ctx, formatter)
+        if found:
+            output.data().print(catalogue.parameter_table(found[0].params_schema))
+        else:
+            output.hint(registry.problem or f"the mesh has no algorithm {ctx.info_name!r}")
+
+
+app = typer.Typer(
+    cls=AlgorithmGroup,
+    no_args_is_help=True,
+    help="""Train a model. The algorithms and their parameters come from the mesh: `rlhf train grpo --help`.""",
+)
+
+
+@app.command(_TEMPLATE, cls=AlgorithmCommand, hidden=True)
+def train(
+    context: typer.Context,
+    model: Annotated[
+        str,
+        typer.Option(
+            help="A model, or a checkpoint: `job/step-100`, or `job` for its last.", autocompletion=completions.models
+        ),
+    ],
+    dataset: Annotated[
+        str, typer.Option(help="`digits` (newest version) or `digits:3`.", autocompletion=completions.datasets)
+    ],
+    validation: Annotated[
+        str, typer.Option(help="Held out; answered at step 0 and checkpoints.", autocompletion=completions.datasets)
+    ] = "",
+    set_: Annotated[list[str] | None, typer.Option("--set", help="key=value, nested by dots; may be repeated.")] = None,
+    set_file: Annotated[Path | None, typer.Option(help="Parameters from a .json or .toml file; --set wins.")] = None,
+    name: Annotated[str, typer.Option(help="What to call the job; made up when empty.")] = "",
+    priority: Annotated[int, typer.Option(help="Higher goes first.", min=-100, max=100)] = 0,
+    label: Annotated[list[str] | None, typer.Option(help="key=value; may be repeated.")] = None,
+    gpus: Annotated[int, typer.Option(help="GPUs, or slots on a CPU machine; 0 is the default.", min=0)] = 0,
+    watch: Annotated[bool, typer.Option("--watch", help="Follow it until it ends.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, start nothing.")] = False,
+    output_format: FormatOption = "table",
+) -> None:
+    """Everything is checked before anything starts, and every problem is told at once.
+
+    Examples:
+
+    - `rlhf train sft --model tiny --dataset digits --validation digits-held-out --watch`
+    - `rlhf train grpo --model sft-k3x9qa --dataset questions --set reward.name=numeric --set lora.rank=8`
+    - `rlhf train grpo --model tiny --dataset questions --set-file params.toml --dry-run`
+    """
+    algorithm = str(context.info_name)
+    params = assignments.parameters(set_ or [], set_file)
+    labels = assignments.labels(label or [])
+
+    async def command(session: Session) -> TrainingJob:
+        described = await describe(session, algorithm, model, dataset, validation, params)
+        described.priority, described.placement.resources.gpu_count = priority, gpus
+        described.labels.update(labels)
+        return await create(session, described, name, dry_run)
+
+    job = run(context, command)
+    if dry_run:
+        output.say("nothing is wrong with it; nothing was started")
+        output.show_one(job, job_views.facts(job), output_format)
+    elif watch:
+        from services.cli import watching
+
+        watching.watch_until_end(context, job.name, output_format)
+    else:
+        output.show_list([job], job_views.JOBS, output_format, "")
+        output.hint(f"follow it: rlhf job watch {references.short(job.name)}")
+
+
+async def describe(
+    session: Session, algorithm: str, model: str, dataset: str, validation: str, params: dict[str, Any]
+) -> TrainingJob:
+    """The job that short names and parameters describe. Raises InvalidArgument, NotFound."""
+    from rlhf.trainer.v1.training_job_pb2 import TrainingJob
+
+    project = session.project
+    job = TrainingJob(
+        algorithm=algorithm,
+        base_model=await base_model(session, model),
+        dataset_version=references.dataset_version(project, dataset, "--dataset"),
+    )
+    if validation:
+        job.validation_dataset_version = references.dataset_version(project, validation, "--validation")
+    job.params.update(params)
+    return job
+
+
+async def base_model(session: Session, text: str) -> str:
+    """The reference that `tiny` (a model, else a job's last checkpoint) or `job/step-100` means. Raises NotFound."""
+    job, checkpoint = None, None
+    if text.count("/") == 1 or "/trainingJobs/" in text:
+        job, checkpoint = references.checkpoint(session.project, text, "--model")
+    if checkpoint is not None:
+        return checkpoint
+    if job is None:
+        name = references.model(session.project, text, "--model")
+        try:
+            return (await models.get(session, name)).name
+        except NotFound:
+            if name == text:
+                raise
+        job = references.job(session.project, text, "--model")
+    try:
+        return (await checkpoints.last_ready(session, job)).name
+    except NotFound as error:
+        if error.reason == "NO_CHECKPOINT":
+            raise
+        raise NotFound("MODEL_NOT_FOUND", f"there is no model and no job {text!r}", name=text) from None
+
+
+async def create(session: Session, job: TrainingJob, name: str = "", validate_only: bool = False) -> TrainingJob:
+    """Create it; the call may be repeated by the connection without making two. Raises what the mesh answers."""
+    import uuid
+
+    from rlhf.trainer.v1.trainer_service_pb2 import CreateTrainingJobRequest
+
+    from services.mesh.client import call
+
+    request = CreateTrainingJobRequest(
+        parent=session.project,
+        training_job=job,
+        training_job_id=name or new_id(job.algorithm),
+        request_id=str(uuid.uuid4()),
+        validate_only=validate_only,
+    )
+    return await call(session.trainer.CreateTrainingJob(request))
+
+
+def new_id(prefix: str) -> str:
+    """`grpo-k3x9qa`: short enough to type, 30 bits of chance. The server would make a UUID."""
+    return f"{prefix.replace('_', '-')}-{''.join(secrets.choice(_ID_LETTERS) for _ in range(6))}"
+
+
+@dataclass(frozen=True)
+class _Registry:
+    """The algorithms of the mesh, or why they are not known."""
+
+    algorithms: tuple[Algorithm, ...]
+    problem: str = ""
+
+    def summary(self, algorithm_id: str) -> str:
+        return next((item.summary for item in self.algorithms if item.algorithm_id == algorithm_id), "")
+
+
+@functools.cache
+def _registry(options: Options) -> _Registry:
+    """Asked once, though a help page needs it several times."""
+
+    async def command() -> _Registry:
+        return _Registry(tuple(await asyncio.wait_for(with_session(options, catalogue.algorithms), _PATIENCE_SECONDS)))
+
+    try:
+        return asyncio.run(command())
+    except (PlatformError, TimeoutError) as error:
+        return _Registry((), f"the algorithms and their parameters come from the mesh: {error or 'no answer'}")
