@@ -5,8 +5,10 @@ The output is checked in and never edited; tests/contract proves that it is fres
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
+import tempfile
 from importlib.resources import files
 from pathlib import Path
 
@@ -16,9 +18,20 @@ PROTO = Path(__file__).parent
 
 
 def generate(target: Path) -> None:
-    """Write `rlhf/**/*_pb2*.py*` under `target`, which is emptied first. Raises RuntimeError when protoc fails."""
-    shutil.rmtree(target / "rlhf", ignore_errors=True)
+    """Write `rlhf/**/*_pb2*.py*` under `target` in place of what is there.
+
+    Raises RuntimeError when protoc fails; then the old code still stands.
+    """
     target.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target, prefix=".generating") as fresh:
+        _run_protoc(Path(fresh))
+        shutil.rmtree(target / "rlhf", ignore_errors=True)
+        (Path(fresh) / "rlhf").rename(target / "rlhf")
+
+
+def _run_protoc(target: Path) -> None:
+    # protoc looks for its plugins on PATH; ours are installed beside this interpreter, activated or not.
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     sources = sorted(str(path.relative_to(PROTO)) for path in (PROTO / "rlhf").rglob("*.proto"))
     arguments = [
         "protoc",

@@ -21,10 +21,11 @@ class Gateway(Server):
         super().__init__("gateway", settings.mesh)
         token = identity.read_token(settings.mesh.token_file)
         upstreams = Upstreams(settings.targets, settings.tls_root_certificates_file)
-        self._by_service = upstreams.by_grpc_service()
+        self._by_service = {d.full_name: upstream for upstream in upstreams.all for d in upstream.descriptors}
         self._listener = HttpListener(http_app(settings, upstreams, token), settings)
-        for service, upstream in self._by_service.items():
-            self.serve(service, Proxy(service, upstream).register)
+        for upstream in upstreams.all:
+            for descriptor in upstream.descriptors:
+                self.serve(descriptor.full_name, Proxy(descriptor, upstream).register)
         self.add(upstreams)
         self.add(self._listener)
         self.add_routine("mirror health", self._mirror_health)

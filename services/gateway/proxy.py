@@ -1,16 +1,18 @@
 """gRPC passed through byte for byte: messages are never parsed, so a caller newer than the gateway loses nothing.
 
-Every call is passed on as a stream of messages each way, which on the wire is what all four shapes are. Each side is
-read only as fast as the other takes: nothing is gathered up.
+A method is passed on as a stream of messages each way, which on the wire is what all four shapes are, unless the
+contract says that it takes one message and gives one, which costs less that way. Each side is read only as fast as the
+other takes: nothing is gathered up.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, NoReturn
 
 import grpc
+from google.protobuf.descriptor import ServiceDescriptor
 
 from services.gateway.upstreams import Upstream
 from services.gateway.writing import finish, send
@@ -20,11 +22,19 @@ _NOT_FORWARDED = ("user-agent",)
 
 
 class Proxy(grpc.GenericRpcHandler):
-    """Every method of one gRPC service, `service_name` in full, also those that this contract does not know yet."""
+    """Every method of one gRPC service, also those that this contract does not know yet."""
 
-    def __init__(self, service_name: str, upstream: Upstream) -> None:
-        self._prefix = f"/{service_name}/"
-        self._upstream = upstream
+    def __init__(self, service: ServiceDescriptor, upstream: Upstream) -> None:
+        self._prefix = f"/{service.full_name}/"
+        self._channel = upstream.channel
+        # Without serializers gRPC takes and gives the bytes themselves.
+        self._unary = {
+            self._prefix + method.name: grpc.unary_unary_rpc_method_handler(
+                _Unary(upstream.channel.unary_unary(self._prefix + method.name))
+            )
+            for method in service.methods
+            if not method.client_streaming and not method.server_streaming
+        }
 
     def register(self, server: grpc.aio.Server) -> None:
         server.add_generic_rpc_handlers((self,))
@@ -34,19 +44,44 @@ class Proxy(grpc.GenericRpcHandler):
         method = handler_call_details.method
         if not method.startswith(self._prefix):
             return None
-        invoke: Any = self._upstream.channel.stream_stream(method)
+        if method in self._unary:
+            return self._unary[method]
+        invoke: Any = self._channel.stream_stream(method)
 
         async def forward(requests: Any, context: Any) -> AsyncIterator[bytes]:
             async for reply in _forward(invoke, requests, context):
                 yield reply
 
-        # Without serializers gRPC hands over the bytes themselves.
         return grpc.stream_stream_rpc_method_handler(forward)
 
 
+class _Unary:
+    """One message there, one back."""
+
+    def __init__(self, invoke: Any) -> None:
+        self._invoke = invoke
+
+    async def __call__(self, request: bytes, context: Any) -> bytes:
+        # Cancelled with this coroutine when the caller cancels.
+        call = self._invoke(request, timeout=context.time_remaining(), metadata=_metadata(context))
+        try:
+            reply = await call
+        except grpc.aio.AioRpcError as error:
+            await _fail(context, error)
+        await context.send_initial_metadata(tuple(await call.initial_metadata() or ()))
+        context.set_trailing_metadata(tuple(await call.trailing_metadata() or ()))
+        return reply
+
+
+async def _fail(context: Any, error: grpc.aio.AioRpcError) -> NoReturn:
+    """End the call as the service ended it, details in the trailers included."""
+    await context.send_initial_metadata(tuple(error.initial_metadata() or ()))
+    await context.abort(error.code(), error.details() or "", tuple(error.trailing_metadata() or ()))
+    raise AssertionError("abort always raises")
+
+
 async def _forward(invoke: Any, requests: Any, context: Any) -> AsyncIterator[bytes]:
-    metadata = [(key, value) for key, value in context.invocation_metadata() or () if key not in _NOT_FORWARDED]
-    call = invoke(timeout=context.time_remaining(), metadata=metadata)
+    call = invoke(timeout=context.time_remaining(), metadata=_metadata(context))
     # Runs when the caller cancels, too, wherever this generator stands then.
     context.add_done_callback(lambda _: call.cancel())
     pump = asyncio.create_task(_pump(requests, call))
@@ -69,3 +104,7 @@ async def _pump(requests: Any, call: Any) -> None:
         if not await send(call, request):
             return
     await finish(call)
+
+
+def _metadata(context: Any) -> list[tuple[str, str | bytes]]:
+    return [(key, value) for key, value in context.invocation_metadata() or () if key not in _NOT_FORWARDED]

@@ -73,9 +73,6 @@ class Upstreams:
         ]
         self._followers: list[asyncio.Task[None]] = []
 
-    def by_grpc_service(self) -> dict[str, Upstream]:
-        return {descriptor.full_name: upstream for upstream in self.all for descriptor in upstream.descriptors}
-
     async def __aenter__(self) -> Upstreams:
         self._followers = [asyncio.create_task(upstream.follow()) for upstream in self.all]
         return self

@@ -30,11 +30,6 @@ class RequestKey:
         return cls(parent, request_id.lower(), digest.hexdigest())
 
 
-async def remember(connection: Connection, key: RequestKey, resource: str) -> str:
-    """Like `claim`, for a resource whose id the server makes: returns `resource` itself when it is to be created."""
-    return await claim(connection, key, resource) or resource
-
-
 async def claim(connection: Connection, key: RequestKey, resource: str) -> str | None:
     """Claim `key` for `resource`, in the transaction that creates it.
 
@@ -45,19 +40,18 @@ async def claim(connection: Connection, key: RequestKey, resource: str) -> str |
         return None
     cursor = await connection.execute(
         "INSERT INTO requests (parent, request_id, request_sha256, resource) VALUES (%s, %s, %s, %s)"
-        # Waits for an equal request that is under way; its row is then there to be read.
-        " ON CONFLICT DO NOTHING",
+        # Waits for an equal request that is under way. A row that was inserted and not updated has xmax 0.
+        " ON CONFLICT (parent, request_id) DO UPDATE SET parent = requests.parent"
+        " RETURNING request_sha256, resource, xmax = 0",
         (key.parent, key.id, key.sha256, resource),
-    )
-    if cursor.rowcount:
-        return None
-    cursor = await connection.execute(
-        "SELECT request_sha256, resource FROM requests WHERE parent = %s AND request_id = %s", (key.parent, key.id)
     )
     row = await cursor.fetchone()
     assert row is not None
-    if row[0] != key.sha256:
+    sha256, earlier, is_new = row
+    if is_new:
+        return None
+    if sha256 != key.sha256:
         raise AlreadyExists(
-            "REQUEST_ID_REUSED", f"request_id {key.id} was used for a different request", resource=row[1]
+            "REQUEST_ID_REUSED", f"request_id {key.id} was used for a different request", resource=earlier
         )
-    return row[1]
+    return earlier

@@ -19,6 +19,7 @@ from services.mesh.errors import PlatformError
 _LAUNCHER = Path(__file__).with_name("launch.py")
 _POLL_SECONDS = 0.02
 _ADOPTED_POLL_SECONDS = 0.2
+_PROBE_SECONDS = 5.0
 LOG_TAIL_BYTES = 4000
 
 
@@ -142,8 +143,10 @@ async def until_ready(program: Program, process: Running) -> None:
                 f"{program.name} ended with {ending(process.returncode)} before it was ready\n{log_tail(program.log)}",
             )
         with contextlib.suppress(Exception):
-            if await asyncio.wait_for(program.ready(), 5):
-                return
+            # Not wait_for: before Python 3.12 it loses a cancellation that comes as its awaitable ends.
+            async with asyncio.timeout(_PROBE_SECONDS):
+                if await program.ready():
+                    return
         await asyncio.sleep(_POLL_SECONDS)
     raise StartFailed(
         "PROCESS_NOT_READY",
@@ -156,7 +159,8 @@ async def stop(program: Program, process: Running) -> bool:
     with contextlib.suppress(ProcessLookupError):
         process.send_signal(program.stop_signal)
     try:
-        await asyncio.wait_for(process.wait(), program.stop_seconds)
+        async with asyncio.timeout(program.stop_seconds):
+            await process.wait()
     except TimeoutError:
         end_session(process.pid)
         await process.wait()

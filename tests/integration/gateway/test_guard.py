@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
@@ -149,7 +150,7 @@ async def test_malformed_http_is_turned_away(gateway: Any, request_: bytes) -> N
 
 
 async def test_refusal_reaches_a_client_that_sends_a_large_body(http: httpx.AsyncClient) -> None:
-    async def endless() -> Any:
+    async def endless() -> AsyncIterator[bytes]:
         for _ in range(50):
             yield b"x" * 1024 * 1024
 

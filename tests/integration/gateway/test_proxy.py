@@ -57,8 +57,8 @@ async def test_server_stream(stub: Any) -> None:
     assert replies == [0, 1, 2]
 
 
-async def test_both_stream(channel: grpc.aio.Channel, services: Any) -> None:
-    """The contract has no such method: reflection of the service behind does, and it is asked through a raw stream."""
+async def test_unknown_shape_is_passed_on_as_both_streams(channel: grpc.aio.Channel) -> None:
+    """No method of the contract streams both ways; the proxy passes every stream on so, and this caller uses it so."""
     call = channel.stream_stream("/rlhf.dataset.v1.DatasetService/WatchUpload")(metadata=METADATA)
     await call.write(dataset_service_pb2.WatchUploadRequest(name="u").SerializeToString())
     await call.done_writing()

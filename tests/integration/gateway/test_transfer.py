@@ -82,6 +82,8 @@ async def test_slow_service_slows_the_upload_down(http: httpx.AsyncClient, seen:
     await asyncio.sleep(1)
     assert sent < 64 * MIB
     upload.cancel()
+    seen.upload_may_go_on.set()
+    await asyncio.wait_for(seen.upload_ended.wait(), 5)
 
 
 @pytest.mark.parametrize(

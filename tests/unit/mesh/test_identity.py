@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import stat
 import threading
 from pathlib import Path
@@ -21,7 +20,7 @@ def test_the_token_is_made_once_for_its_owner_only(tmp_path: Path) -> None:
     assert len(token) >= 43
     assert identity.ensure_token(path) == identity.read_token(path) == token
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert os.listdir(tmp_path) == ["token"]
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_processes_that_start_together_get_one_token(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         "from services.mesh.registry import Registry\nthings = Registry('thing', __name__)\n"
     )
     for entry in "ba":
-        text = f"from {name} import things\n\n@things.register('{entry}')\nclass Entry:\n    '''Does {entry}.\n\n    M.'''\n"
+        text = f"from {name} import things\n@things.register('{entry}')\nclass Entry:\n  'Does {entry}.\\n\\nMore.'\n"
         (package / f"file_{entry}.py").write_text(text)
     monkeypatch.syspath_prepend(str(tmp_path))
     yield name  # pyright: ignore[reportReturnType]
