@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from services.scoring import math
+from services.scoring import math, math_process
 
 
 @pytest.mark.parametrize(
@@ -114,3 +114,10 @@ def test_the_process_sees_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     process = math._start()
     assert b"hush" not in Path(f"/proc/{process.pid}/environ").read_bytes()
     process.communicate()
+
+
+def test_the_comparison_itself() -> None:
+    """In this process, where the other tests see only its replies."""
+    assert math_process.compare("$x+1$", "$1+x$") == (True, True)
+    assert math_process.compare("$x+1$", "$x$") == (False, True)
+    assert math_process._compare_safely("none", "$x$") == (False, False)
