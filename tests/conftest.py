@@ -1,3 +1,3 @@
 """Fixtures lie in `fix_*.py`, by subject."""
 
-pytest_plugins = ["tests.fix_embedded", "tests.fix_mesh"]
+pytest_plugins = ["tests.fix_embedded", "tests.fix_live", "tests.fix_member", "tests.fix_runner"]

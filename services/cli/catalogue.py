@@ -106,7 +106,7 @@ def _show(item: Any, output_format: str, hint: str) -> None:
     if output_format == "json":
         output.write_json(output.as_json(item))
         return
-    output.data().print(output.paragraphs(item.description or item.summary))
-    output.data().print()
-    output.data().print(parameter_table(item.params_schema))
+    output.show(output.paragraphs(item.description or item.summary))
+    output.show()
+    output.show(parameter_table(item.params_schema))
     output.hint(hint)

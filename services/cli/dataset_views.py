@@ -85,11 +85,11 @@ def show_upload(upload: Upload, output_format: str) -> None:
     if upload.state == upload.STATE_SUCCEEDED:
         spellings = ", ".join(f"{count:,} {spelling}" for spelling, count in report.row_count_by_spelling.items())
         taken = f"{report.row_count:,} rows" + (f" ({spellings})" if spellings else "")
-        output.data().print(output.grid([("version", references.short(upload.dataset_version)), ("taken", taken)]))
+        output.show(output.grid([("version", references.short(upload.dataset_version)), ("taken", taken)]))
         return
     output.say(f"{upload.file_name} was not taken: {upload.error.message or upload.error.reason}", style="bold")
     if report.findings:
-        output.data().print(output.table(_FINDINGS, report.findings))
+        output.show(output.table(_FINDINGS, report.findings))
         _say_rest(report)
 
 
@@ -111,7 +111,7 @@ def show_rows(rows: Sequence[Row], output_format: str) -> None:
             Column("ROW", lambda row: str(row.row_index), right=True),
             Column("CONTENT", lambda row: _content(output.as_json(row)["value"])),
         ]
-        output.data().print(output.table(columns, rows))
+        output.show(output.table(columns, rows))
     else:
         output.say("no rows here")
 

@@ -86,7 +86,7 @@ def show(context: typer.Context, dataset: DatasetArgument, output_format: Format
     found, versions = run(context, command)
     output.show_one(found, dataset_views.dataset_facts(found), output_format)
     if output_format == "table" and versions:
-        output.data().print()
+        output.show()
         output.show_list(versions, dataset_views.VERSIONS, output_format, "")
 
 

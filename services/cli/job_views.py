@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -79,12 +80,13 @@ def _attempts(job: TrainingJob) -> str:
 
 
 def _params(values: dict[str, Any], prefix: str = "") -> Iterable[str]:
-    for key, value in values.items():
-        if isinstance(value, dict) and value:
-            yield from _params(value, f"{prefix}{key}.")
-        else:
-            shown = display.number(value) if isinstance(value, float) else value
-            yield f"{prefix}{key} = {'null' if shown is None else shown}"
+    """`key = value` as `--set` takes it, by name, nested ones last: a protobuf Struct keeps no order."""
+    nested = {key: value for key, value in values.items() if isinstance(value, dict) and value}
+    for key in sorted(values.keys() - nested.keys()):
+        value = values[key]
+        yield f"{prefix}{key} = {display.number(value) if isinstance(value, float) else json.dumps(value)}"
+    for key in sorted(nested):
+        yield from _params(nested[key], f"{prefix}{key}.")
 
 
 def samples_table(samples: Sequence[Sample], width: int) -> list[Column]:

@@ -66,7 +66,7 @@ def watch(context: typer.Context, job: JobArgument, output_format: FormatOption 
 def cancel(context: typer.Context, job: JobArgument, output_format: FormatOption = "table") -> None:
     """Stop a job at its next step, or after the grace period by force. Its checkpoints stay."""
     found = run(context, lambda session: cancel_job(session, references.job(session.project, job)))
-    output.show_list([found], job_views.JOBS, output_format, "")
+    output.show_row(found, job_views.JOBS, output_format)
 
 
 @app.command()
@@ -143,7 +143,7 @@ def _show_metrics(points: list[MetricPoint], output_format: str) -> None:
             time = point.observe_time.ToJsonString()
             writer.writerow((point.metric, point.step, repr(point.value), point.attempt, time))
     elif points:
-        output.data().print(output.table(job_views.SERIES, job_views.series(points).items()))
+        output.show(output.table(job_views.SERIES, job_views.series(points).items()))
     else:
         output.say("no such metrics yet")
 

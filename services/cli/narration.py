@@ -29,7 +29,8 @@ def narrate_start(home: Home, process: subprocess.Popen[bytes] | None = None) ->
         while True:
             known = state.read(home.state)
             ours = known is not None and known.supervisor.pid == (process.pid if process else os.getpid())
-            if known is not None and (ours or (_ended(process) and known.alive())):
+            # Not ours but alive: somebody else was faster, and the supervisor we started has found the home locked.
+            if known is not None and (ours or (known.alive() and (process is None or _ended(process)))):
                 _tell(known, told)
                 waiting = [each.name for each in known.processes if each.stage is not Stage.READY]
                 spinner.update(f"waiting for {', '.join(waiting)}" if waiting else "starting")

@@ -46,6 +46,15 @@ def messages() -> Console:
     return Console(stderr=True, highlight=False, markup=False, emoji=False, width=width)
 
 
+def show(renderable: RenderableType = "") -> None:
+    """Print data; in a pipe without the blanks that fill a table's last column."""
+    console = data()
+    with console.capture() as captured:
+        console.print(renderable)
+    text = captured.get()
+    sys.stdout.write(text if console.is_terminal else "".join(f"{line.rstrip()}\n" for line in text.splitlines()))
+
+
 def say(text: RenderableType, style: str | None = None) -> None:
     """One message for the person at the terminal."""
     messages().print(text, style=style, soft_wrap=False)
@@ -74,9 +83,17 @@ def show_list(items: Sequence[Message], columns: Sequence[Column], format: str, 
         for item in items:
             sys.stdout.write(f"{item.name}\n")  # pyright: ignore[reportAttributeAccessIssue]
     elif items:
-        data().print(table(columns, items))
+        show(table(columns, items))
     else:
         say(empty)
+
+
+def show_row(item: Message, columns: Sequence[Column], format: str) -> None:
+    """One resource: a table of one row, a JSON object, or its name."""
+    if format == "json":
+        write_json(as_json(item))
+    else:
+        show_list([item], columns, format, "")
 
 
 def show_one(item: Message, facts: Iterable[tuple[str, RenderableType]], format: str) -> None:
@@ -86,7 +103,7 @@ def show_one(item: Message, facts: Iterable[tuple[str, RenderableType]], format:
     elif format == "name":
         sys.stdout.write(f"{item.name}\n")  # pyright: ignore[reportAttributeAccessIssue]
     else:
-        data().print(grid(facts))
+        show(grid(facts))
 
 
 def table(columns: Sequence[Column], items: Iterable[Any]) -> RenderableType:

@@ -44,9 +44,6 @@ class Progress:
     def take_job(self, job: TrainingJob) -> list[str]:
         """A newer state; what is worth saying about it."""
         said: list[str] = []
-        state = job_views.state(job)
-        if job.sequence > self.job.sequence and state != job_views.state(self.job) and not job_views.ended(job):
-            said.append(state.lower())
         if len(job.attempts) > max(1, len(self.job.attempts)):
             ended = job.attempts[-2]
             resumed = job.attempts[-1].resumed_from_step

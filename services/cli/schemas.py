@@ -41,7 +41,8 @@ def _walk(root: Schema, schema: Schema, prefix: str) -> Iterator[Parameter]:
         kinds = [_resolve(root, kind) for kind in field.get("anyOf", [field])]
         inner = next((kind for kind in kinds if kind.get("properties")), None)
         default = field.get("default", _MISSING)
-        if inner is None or default is not _MISSING:
+        # An object that may be null is switched on and off as a whole; any other is set by its parts.
+        if inner is None or len(kinds) > 1:
             yield Parameter(path, _types(kinds), _default(default, name in required), _range(kinds), _text(field))
         if inner is not None:
             yield from _walk(root, inner, f"{path}.")

@@ -59,7 +59,7 @@ class AlgorithmCommand(TyperCommand):
             self.help = f"{found[0].description or found[0].summary}\n\n{self.help}"
         super().format_help(ctx, formatter)
         if found:
-            output.data().print(catalogue.parameter_table(found[0].params_schema))
+            output.show(catalogue.parameter_table(found[0].params_schema))
         else:
             output.hint(registry.problem or f"the mesh has no algorithm {ctx.info_name!r}")
 
@@ -123,7 +123,7 @@ def train(
 
         watching.watch_until_end(context, job.name, output_format)
     else:
-        output.show_list([job], job_views.JOBS, output_format, "")
+        output.show_row(job, job_views.JOBS, output_format)
         output.hint(f"follow it: rlhf job watch {references.short(job.name)}")
 
 

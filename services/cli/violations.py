@@ -69,7 +69,7 @@ def _table(violations: Sequence[Violation]) -> RenderableType:
     table.add_column(overflow="fold")
     for violation in violations:
         table.add_row(flag(violation.field), violation.description)
-    return Padding(table, (0, 0, 0, 2))
+    return Padding(table, (0, 0, 0, 2), expand=False)
 
 
 def _marked(text: str) -> RenderableType:

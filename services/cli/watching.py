@@ -42,7 +42,7 @@ def watch_until_end(context: typer.Context, name: str, output_format: str) -> No
         raise typer.Exit(exits.FAILED)
 
 
-def show_end(job: TrainingJob) -> None:
+def show_end(job: TrainingJob, next_steps: bool = True) -> None:
     """How it ended, why, and what to do next."""
     from rich.text import Text
 
@@ -54,7 +54,7 @@ def show_end(job: TrainingJob) -> None:
     output.say(Text.assemble((state.lower(), style), f"  {name}, {job_views.steps(job)} steps in {took}"))
     if job.error.message:  # and, where one is known, what to do
         output.say(display.clean(job.error.message))
-    if state == "SUCCEEDED":
+    if state == "SUCCEEDED" and next_steps:
         output.hint(f"its model: rlhf checkpoint download {name} --to DIRECTORY")
     elif state == "FAILED":
         output.hint(f"what it printed: rlhf job logs {name} --tail 50")

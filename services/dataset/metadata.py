@@ -13,7 +13,8 @@ from typing import Any
 
 import msgspec
 
-MAX_DEPTH = 64
+# A row goes over the wire as a google.protobuf.Struct: three levels of messages for each of an object, of at most 100.
+MAX_DEPTH = 24
 _PLAIN = (str, int, bool)
 
 

@@ -17,6 +17,7 @@ from services.dataset.findings import UnreadableFile
 from services.dataset.limits import MIB, Limits
 
 CONTAINERS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+SNIFFED_BYTES = MIB
 _PARQUET_MAGIC = b"PAR1"
 _BLANK = b" \t\r\n"
 _FOREIGN = {
@@ -90,8 +91,9 @@ def _by_content(container: str, stream: DecompressedStream) -> str:
     if container == "parquet":
         return container
     stream.skip_byte_order_mark()
-    start = stream.peek(MIB if container == "json" else 4096).lstrip(_BLANK)
-    if not start:
+    looked_at = stream.peek(SNIFFED_BYTES)
+    start = looked_at.lstrip(_BLANK)
+    if not start and len(looked_at) < SNIFFED_BYTES:
         raise UnreadableFile("EMPTY_FILE", "the file holds nothing but white space")
     if container in ("jsonl", "csv") and start.startswith(b"["):
         raise _differ(container, "a JSON array")
@@ -99,7 +101,7 @@ def _by_content(container: str, stream: DecompressedStream) -> str:
         raise _differ(container, "JSON")
     if container == "json" and start.startswith(b"{") and _first_line_is_row(start):
         return "jsonl"
-    if container == "json" and start[:1] not in (b"[", b"{"):
+    if container == "json" and start and start[:1] not in (b"[", b"{"):
         raise _differ(container, "something else")
     return container
 

@@ -126,8 +126,8 @@ class RowReader:
 def _same_quotes(shape: Shape, texts: list[bytes], result: Result) -> bool:
     """Whether no row has a key twice, which decoding into structs would not show: then its text has more quotation
     marks than what was decoded. (Fewer, where the text spells marks as `\\u0022`: such rows are looked at singly.)"""
-    # Canonical rows that keep their keys gain one: `metadata`, around the extras. With an extra left out for being null,
-    # or metadata there before, the numbers differ and the second comparison decides.
+    # Canonical rows that keep their keys gain one: `metadata`, around the extras. With an extra left out for being
+    # null, or metadata there before, the numbers differ and the second comparison decides.
     surplus = 2 if shape.extras else 0
     if shape.spelling.keeps_keys and _quotes_differ_by(surplus, texts, result.encoded):
         return True

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import struct
 import sys
@@ -59,7 +60,7 @@ class Reading:
     cpu_seconds: int
 
     def command(self) -> list[str]:
-        words = (self.path, self.file_name, self.format, self.memory_bytes, self.cpu_seconds)
+        words = (os.getpid(), self.path, self.file_name, self.format, self.memory_bytes, self.cpu_seconds)
         return [sys.executable, "-P", "-m", "services.dataset.sandboxed", *map(str, words)]
 
 

@@ -1,4 +1,4 @@
-"""`python -m services.dataset.sandboxed PATH FILE_NAME FORMAT MEMORY_BYTES CPU_SECONDS`: see sandbox.py.
+"""`python -m services.dataset.sandboxed PARENT PATH FILE_NAME FORMAT MEMORY_BYTES CPU_SECONDS`: see sandbox.py.
 
 Imports what parses only after the limits are set.
 """
@@ -31,9 +31,11 @@ _MAX_MESSAGE_CHARACTERS = 1000
 Send = Callable[[bytes, bytes], None]
 
 
-def confine(memory_bytes: int, cpu_seconds: int) -> None:
-    """Die with the worker, and by the kernel's hand when this process takes too much."""
+def confine(parent: int, memory_bytes: int, cpu_seconds: int) -> None:
+    """Die with the worker `parent`, and by the kernel's hand when this process takes too much. Linux only."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before
+        sys.exit("the worker is gone")
     for limit, value in (
         (resource.RLIMIT_AS, memory_bytes),
         (resource.RLIMIT_CORE, 0),
@@ -97,8 +99,8 @@ def _lower(limit: int, soft: int, hard: int) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    path, file_name, format_name, memory_bytes, cpu_seconds = arguments
-    confine(int(memory_bytes), int(cpu_seconds))
+    parent, path, file_name, format_name, memory_bytes, cpu_seconds = arguments
+    confine(int(parent), int(memory_bytes), int(cpu_seconds))
     # Whatever else prints goes to the log: standard output carries frames.
     descriptor = os.dup(1)
     os.dup2(2, 1)

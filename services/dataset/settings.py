@@ -28,7 +28,7 @@ class Settings:
     # Files that one worker reads at a time.
     concurrency: int
     lease_seconds: float
-    # What the process that parses a file may take.
+    # What the process that parses a file may take. Python and pyarrow take some 300 MiB of address space themselves.
     reader_memory_bytes: int
     reader_cpu_seconds: int
 
@@ -47,7 +47,7 @@ class Settings:
             sweep_seconds=env.number("RLHF_DATASET_SWEEP_SECONDS", 60, 0.1, 24 * 3600),
             concurrency=env.integer("RLHF_DATASET_CONCURRENCY", 2, 1, 1000),
             lease_seconds=env.number("RLHF_DATASET_LEASE_SECONDS", 15, 1, 3600),
-            reader_memory_bytes=env.integer("RLHF_DATASET_READER_MEMORY_BYTES", 2 * _GIB, _GIB // 4, 1 << 50),
+            reader_memory_bytes=env.integer("RLHF_DATASET_READER_MEMORY_BYTES", 2 * _GIB, _GIB // 2, 1 << 50),
             reader_cpu_seconds=env.integer("RLHF_DATASET_READER_CPU_SECONDS", 6 * 3600, 1, 7 * 24 * 3600),
         )
         env.done()

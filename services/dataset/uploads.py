@@ -150,6 +150,8 @@ class Uploads:
         upload = await self.get(name)
         await asyncio.to_thread(self._staging.sync, upload.uid)
         async with self._database.transaction() as connection:
+            # First the dataset: who deletes it must see the job that is made here.
+            await datasets.lock_uid(connection, upload.dataset_uid)
             upload = self._with_bytes(await uploads.lock(connection, name))
             if upload.state is UploadState.RECEIVING:
                 _check_complete(upload)

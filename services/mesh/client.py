@@ -15,6 +15,7 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 from services.mesh.errors import BY_CODE, InvalidArgument, PlatformError, Violation
 from services.mesh.interceptors import DETAILS_KEY
+from services.mesh.writing import send_all
 
 T = TypeVar("T")
 
@@ -129,7 +130,11 @@ class _StreamDefaults(_Defaults, grpc.aio.UnaryStreamClientInterceptor):
 
 class _StreamUnaryDefaults(_Defaults, grpc.aio.StreamUnaryClientInterceptor):
     async def intercept_stream_unary(self, continuation: Any, client_call_details: Any, request_iterator: Any) -> Any:
-        return await continuation(self.details(client_call_details), request_iterator)
+        # Written by us: a call that writes for itself loses the status of a server that ends it early.
+        call = await continuation(self.details(client_call_details), None)
+        sending = asyncio.create_task(send_all(call, request_iterator))
+        call.add_done_callback(lambda _: sending.cancel())
+        return call
 
 
 class _BothDefaults(_Defaults, grpc.aio.StreamStreamClientInterceptor):

@@ -13,7 +13,7 @@ from typing import Any
 import psycopg
 from psycopg import AsyncConnection, sql
 from psycopg.rows import TupleRow
-from psycopg_pool import AsyncConnectionPool, PoolTimeout
+from psycopg_pool import AsyncConnectionPool
 
 from services.mesh.errors import InvalidArgument, Unavailable
 
@@ -23,6 +23,7 @@ Connection = AsyncConnection[TupleRow]
 MAX_CONNECTIONS = 10
 CHECKOUT_TIMEOUT_SECONDS = 10.0
 _RECONNECT_SECONDS = 0.2
+_RECONNECT_ROUND_SECONDS = 2.0
 # A server that vanished without a word is noticed within a minute; TCP alone takes two hours.
 _CONNECTION: dict[str, Any] = {
     "connect_timeout": 5,
@@ -48,8 +49,11 @@ class Database:
             timeout=CHECKOUT_TIMEOUT_SECONDS,
             # Without it most check-outs after a restart of the server hand out dead connections.
             check=AsyncConnectionPool.check_connection,
+            reconnect_timeout=_RECONNECT_ROUND_SECONDS,
+            reconnect_failed=self._try_on,
             open=False,
         )
+        self._requests: set[asyncio.Task[None]] = set()
         self.notices = Notices(url, f"rlhf_{schema}")
 
     async def __aenter__(self) -> Database:
@@ -71,7 +75,7 @@ class Database:
         try:
             async with self._pool.connection() as connection:
                 yield connection
-        except (psycopg.OperationalError, PoolTimeout) as error:
+        except psycopg.OperationalError as error:
             raise Unavailable("DATABASE_UNAVAILABLE", "the database cannot be reached; try again") from error
         except psycopg.DataError as error:
             if "NUL" in str(error) or isinstance(error, psycopg.errors.UntranslatableCharacter):
@@ -100,6 +104,20 @@ class Database:
     async def notify(self, connection: Connection, topic: str) -> None:
         """Wake who waits for `topic` once this transaction has committed."""
         await connection.execute("SELECT pg_notify(%s, %s)", (f"rlhf_{self.schema}", topic))
+
+    async def _try_on(self, _: object) -> None:
+        """Called when a round of reconnecting has failed: a request for a connection begins the next one.
+
+        Left to itself the pool doubles its pause each time, and would be away up to twice as long as the server.
+        """
+        task = asyncio.create_task(self._request())  # not awaited: the caller is one of the pool's few workers
+        self._requests.add(task)
+        task.add_done_callback(self._requests.discard)
+
+    async def _request(self) -> None:
+        with contextlib.suppress(psycopg.OperationalError):
+            async with self._pool.connection():
+                pass
 
 
 def _scripts(packages: tuple[str, ...]) -> Iterator[tuple[str, str]]:

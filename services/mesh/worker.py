@@ -7,9 +7,9 @@ import contextlib
 import logging
 import os
 import socket
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from services.mesh import identity
 from services.mesh.errors import Aborted, PlatformError, Unavailable
@@ -24,6 +24,7 @@ POLL_SECONDS = 2.0
 _BEAT_GAP_SECONDS = 0.1
 # Between a handler's failure for want of a dependency and the next try.
 AWAY_SECONDS = 2.0
+_LAST_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ class Worker:
             await asyncio.wait({handler, heart}, return_when=asyncio.FIRST_COMPLETED)
             if not handler.done():
                 await heart  # raises: the lease is lost
-            await self._finish(lease, self._ending(lease, handler))
+            await _to_the_end(self._finish(lease, self._ending(lease, handler)))
             finished = True
         except Unavailable as error:
             log.warning("%s waits for what it needs: %s", lease.job.name, error)
@@ -196,6 +197,17 @@ class Worker:
         if ending.then is not None:
             await ending.then(connection)
         await self._jobs.move(connection, job, ending.state, ending.error)
+
+
+async def _to_the_end(work: Coroutine[Any, Any, None]) -> None:
+    """Await `work`, which has a few seconds more when we are cancelled meanwhile: a whole run must not be for nothing."""
+    task = asyncio.create_task(work)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait({task}, timeout=_LAST_SECONDS)
+        task.cancel()
+        raise
 
 
 def _internal_error() -> PlatformError:

@@ -12,6 +12,7 @@ from services.mesh.labels import check_labels
 from services.trainer.algorithms import Algorithm, algorithms
 from services.trainer.entities import BaseModel, DatasetVersion, NewTrainingJob, TrainingSpec
 from services.trainer.plan import JobFacts
+from services.trainer.rewards import rewards
 from services.trainer.runners import TARGETS
 
 MAX_PRIORITY = 100
@@ -55,6 +56,7 @@ async def check(new: NewTrainingJob, site: Site, look_up: LookUp) -> TrainingSpe
             model_parameters=base.parameter_count or None,
         )
         found += [_placed(v) for v in algorithm.check(parsed, facts)]
+        found += _check_answers(algorithm, parsed, train)
     if found:
         raise InvalidArgument(v if v.field in ("parent", "training_job_id") else v.under("training_job") for v in found)
     assert base is not None and train is not None and parsed is not None
@@ -112,6 +114,17 @@ async def _found(pending: Any, field: str, found: list[Violation]) -> Any:
     except NotFound as error:
         found.append(Violation(field, str(error)))
     return None
+
+
+def _check_answers(algorithm: type[Algorithm], parsed: Any, train: DatasetVersion) -> list[Violation]:
+    """A reward that compares with an answer gives 0 to a row without one, and the model learns from it."""
+    if not algorithm.needs_reward or train.answered_row_count is None:
+        return []
+    missing = train.row_count - train.answered_row_count
+    if not missing or parsed.reward.name not in rewards.names() or not rewards.get(parsed.reward.name).needs_answer:
+        return []
+    message = f"{missing} of its {train.row_count} rows have no answer, which reward {parsed.reward.name!r} needs"
+    return [Violation("dataset_version", message)]
 
 
 def _placed(violation: Violation) -> Violation:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import grpc
+from google.protobuf import json_format
 from rlhf.dataset.v1 import dataset_service_pb2
 from rlhf.dataset.v1.dataset_service_pb2_grpc import DatasetServiceStub
 
@@ -35,7 +36,9 @@ class DatasetClient:
         """Facts of a version; `versions/latest` is resolved. Raises what the service raises."""
         request = dataset_service_pb2.GetDatasetVersionRequest(name=name)
         version = await client.call(self._stub().GetDatasetVersion(request))
-        return DatasetVersion(version.name, version.format, version.row_count, version.size_bytes, version.sha256)
+        answered = json_format.MessageToDict(version.statistics).get("rows_with_answer")
+        answered_row_count = int(answered) if answered is not None and version.format == "prompt" else None
+        return DatasetVersion(version.name, version.format, version.row_count, version.size_bytes, answered_row_count)
 
     async def download(self, name: str, size_bytes: int, target: Path) -> None:
         """Write the canonical rows to `target`, going on after a broken connection. Raises what the service raises."""

@@ -77,7 +77,8 @@ class DatasetVersion:
     format: str
     row_count: int
     size_bytes: int
-    sha256: str
+    # Rows with a verifiable answer; None for a format that has none.
+    answered_row_count: int | None
 
 
 @dataclass(frozen=True)

@@ -137,10 +137,10 @@ class SpoolWriter:
                 self._pending.append(encode(record))
             except Exception:
                 self.lost += 1
+            self._flush()
             while len(self._pending) > PENDING_LINES:
                 self._pending.popleft()
                 self.lost += 1
-            self._flush()
 
     def _flush(self) -> None:
         try:

@@ -87,7 +87,7 @@ class Child:
             return False
         since = time.monotonic()
         code = await self._process.wait()
-        process.end_session(self._process.pid)
+        await process.end_session(self._process.pid)
         self._process = None
         message = process.ending(code)
         log.warning("%s ended with %s; starting it again", self.program.name, message)

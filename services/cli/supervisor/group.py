@@ -24,6 +24,8 @@ from services.mesh.errors import FailedPrecondition, PlatformError
 
 log = logging.getLogger(__name__)
 
+_PROBE_SECONDS = 5.0
+
 
 @dataclass(frozen=True)
 class Planned:
@@ -122,10 +124,11 @@ class Supervisor:
     async def _take_over(self, name: str, found: procfs.ProcessId) -> None:
         child = self._children.get(name)
         with contextlib.suppress(Exception):
-            if child is not None and await asyncio.wait_for(child.program.ready(), 5):
-                log.info("%s of an earlier supervisor goes on, pid %d", name, found.pid)
-                child.adopt(Adopted(found))
-                return
+            async with asyncio.timeout(_PROBE_SECONDS):
+                if child is not None and await child.program.ready():
+                    log.info("%s of an earlier supervisor goes on, pid %d", name, found.pid)
+                    child.adopt(Adopted(found))
+                    return
         await leftovers.end([found])
 
     async def _until(self, wanted: Any) -> None:
@@ -153,10 +156,11 @@ class Supervisor:
         log.info("the mesh is %s", phase)
 
     async def _end(self, name: str) -> None:
-        if (task := self._tasks.pop(name, None)) is not None:
+        task = self._tasks.pop(name, None)
+        while task is not None and not task.done():
+            # Again, should a library below have swallowed the cancellation: a stop must not hang on that.
             task.cancel()
-            with contextlib.suppress(asyncio.CancelledError, Exception):
-                await task
+            await asyncio.wait([task], timeout=1)
         await self._children[name].stop()
 
     def _write(self, phase: Phase | None = None, seconds: float | None = None, message: str | None = None) -> None:

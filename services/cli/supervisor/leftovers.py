@@ -11,6 +11,7 @@ from pathlib import Path
 
 from services.cli.supervisor.state import MeshState
 from services.mesh.embedded import procfs
+from services.mesh.embedded.process import end_session
 from services.mesh.embedded.procfs import ProcessId
 
 # Set for every process of a mesh, and for nothing else: that is how a training that detached itself is found.
@@ -32,7 +33,7 @@ async def end(processes: Iterable[ProcessId], grace_seconds: float = _GRACE_SECO
     left = await _until_gone(processes, grace_seconds)
     procfs.kill(each.pid for each in left)
     for each in processes:
-        procfs.kill(procfs.session_members(each.pid))
+        await end_session(each.pid)
     await _until_gone(left, grace_seconds)
 
 

@@ -93,6 +93,8 @@ def build(home: Home, options: Options, inherited: Mapping[str, str], kept: Coll
         "RLHF_HOME": str(home.root),
         "RLHF_TOKEN_FILE": str(home.token),
         "RLHF_ARTIFACTS_URL": options.artifacts_url or f"file://{home.root}/artifacts",
+        # A folder put here can be imported by its path.
+        "RLHF_MODEL_ROOTS": inherited.get("RLHF_MODEL_ROOTS") or f"{home.root}/models",
         "RLHF_GATEWAY_HTTP_LISTEN": http,
         "RLHF_GATEWAY_GRPC_LISTEN": grpc,
         **{
@@ -179,7 +181,7 @@ class _Maker:
         )
 
     def gateway(self, http: str, grpc: str) -> Planned:
-        ready = probes.every(probes.http_ok(http, "/healthz"), probes.tcp_open(grpc))
+        ready = probes.every(probes.http_ok(http, "/healthz"), probes.grpc_serving(grpc))
         return self._program("gateway", "services.gateway", ready, f"http://{http}")
 
     def _ready_file(self, name: str) -> Path:

@@ -40,17 +40,6 @@ def http_ok(address: str, path: str) -> Probe:
     return probe
 
 
-def tcp_open(address: str) -> Probe:
-    host, _, port = address.rpartition(":")
-
-    async def probe() -> bool:
-        _, writer = await asyncio.open_connection(host, int(port))
-        writer.close()
-        return True
-
-    return probe
-
-
 def file_there(path: Path) -> Probe:
     async def probe() -> bool:
         return path.exists()  # noqa: ASYNC240 - one stat

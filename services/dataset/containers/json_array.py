@@ -50,7 +50,7 @@ class ArrayScanner:
         scanned = self._scan()
         keep = self._from if self._in_array() else scanned
         self._buffer = self._buffer[keep:]
-        self._position, self._from = scanned - keep, self._from - keep
+        self._position, self._from = scanned - keep, max(self._from - keep, 0)
         self._check_length(self._buffer)
         return self._elements
 
@@ -69,14 +69,14 @@ class ArrayScanner:
         """Looks at every token of the buffer from `_position`; returns how far it came."""
         buffer = self._buffer
         for match in _TOKEN.finditer(buffer, self._position):
+            if self._done:
+                break
             start, end = match.span()
             first = buffer[start]
             if first == _QUOTE:
                 if end - start == 1:
                     return start
                 self._string(start, end)
-            elif self._done:
-                break
             elif first in _OPENING:
                 self._open(first, start)
             else:

@@ -16,7 +16,7 @@ from services.dataset.limits import Limits
 ROWS_PER_BATCH = 64
 """Few: one dictionary-encoded text of some MB may be repeated in every row of a batch."""
 # All that pyarrow raises on damaged files.
-_ERRORS = (pa.ArrowException, OSError, MemoryError, ValueError, TypeError, NotImplementedError, OverflowError)
+_ERRORS = (pa.ArrowException, OSError, ValueError, TypeError, NotImplementedError, OverflowError)
 
 
 def read(path: Path, limits: Limits) -> Batches:
@@ -28,6 +28,9 @@ def read(path: Path, limits: Limits) -> Batches:
             yield from _batches(file, path.stat().st_size, limits)
     except UnicodeDecodeError:
         raise UnreadableFile("DAMAGED_FILE", "a column's name is not valid UTF-8") from None
+    except MemoryError:
+        message = "reading it takes more memory than a file may: write it with smaller row groups and texts"
+        raise UnreadableFile("FILE_TOO_COMPLEX", message) from None
     except _ERRORS as error:
         raise UnreadableFile("DAMAGED_FILE", f"the Parquet file cannot be read: {str(error)[:300]}") from None
 

@@ -20,6 +20,7 @@ _LAUNCHER = Path(__file__).with_name("launch.py")
 _POLL_SECONDS = 0.02
 _ADOPTED_POLL_SECONDS = 0.2
 _PROBE_SECONDS = 5.0
+_SESSION_SECONDS = 5.0
 LOG_TAIL_BYTES = 4000
 
 
@@ -145,7 +146,8 @@ async def until_ready(program: Program, process: Running) -> None:
         with contextlib.suppress(Exception):
             # Not wait_for: before Python 3.12 it loses a cancellation that comes as its awaitable ends.
             async with asyncio.timeout(_PROBE_SECONDS):
-                if await program.ready():
+                # A probe may have met another process on its port while ours was dying of that.
+                if await program.ready() and process.returncode is None:
                     return
         await asyncio.sleep(_POLL_SECONDS)
     raise StartFailed(
@@ -162,16 +164,22 @@ async def stop(program: Program, process: Running) -> bool:
         async with asyncio.timeout(program.stop_seconds):
             await process.wait()
     except TimeoutError:
-        end_session(process.pid)
+        await end_session(process.pid)
         await process.wait()
         return False
-    end_session(process.pid)
+    await end_session(process.pid)
     return True
 
 
-def end_session(leader: int) -> None:
-    """Kill what a program left in its session: Ray's agents outlive a Ray that was killed."""
-    procfs.kill(procfs.session_members(leader))
+async def end_session(leader: int) -> None:
+    """Kill what a program left in its session, and see it gone: Ray's agents outlive a Ray that was killed.
+
+    Again and again, as a member may fork between being listed and being killed. Gives up on one that the kernel holds.
+    """
+    deadline = time.monotonic() + _SESSION_SECONDS
+    while (members := procfs.session_members(leader)) and time.monotonic() < deadline:
+        procfs.kill(members)
+        await asyncio.sleep(_POLL_SECONDS)
 
 
 @contextlib.asynccontextmanager

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -11,6 +11,8 @@ from services.mesh.errors import Violation
 from services.mesh.params import STRICT_FIELDS
 from services.trainer.algorithms import algorithms
 from services.trainer.algorithms.settings import (
+    DEFAULT_VALIDATION,
+    EXACT_REWARD,
     LoraSettings,
     Precision,
     RewardSettings,
@@ -29,6 +31,44 @@ from services.trainer.algorithms.settings import (
 from services.trainer.plan import JobFacts, LaunchPlan, PlanInputs, RewardSpec
 
 
+@dataclass(frozen=True)
+class GrpoParams:
+    __pydantic_config__ = STRICT_FIELDS
+    learning_rate: Annotated[float, Field(gt=0, le=1, description="peak of AdamW's rate; LoRA wants ten times")] = 1e-6
+    scheduler: Annotated[Literal["constant", "cosine"], Field(description="rate after the warm-up")] = "constant"
+    warmup_ratio: Annotated[float, Field(ge=0, le=0.5, description="share of steps with a rising rate")] = 0.0
+    weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.01
+    prompts_per_step: Annotated[int, Field(ge=1, le=65_536, description="prompts answered a step")] = 64
+    samples_per_prompt: Annotated[int, Field(ge=2, le=1024, description="answers a prompt, G of the formula")] = 8
+    mini_batch_size: Annotated[
+        int | None, Field(ge=1, description="prompts an optimizer update; null takes all of a step at once")
+    ] = None
+    micro_batch_size: Annotated[
+        int | None, Field(ge=1, description="answers a forward pass on one slot; null chooses")
+    ] = None
+    epochs: Annotated[int, Field(ge=1, le=1000, description="passes over the prompts, where steps is null")] = 1
+    steps: Annotated[int | None, Field(ge=1, le=10_000_000, description="steps; null counts epochs")] = None
+    temperature: Annotated[float, Field(gt=0, le=2, description="of sampling while training")] = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1, description="below 1 the sampled policy is not the trained one")] = 1.0
+    max_prompt_length: Annotated[int, Field(ge=1, le=1_048_576, description="tokens; longer ones are left out")] = 512
+    max_response_length: Annotated[int, Field(ge=1, le=1_048_576, description="tokens an answer may have")] = 512
+    kl_coefficient: Annotated[float, Field(ge=0, le=10, description="0 keeps no reference model")] = 0.0
+    kl_kind: Annotated[
+        Literal["low_var_kl", "kl", "abs", "mse"], Field(description="estimator; low_var_kl is Schulman's k3")
+    ] = "low_var_kl"
+    clip_low: Annotated[float, Field(gt=0, lt=1, description="the ratio may fall to 1 − this")] = 0.2
+    clip_high: Annotated[float, Field(gt=0, le=10, description="the ratio may rise to 1 + this")] = 0.2
+    entropy_coefficient: Annotated[float, Field(ge=0, le=1, description="bonus on the policy's entropy")] = 0.0
+    gradient_clip: Annotated[float, Field(gt=0, description="largest norm of the gradient")] = 1.0
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 42
+    save_every_steps: Annotated[int, Field(ge=0, description="0 saves at the end only")] = 0
+    precision: Annotated[Precision, Field(description="auto: fp32 on CPU, bf16 on CUDA")] = "auto"
+    gradient_checkpointing: Annotated[bool, Field(description="less memory, a third more compute")] = False
+    lora: Annotated[LoraSettings | None, Field(description="null trains all weights")] = None
+    validation: ValidationSettings = DEFAULT_VALIDATION
+    reward: Annotated[RewardSettings, Field(description="what an answer is worth")] = EXACT_REWARD
+
+
 @algorithms.register("grpo")
 class Grpo:
     """Group relative policy optimisation: learn from the reward of several answers to one prompt, without a critic.
@@ -42,56 +82,12 @@ class Grpo:
     that never gets an answer right: fine-tune it first.
     """
 
-    @dataclass(frozen=True)
-    class Params:
-        __pydantic_config__ = STRICT_FIELDS
-        learning_rate: Annotated[float, Field(gt=0, le=1, description="peak of AdamW's rate; LoRA wants ten times")] = (
-            1e-6
-        )
-        scheduler: Annotated[Literal["constant", "cosine"], Field(description="rate after the warm-up")] = "constant"
-        warmup_ratio: Annotated[float, Field(ge=0, le=0.5, description="share of steps with a rising rate")] = 0.0
-        weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.01
-        prompts_per_step: Annotated[int, Field(ge=1, le=65_536, description="prompts answered a step")] = 64
-        samples_per_prompt: Annotated[int, Field(ge=2, le=1024, description="answers a prompt, G of the formula")] = 8
-        mini_batch_size: Annotated[
-            int | None, Field(ge=1, description="prompts an optimizer update; null takes all of a step at once")
-        ] = None
-        micro_batch_size: Annotated[
-            int | None, Field(ge=1, description="answers a forward pass on one slot; null chooses")
-        ] = None
-        epochs: Annotated[int, Field(ge=1, le=1000, description="passes over the prompts, where steps is null")] = 1
-        steps: Annotated[int | None, Field(ge=1, le=10_000_000, description="steps; null counts epochs")] = None
-        temperature: Annotated[float, Field(gt=0, le=2, description="of sampling while training")] = 1.0
-        top_p: Annotated[float, Field(gt=0, le=1, description="below 1 the sampled policy is not the trained one")] = (
-            1.0
-        )
-        max_prompt_length: Annotated[int, Field(ge=1, le=1_048_576, description="tokens; longer ones are left out")] = (
-            512
-        )
-        max_response_length: Annotated[int, Field(ge=1, le=1_048_576, description="tokens an answer may have")] = 512
-        kl_coefficient: Annotated[float, Field(ge=0, le=10, description="0 keeps no reference model")] = 0.0
-        kl_kind: Annotated[
-            Literal["low_var_kl", "kl", "abs", "mse"], Field(description="estimator; low_var_kl is Schulman's k3")
-        ] = "low_var_kl"
-        clip_low: Annotated[float, Field(gt=0, lt=1, description="the ratio may fall to 1 − this")] = 0.2
-        clip_high: Annotated[float, Field(gt=0, le=10, description="the ratio may rise to 1 + this")] = 0.2
-        entropy_coefficient: Annotated[float, Field(ge=0, le=1, description="bonus on the policy's entropy")] = 0.0
-        gradient_clip: Annotated[float, Field(gt=0, description="largest norm of the gradient")] = 1.0
-        seed: Annotated[int, Field(ge=0, lt=2**31)] = 42
-        save_every_steps: Annotated[int, Field(ge=0, description="0 saves at the end only")] = 0
-        precision: Annotated[Precision, Field(description="auto: fp32 on CPU, bf16 on CUDA")] = "auto"
-        gradient_checkpointing: Annotated[bool, Field(description="less memory, a third more compute")] = False
-        lora: Annotated[LoraSettings | None, Field(description="null trains all weights")] = None
-        validation: ValidationSettings = field(default_factory=ValidationSettings)
-        reward: Annotated[RewardSettings, Field(description="what an answer is worth")] = field(
-            default_factory=RewardSettings
-        )
-
-    dataset_formats = ("prompt",)
-    needs_reward = True
+    Params = GrpoParams
+    dataset_formats: ClassVar[tuple[str, ...]] = ("prompt",)
+    needs_reward: ClassVar[bool] = True
 
     @staticmethod
-    def check(params: Params, facts: JobFacts) -> list[Violation]:
+    def check(params: GrpoParams, facts: JobFacts) -> list[Violation]:
         found = check_common(params.reward, Grpo.dataset_formats, facts, params.prompts_per_step, "prompts_per_step")
         mini_batch = params.mini_batch_size or params.prompts_per_step
         found += check_divides("mini_batch_size", mini_batch, params.prompts_per_step, "prompts_per_step")
@@ -107,13 +103,14 @@ class Grpo:
         return found + check_memory(facts, params.lora, copies)
 
     @staticmethod
-    def plan(params: Params, inputs: PlanInputs) -> LaunchPlan:
+    def plan(params: GrpoParams, inputs: PlanInputs) -> LaunchPlan:
         steps = total_steps(params.steps, params.epochs, inputs.train_rows, params.prompts_per_step)
         verl = {
             **model_overrides("actor_rollout_ref.model", inputs, params.lora, params.gradient_checkpointing),
             **_actor(params, inputs),
             **_rollout(params, inputs),
             "algorithm.adv_estimator": "grpo",
+            "algorithm.rollout_correction.bypass_mode": _on_policy(params, inputs),
             "data.train_batch_size": params.prompts_per_step,
             "data.max_prompt_length": params.max_prompt_length,
             "data.max_response_length": params.max_response_length,
@@ -134,7 +131,18 @@ class Grpo:
         )
 
 
-def _actor(params: Grpo.Params, inputs: PlanInputs) -> dict[str, Any]:
+def _on_policy(params: GrpoParams, inputs: PlanInputs) -> bool:
+    """Whether the log-probabilities of sampling are those before the update, so that computing them again is waste.
+
+    So it is where a step is one update, nothing is cut off the distribution, and the rollout computes as the trainer
+    does. vLLM's kernels differ from the trainer's, and verl merges adapters in bf16; there the difference must be seen.
+    """
+    one_update = params.mini_batch_size in (None, params.prompts_per_step)
+    same_numbers = inputs.device == "cpu" and resolve_precision(params.precision, inputs.device) == "fp32"
+    return one_update and same_numbers and params.lora is None and params.top_p == 1
+
+
+def _actor(params: GrpoParams, inputs: PlanInputs) -> dict[str, Any]:
     """verl's sections on the trained policy and, where KL is asked for, the reference."""
     actor, reference = "actor_rollout_ref.actor", "actor_rollout_ref.ref"
     mini_batch = params.mini_batch_size or params.prompts_per_step
@@ -158,6 +166,8 @@ def _actor(params: Grpo.Params, inputs: PlanInputs) -> dict[str, Any]:
         f"{actor}.clip_ratio_low": params.clip_low,
         f"{actor}.clip_ratio_high": params.clip_high,
         f"{actor}.entropy_coeff": params.entropy_coefficient,
+        # Reported even where it is no part of the loss: a policy that collapses shows there first.
+        f"{actor}.calculate_entropy": True,
         f"{actor}.use_kl_loss": params.kl_coefficient > 0,
         f"{actor}.kl_loss_coef": params.kl_coefficient,
         f"{actor}.kl_loss_type": params.kl_kind,
@@ -167,7 +177,7 @@ def _actor(params: Grpo.Params, inputs: PlanInputs) -> dict[str, Any]:
     }
 
 
-def _rollout(params: Grpo.Params, inputs: PlanInputs) -> dict[str, Any]:
+def _rollout(params: GrpoParams, inputs: PlanInputs) -> dict[str, Any]:
     """verl's section on the engine that answers: transformers on CPU, vLLM on CUDA."""
     rollout = "actor_rollout_ref.rollout"
     compute = resolve_precision(params.precision, inputs.device)

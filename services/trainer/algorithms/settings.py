@@ -51,6 +51,11 @@ class ValidationSettings:
     batch_size: Annotated[int, Field(ge=1, le=4096, description="rows answered together")] = 64
 
 
+# Defaults as values, not factories: so they stand in the JSON Schema that forms are drawn from.
+DEFAULT_VALIDATION = ValidationSettings()
+EXACT_REWARD = RewardSettings()
+
+
 def resolve_precision(precision: Precision, device: Device) -> Literal["fp32", "bf16"]:
     if precision != "auto":
         return precision

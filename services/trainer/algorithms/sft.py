@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -11,6 +11,8 @@ from services.mesh.errors import Violation
 from services.mesh.params import STRICT_FIELDS
 from services.trainer.algorithms import algorithms
 from services.trainer.algorithms.settings import (
+    DEFAULT_VALIDATION,
+    EXACT_REWARD,
     LoraSettings,
     Precision,
     RewardSettings,
@@ -28,6 +30,30 @@ from services.trainer.algorithms.settings import (
 from services.trainer.plan import JobFacts, LaunchPlan, PlanInputs
 
 
+@dataclass(frozen=True)
+class SftParams:
+    __pydantic_config__ = STRICT_FIELDS
+    learning_rate: Annotated[float, Field(gt=0, le=1, description="peak of AdamW's rate; LoRA wants ten times")] = 1e-5
+    scheduler: Annotated[Literal["constant", "cosine"], Field(description="rate after the warm-up")] = "cosine"
+    warmup_ratio: Annotated[float, Field(ge=0, le=0.5, description="share of steps with a rising rate")] = 0.03
+    weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.01
+    batch_size: Annotated[int, Field(ge=1, le=65_536, description="rows a step")] = 64
+    micro_batch_size: Annotated[
+        int | None, Field(ge=1, description="rows a forward pass on one slot; null chooses")
+    ] = None
+    epochs: Annotated[int, Field(ge=1, le=1000, description="passes over the rows, where steps is null")] = 1
+    steps: Annotated[int | None, Field(ge=1, le=10_000_000, description="optimizer steps; null counts epochs")] = None
+    max_length: Annotated[int, Field(ge=8, le=1_048_576, description="tokens; longer rows are left out")] = 2048
+    gradient_clip: Annotated[float, Field(gt=0, description="largest norm of the gradient")] = 1.0
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 42
+    save_every_steps: Annotated[int, Field(ge=0, description="0 saves at the end only")] = 0
+    precision: Annotated[Precision, Field(description="auto: fp32 on CPU, bf16 on CUDA")] = "auto"
+    gradient_checkpointing: Annotated[bool, Field(description="less memory, a third more compute")] = False
+    lora: Annotated[LoraSettings | None, Field(description="null trains all weights")] = None
+    validation: ValidationSettings = DEFAULT_VALIDATION
+    reward: Annotated[RewardSettings, Field(description="scores the validation answers")] = EXACT_REWARD
+
+
 @algorithms.register("sft")
 class Sft:
     """Supervised fine-tuning: imitate the assistant's turns of conversations.
@@ -40,40 +66,12 @@ class Sft:
     reward), nor for teaching facts in a few epochs.
     """
 
-    @dataclass(frozen=True)
-    class Params:
-        __pydantic_config__ = STRICT_FIELDS
-        learning_rate: Annotated[float, Field(gt=0, le=1, description="peak of AdamW's rate; LoRA wants ten times")] = (
-            1e-5
-        )
-        scheduler: Annotated[Literal["constant", "cosine"], Field(description="rate after the warm-up")] = "cosine"
-        warmup_ratio: Annotated[float, Field(ge=0, le=0.5, description="share of steps with a rising rate")] = 0.03
-        weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.01
-        batch_size: Annotated[int, Field(ge=1, le=65_536, description="rows a step")] = 64
-        micro_batch_size: Annotated[
-            int | None, Field(ge=1, description="rows a forward pass on one slot; null chooses")
-        ] = None
-        epochs: Annotated[int, Field(ge=1, le=1000, description="passes over the rows, where steps is null")] = 1
-        steps: Annotated[int | None, Field(ge=1, le=10_000_000, description="optimizer steps; null counts epochs")] = (
-            None
-        )
-        max_length: Annotated[int, Field(ge=8, le=1_048_576, description="tokens; longer rows are left out")] = 2048
-        gradient_clip: Annotated[float, Field(gt=0, description="largest norm of the gradient")] = 1.0
-        seed: Annotated[int, Field(ge=0, lt=2**31)] = 42
-        save_every_steps: Annotated[int, Field(ge=0, description="0 saves at the end only")] = 0
-        precision: Annotated[Precision, Field(description="auto: fp32 on CPU, bf16 on CUDA")] = "auto"
-        gradient_checkpointing: Annotated[bool, Field(description="less memory, a third more compute")] = False
-        lora: Annotated[LoraSettings | None, Field(description="null trains all weights")] = None
-        validation: ValidationSettings = field(default_factory=ValidationSettings)
-        reward: Annotated[RewardSettings, Field(description="scores the validation answers")] = field(
-            default_factory=RewardSettings
-        )
-
-    dataset_formats = ("messages",)
-    needs_reward = False
+    Params = SftParams
+    dataset_formats: ClassVar[tuple[str, ...]] = ("messages",)
+    needs_reward: ClassVar[bool] = False
 
     @staticmethod
-    def check(params: Params, facts: JobFacts) -> list[Violation]:
+    def check(params: SftParams, facts: JobFacts) -> list[Violation]:
         found = check_common(params.reward, Sft.dataset_formats, facts, params.batch_size, "batch_size")
         found += check_divides("slots", facts.slots, params.batch_size, "batch_size")
         if params.micro_batch_size is not None and params.batch_size % facts.slots == 0:
@@ -83,7 +81,7 @@ class Sft:
         return found + check_memory(facts, params.lora)
 
     @staticmethod
-    def plan(params: Params, inputs: PlanInputs) -> LaunchPlan:
+    def plan(params: SftParams, inputs: PlanInputs) -> LaunchPlan:
         per_slot = params.batch_size // inputs.slots
         steps = total_steps(params.steps, params.epochs, inputs.train_rows, params.batch_size)
         verl = {

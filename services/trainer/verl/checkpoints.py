@@ -18,6 +18,8 @@ from services.trainer.verl.side_process import SideProcess
 from services.trainer.weights.side import CheckRequest
 
 WEIGHTS, STATE = "weights", "training_state"
+# Left out beside an adapter, where they would make the folder look like a whole model.
+BASE_MODEL_FILES = ("config.json", "generation_config.json", "model.safetensors.index.json")
 
 
 class CheckpointPublisher:
@@ -86,7 +88,8 @@ def finish_config(folder: Path) -> None:
 
 def write_adapter(exported: Path, settings: Path, target: Path, plan: LaunchPlan) -> None:
     """Write the LoRA tensors of `exported` to `target` as PEFT has them, with the tokenizer beside them."""
-    from safetensors.torch import safe_open, save_file
+    from safetensors import safe_open
+    from safetensors.torch import save_file
 
     target.mkdir()
     tensors = {}
@@ -101,9 +104,9 @@ def write_adapter(exported: Path, settings: Path, target: Path, plan: LaunchPlan
     save_file(tensors, target / "adapter_model.safetensors", metadata={"format": "pt"})
     (target / "adapter_config.json").write_bytes(_adapter_config(settings, plan))
     for path in exported.iterdir():
-        if path.suffix != ".safetensors" and path.name not in ("config.json", "generation_config.json"):
-            if not path.name.endswith(".index.json"):
-                shutil.copy2(path, target / path.name)
+        of_the_base = path.suffix == ".safetensors" or path.name in BASE_MODEL_FILES
+        if not of_the_base:
+            shutil.copy2(path, target / path.name)
 
 
 def _peft_key(key: str) -> str:

@@ -33,9 +33,17 @@ def complete_torch_cpu() -> None:
 class CpuPlatform(PlatformBase):
     """Chosen by VERL_PLATFORM=cpu, never detected: a machine with GPUs must not fall back silently."""
 
-    device_name = "cpu"
-    vendor_name = "generic"
-    device_module = torch.cpu
+    @property
+    def device_name(self) -> str:
+        return "cpu"
+
+    @property
+    def vendor_name(self) -> str:
+        return "generic"
+
+    @property
+    def device_module(self) -> Any:
+        return torch.cpu
 
     def is_available(self) -> bool:
         return True
@@ -43,7 +51,7 @@ class CpuPlatform(PlatformBase):
     def is_platform_available(self, use_smi_check: bool = False) -> bool:
         return False
 
-    def current_device(self) -> str:
+    def current_device(self) -> str:  # type: ignore[override]
         return "cpu"
 
     def device_count(self) -> int:
@@ -77,7 +85,7 @@ class CpuPlatform(PlatformBase):
         return "VERL_CPU_VISIBLE_DEVICES"
 
     @contextmanager
-    def nvtx_range(self, msg: str) -> Iterator[None]:
+    def nvtx_range(self, msg: str) -> Iterator[None]:  # type: ignore[override]
         yield
 
     def profiler_start(self) -> None:

@@ -23,7 +23,7 @@ def variables(device: Device) -> dict[str, str]:
     if device == "cuda":
         return {**common, "VERL_PLATFORM": "cuda"}
     # With more threads than cores a batch took forty times as long.
-    threads = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     return {**common, **threads, "VERL_PLATFORM": "cpu", "CUDA_VISIBLE_DEVICES": ""}
 
 

@@ -1,4 +1,4 @@
-"""Answering a step's prompts on CPU: verl's agent loop manager for single turns, without a process or a call per answer.
+"""Answering a step's prompts on CPU: an agent loop manager for single turns, without a process or a call per answer.
 
 verl asks of such a manager only that answers lie in TransferQueue when it samples. Its own starts an agent loop, a
 reward worker and three calls for each answer, which for a small model takes many times as long as the answers do.
@@ -122,8 +122,8 @@ class BatchGeneration:
         tq.kv_batch_put(keys=uids, partition_id="train", tags=[{"status": "finished"}] * len(uids))
 
     def _report(self, prompts: list[_Prompt], texts: list[str], scores: list[rewards.Score]) -> None:
-        parts = scores[0].parts.keys()
-        self._on_metrics({f"reward/{part}/mean": sum(one.parts[part] for one in scores) / len(scores) for part in parts})
+        means = {part: sum(score.parts[part] for score in scores) / len(scores) for part in scores[0].parts}
+        self._on_metrics({f"reward/{part}/mean": mean for part, mean in means.items()})
         shown = zip(prompts[:SHOWN], texts[:SHOWN], scores[:SHOWN], strict=True)
         self._on_samples(
             [

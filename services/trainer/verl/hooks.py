@@ -106,30 +106,47 @@ def cpu_adapter(module: Any) -> None:
     module._ROLLOUT_REGISTRY[ROLLOUT, "async"] = "services.trainer.verl.rollout.TransformersAdapter"
 
 
-def queue_namespace(module: Any) -> None:
+def queue_controller(module: Any) -> None:
     """TransferQueue's controller is a named actor in one fixed namespace, so two jobs of one Ray cluster would share a
-    queue and delete each other's rows. Put it into the namespace of the job.
+    queue and delete each other's rows. Put it into the namespace of the job; and see `queue_storage`.
     """
-    module.ray = _InJobNamespace(module.ray, "get_actor")
-    module.TransferQueueController = _InJobNamespace(module.TransferQueueController, "options")
+    module.ray = _Changed(module.ray, "get_actor", _in_job_namespace)
+    module.TransferQueueController = _Changed(
+        module.TransferQueueController, "options", lambda options: {**_in_job_namespace(options), "num_cpus": 0}
+    )
 
 
-class _InJobNamespace:
-    """Everything of `inner`, except that `method` forgets its `namespace` argument."""
+def queue_storage(module: Any) -> None:
+    """The queue's actors want a CPU each, outside the slots of their job: two jobs that have taken their slots could
+    then wait for each other's CPUs for ever. They do nothing while others compute, so let them want none.
+    """
+    module.SimpleStorageUnit = _Changed(module.SimpleStorageUnit, "options", lambda options: {**options, "num_cpus": 0})
 
-    def __init__(self, inner: Any, method: str) -> None:
+
+def _in_job_namespace(options: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in options.items() if key != "namespace"}
+
+
+class _Changed:
+    """Everything of `inner`, except that the keyword arguments of `method` go through `change` first."""
+
+    def __init__(self, inner: Any, method: str, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
         self._inner = inner
         self._method = method
+        self._change = change
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self._inner, name)
         if name != self._method:
             return found
-        return lambda *args, namespace=None, **kwargs: found(*args, **kwargs)
+        return lambda *args, **kwargs: found(*args, **self._change(kwargs))
 
 
 # For every platform, and for CPU besides.
-COMMON: dict[str, Hook] = {"transfer_queue.interface": queue_namespace}
+COMMON: dict[str, Hook] = {
+    "transfer_queue.interface": queue_controller,
+    "transfer_queue.storage.bootstrap.simple_storage_bootstrap": queue_storage,
+}
 CPU: dict[str, Hook] = {
     "verl.workers.engine.fsdp.transformer_impl": cpu_engines,
     "verl.utils.distributed": cpu_process_group,

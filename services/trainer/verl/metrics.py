@@ -19,6 +19,8 @@ NAMES = {
     "actor/lr": "train/learning_rate",
     "perf/total_num_tokens": "train/tokens",
     "actor/entropy": "actor/entropy",
+    # The same mean, taken in the update; the only one where sampling's log-probabilities are not computed again.
+    "actor/entropy_loss": "actor/entropy",
     "actor/ppo_kl": "actor/kl_to_rollout",
     "actor/kl_loss": "actor/kl",
     "actor/pg_clipfrac": "actor/clip_fraction",

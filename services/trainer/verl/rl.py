@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
 import transfer_queue as tq
-import verl.trainer.ppo.v1.trainer_base as trainer_base
 from omegaconf import OmegaConf
+from verl.trainer.ppo.v1 import trainer_base
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils.debug import marked_timer
 
@@ -56,18 +57,33 @@ def train(context: RunContext) -> None:
     config = rl_config(context.plan)
     OmegaConf.resolve(config)
     _use_our_rows(context)
-    trainer_base.Tracking = lambda **_: context.reporter
-    tq.init(config.transfer_queue)
+    if context.plan.device == "cpu":
+        _without_load_balancer()
+    setattr(trainer_base, "Tracking", lambda **_: context.reporter)  # noqa: B010  (verl exports it not)
+    # The queue's processes take as long to start as the trainer's, which don't need it before the first step.
+    queue = ThreadPoolExecutor(max_workers=1).submit(tq.init, config.transfer_queue)
     try:
-        trainer = RlTrainer(context, config)
+        trainer: Any = RlTrainer(context, config)  # type: ignore[abstract]  (pyright misses the base's methods)
         trainer.init()
         if context.plan.resume_from and trainer.global_steps != context.plan.resume_from.step:
             raise ValueError(f"the training state resumed at step {trainer.global_steps}")
+        queue.result()
         manager = _manager(context, config, trainer)
         context.training_begins()
         trainer.fit(manager)
     finally:
+        # Whatever became of it: only what was made is closed.
+        wait([queue])
         tq.close()
+
+
+def _without_load_balancer() -> None:
+    """verl starts a process that shares single requests out among servers; our batches are shared out by hand."""
+
+    async def none(manager: Any) -> None:
+        manager.global_load_balancer = None
+
+    trainer_base.LLMServerManager._init_global_load_balancer = none  # type: ignore[attr-defined]
 
 
 def _use_our_rows(context: RunContext) -> None:
@@ -79,10 +95,10 @@ def _use_our_rows(context: RunContext) -> None:
         plan = context.plan
         return PromptRows(Path(plan.train_path), tokenizer, plan.max_tokens, context.report_left_out)
 
-    trainer_base.create_rl_dataset = create
+    setattr(trainer_base, "create_rl_dataset", create)  # noqa: B010  (verl exports it not)
 
 
-def _manager(context: RunContext, config: Any, trainer: RlTrainer) -> Any:
+def _manager(context: RunContext, config: Any, trainer: Any) -> Any:
     if context.plan.device == "cuda":
         from verl.trainer.ppo.v1 import AgentLoopManagerTQ
 
@@ -95,7 +111,7 @@ def _manager(context: RunContext, config: Any, trainer: RlTrainer) -> Any:
     assert context.plan.reward is not None
 
     def show(samples: list[Sample]) -> None:
-        context.spool.append(SampleBatch(step=trainer.global_steps, split="train", samples=samples))
+        context.spool.append(SampleBatch(step=trainer.global_steps, split="rollout", samples=samples))
 
     servers = [server for replica in trainer.llm_server_manager.get_replicas() for server in replica.servers]
     return BatchGeneration(config, trainer.tokenizer, servers, context.plan.reward, context.reporter.add, show)

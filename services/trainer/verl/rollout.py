@@ -134,7 +134,8 @@ class TransformersReplica(RolloutReplica):
     """One server a replica, on the node of its training worker."""
 
     async def launch_servers(self) -> None:
-        node = await self.workers[0].__ray_call__.remote(lambda _: ray.get_runtime_context().get_node_id())
+        worker: Any = self.workers[0]
+        node = await worker.__ray_call__.remote(lambda _: ray.get_runtime_context().get_node_id())
         actor: Any = ray.remote(TransformersServer)
         server = actor.options(
             name=server_name(self.replica_rank),
@@ -174,5 +175,5 @@ class TransformersAdapter(BaseRollout):
             raise ValueError("this engine takes whole, merged weights")
         # A copy: the trainer's tensors change while Ray still serialises.
         state = {name: tensor.detach().to("cpu").clone() for name, tensor in weights}
-        server = ray.get_actor(server_name(self._replica_rank))
+        server: Any = ray.get_actor(server_name(self._replica_rank))
         await server.load_weights.remote(state, global_steps)

@@ -9,6 +9,7 @@ has to say goes to the attempt's spool; the last record is End, and a runner tha
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from pathlib import Path
@@ -49,7 +50,7 @@ def main(folder: Path) -> int:
 
 
 def identify(folder: Path) -> None:
-    """Write who runs here. Pids are reused, so the process's start time (in clock ticks since boot) stands beside it."""
+    """Write who runs here: pids are reused, so the process's start time (clock ticks since boot) stands beside it."""
     # The 22nd field of stat; the 2nd, the command's name, may hold blanks and ends with the last ")".
     stat = Path("/proc/self/stat").read_text("ascii", "replace").rpartition(")")[2].split()
     identity = {"pid": os.getpid(), "start_ticks": int(stat[19])}
@@ -111,7 +112,7 @@ def _train(context, control: Control) -> None:
         address=plan.ray_address,
         namespace=plan.ray_namespace,
         runtime_env={"env_vars": environment.variables(plan.device)},
-        logging_level="ERROR",
+        logging_level=logging.ERROR,
     )
     try:
         control.catch_termination()

@@ -90,6 +90,6 @@ def train(context: RunContext) -> None:
     trainer = SftTrainer(context)
     if context.plan.resume_from and trainer.resume_global_step != context.plan.resume_from.step:
         raise ValueError(f"the training state resumed at step {trainer.resume_global_step}")
-    sft_trainer_ray.Tracking = lambda **_: _StoppingReporter(context, trainer)
+    setattr(sft_trainer_ray, "Tracking", lambda **_: _StoppingReporter(context, trainer))  # noqa: B010  (not exported)
     context.training_begins()
     trainer.fit()

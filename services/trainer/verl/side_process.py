@@ -32,7 +32,7 @@ class SideProcess:
         self._wait()
         left = self._unanswered()
         if left:
-            message = f"checking the weights of step {left[0].step} ended unexpectedly; it is done again without samples"
+            message = f"the check of step {left[0].step}'s weights ended unexpectedly; it is done again without samples"
             self._spool.append(Problem(severity="warning", message=message, remedy="see the log; memory may be short"))
             for request in left:
                 self._send(msgspec.json.encode(msgspec.structs.replace(request, sample=False)))
@@ -57,7 +57,7 @@ class SideProcess:
     def _send(self, line: bytes) -> None:
         if self._process is None:
             command = [sys.executable, "-m", "services.trainer.weights", "side", str(self._folder)]
-            self._process = subprocess.Popen(command, stdin=subprocess.PIPE)
+            self._process = subprocess.Popen(command, stdin=subprocess.PIPE)  # noqa: S603  (our own interpreter)
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(line + b"\n")

@@ -66,7 +66,7 @@ def pad_token(tokenizer: Any) -> int:
 
 
 def _load(folder: Path) -> Any:
-    model, report = AutoModelForCausalLM.from_pretrained(
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
         folder,
         trust_remote_code=False,
         local_files_only=True,
@@ -75,6 +75,7 @@ def _load(folder: Path) -> Any:
         attn_implementation="sdpa",
         output_loading_info=True,
     )
+    model, report = loaded
     # transformers fills a missing tensor with random numbers and only warns.
     if report["missing_keys"] or report["mismatched_keys"]:
         names = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))

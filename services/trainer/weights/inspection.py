@@ -57,7 +57,7 @@ def _check_files(folder: Path) -> None:
         raise UnusableModelError(f"there is no config.json in {folder.name}; is it a Hugging Face model folder?")
     pickled = sorted(path.name for path in folder.rglob("*") if path.suffix in PICKLED)
     if pickled:
-        raise UnusableModelError(f"{pickled[0]} can run code when it is read; only safetensors are taken: convert it first")
+        raise UnusableModelError(f"{pickled[0]} can run code when it is read; convert it to safetensors")
     if not any(folder.glob("*.safetensors")):
         raise UnusableModelError("there is no .safetensors file in the folder")
     for path in folder.rglob("*"):
@@ -77,7 +77,7 @@ def _load(folder: Path) -> tuple[Any, Any]:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-        model, report = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             trust_remote_code=False,
             local_files_only=True,
@@ -88,6 +88,7 @@ def _load(folder: Path) -> tuple[Any, Any]:
     except Exception as error:
         # transformers raises every kind here; the text is what helps.
         raise UnusableModelError(f"it does not load: {error}") from error
+    model, report = loaded
     for what in ("missing_keys", "mismatched_keys"):
         if report.get(what):
             raise UnusableModelError(f"{what.replace('_', ' ')}: {', '.join(map(str, sorted(report[what])[:5]))}")

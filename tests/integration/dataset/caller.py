@@ -52,8 +52,7 @@ def canonical(rows: Iterable[Any]) -> bytes:
 
 def packed(rows: Sequence[dict[str, Any]], file_name: str) -> bytes:
     """`rows` in the container and compression that the name says."""
-    stem, _, ending = file_name.partition(".")
-    container, _, compression = ending.partition(".")
+    container, _, compression = file_name.partition(".")[2].partition(".")
     if container == "jsonl":
         data = lines(rows)
     elif container == "json":
@@ -76,10 +75,14 @@ def pieces(name: str, data: bytes, offset: int = 0, size: int = PIECE_BYTES) -> 
         yield pb.WriteUploadRequest(chunk=data[start : start + size])
 
 
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
 async def eventually(condition: Callable[[], Any], seconds: float = 20.0) -> None:
     """Wait until it holds."""
     async with asyncio.timeout(seconds):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - what is waited for happens in another process
             await asyncio.sleep(0.02)
 
 

@@ -16,7 +16,9 @@ from services.mesh.errors import Aborted, AlreadyExists, InvalidArgument, NotFou
 from tests.integration.dataset.caller import Caller, eventually, lines, prompt_rows
 
 
-def create(id_: str = "", request_id: str = "", parent: str = "projects/default", **fields: Any) -> pb.CreateDatasetRequest:
+def create(
+    id_: str = "", request_id: str = "", parent: str = "projects/default", **fields: Any
+) -> pb.CreateDatasetRequest:
     fields.setdefault("format", "prompt")
     dataset = dataset_pb2.Dataset(**fields)
     return pb.CreateDatasetRequest(parent=parent, dataset=dataset, dataset_id=id_, request_id=request_id)
@@ -161,7 +163,11 @@ async def test_slower_of_two_is_refused_by_its_etag(caller: Caller) -> None:
     made = await caller.dataset()
     answers = await asyncio.gather(
         *(
-            call(caller.stub.UpdateDataset(update(dataset_pb2.Dataset(name=made.name, etag=made.etag, display_name=f"n{i}"))))
+            call(
+                caller.stub.UpdateDataset(
+                    update(dataset_pb2.Dataset(name=made.name, etag=made.etag, display_name=f"n{i}"))
+                )
+            )
             for i in range(5)
         ),
         return_exceptions=True,

@@ -12,6 +12,7 @@ import pytest
 from rlhf.dataset.v1 import dataset_pb2
 from rlhf.dataset.v1 import dataset_service_pb2 as pb
 
+from services.dataset.metadata import MAX_DEPTH
 from services.mesh.client import call, stream
 from services.mesh.errors import DataLoss, InvalidArgument, NotFound, OutOfRange
 from tests.integration.dataset.caller import Caller, State, canonical, lines, prompt_rows
@@ -66,9 +67,7 @@ async def test_versions_of_concurrent_commits_have_no_gap(caller: Caller) -> Non
         assert await caller.download(upload.dataset_version) == canonical(rows)
 
 
-async def test_rows_come_in_order_over_pages_and_chunks(
-    caller: Caller, version: dataset_pb2.DatasetVersion
-) -> None:
+async def test_rows_come_in_order_over_pages_and_chunks(caller: Caller, version: dataset_pb2.DatasetVersion) -> None:
     assert len(blobs(caller, version)) == 3
     seen: list[tuple[int, Any]] = []
     async for page in caller.rows(version.name, 1000):
@@ -98,6 +97,18 @@ async def test_page_of_rows_keeps_at_least_one(caller: Caller) -> None:
     assert pages == [[(0, big[0])], [(1, big[1])]]
 
 
+async def test_rows_of_odd_numbers_and_depth_are_listed(caller: Caller) -> None:
+    deep: Any = 1
+    for _ in range(MAX_DEPTH - 1):
+        deep = {"d": deep}
+    odd = {"big": 2**64, "fraction": 1e308, "text": "\u2028\U0001f600", "none": [None], "deep": deep}
+    dataset = await caller.dataset()
+    upload = await caller.upload(dataset.name, lines([{**prompt_rows(1)[0], **odd}]))
+    assert upload.state == State.STATE_SUCCEEDED, upload
+    [page] = [page async for page in caller.rows(upload.dataset_version)]
+    assert page[0][1]["metadata"] == json.loads(await caller.download(upload.dataset_version))["metadata"]
+
+
 async def test_pages_of_latest_stay_with_their_version(caller: Caller) -> None:
     first = await caller.filled(prompt_rows(4))
     dataset = first.name.rpartition("/versions/")[0]
@@ -108,9 +119,7 @@ async def test_pages_of_latest_stay_with_their_version(caller: Caller) -> None:
 
 
 @pytest.mark.parametrize("offset", [0, 1, 4_000_000, 5_000_000])
-async def test_download_goes_on_at_any_byte(
-    caller: Caller, version: dataset_pb2.DatasetVersion, offset: int
-) -> None:
+async def test_download_goes_on_at_any_byte(caller: Caller, version: dataset_pb2.DatasetVersion, offset: int) -> None:
     content = canonical(ROWS)
     assert version.size_bytes == len(content)
     assert await caller.download(version.name, offset) == content[offset:]
@@ -176,7 +185,6 @@ async def test_unknown_and_hostile_version_names(caller: Caller, name: str, erro
 
 
 async def test_page_tokens_are_not_believed(caller: Caller) -> None:
-
 
     version = await caller.filled(prompt_rows(5))
     request = pb.ListRowsRequest(parent=version.name, page_size=2)

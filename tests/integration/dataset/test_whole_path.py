@@ -191,4 +191,3 @@ async def test_formats_are_listed(caller: Caller) -> None:
     assert "openai" in formats["messages"].spellings
     assert formats["prompt"].summary
     assert "PromptRow" in json.dumps(dict(formats["prompt"].row_schema["$defs"]), default=str)
-

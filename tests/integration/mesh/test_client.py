@@ -11,7 +11,6 @@ from typing import Any
 
 import grpc
 import pytest
-
 from rlhf.dataset.v1 import dataset_service_pb2 as pb
 from rlhf.dataset.v1.dataset_pb2 import Dataset
 from rlhf.dataset.v1.dataset_service_pb2_grpc import (
@@ -19,10 +18,11 @@ from rlhf.dataset.v1.dataset_service_pb2_grpc import (
     DatasetServiceStub,
     add_DatasetServiceServicer_to_server,
 )
+
 from services.mesh import client, identity
 from services.mesh.errors import DeadlineExceeded, NotFound, Unavailable
 from services.mesh.server import Server
-from tests.fix_mesh import mesh_settings
+from tests.fix_member import mesh_settings
 
 
 class Flaky(DatasetServiceServicer):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import nats as nats_client
@@ -127,3 +130,27 @@ async def test_secrets_are_for_the_owner_only_and_in_no_command_line(tmp_path: P
             assert secret not in logs
             assert server.folder.stat().st_mode & 0o777 == 0o700
             assert all(path.stat().st_mode & 0o077 == 0 for path in server.folder.iterdir())
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="as a user this is what the other tests do")
+async def test_postgres_of_an_ordinary_user(tmp_path: Path) -> None:
+    code = """
+import asyncio, os, sys
+from pathlib import Path
+import psycopg
+from services.mesh import embedded
+async def main():
+    assert os.geteuid() == 65534
+    async with embedded.postgres(Path(sys.argv[1]), durable=False) as server:
+        assert server.program(Path("x")).user is None
+        print(psycopg.connect(server.url).execute("SELECT current_user").fetchone()[0])
+asyncio.run(main())
+"""
+    folder = tmp_path / "home"
+    folder.mkdir(mode=0o700)
+    os.chown(folder, 65534, 65534)
+    # The interpreter itself may lie in a folder closed to the user, hence the launcher with its capability.
+    words = [*process.launcher(process.User(65534, 65534), None), sys.executable, "-c", code, str(folder / "postgres")]
+    child = await asyncio.create_subprocess_exec(*words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    output, _ = await child.communicate()
+    assert output.decode().strip() == "rlhf"

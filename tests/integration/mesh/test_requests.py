@@ -10,8 +10,8 @@ import pytest
 from services.mesh.errors import AlreadyExists
 from services.mesh.jobs import Jobs
 from services.mesh.postgres import Database
-from services.mesh.requests import RequestKey, remember
-from tests.fix_mesh import PROJECT, rows
+from services.mesh.requests import RequestKey, claim
+from tests.fix_member import PROJECT, rows
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def create(database: Database, jobs: Jobs):
         made += 1
         name = f"{PROJECT}/trainingJobs/{id_ or f'made{made}'}"
         async with database.transaction() as connection:
-            known = await remember(connection, key, name)
+            known = await claim(connection, key, name)
             if known is not None:
                 return known
             await asyncio.sleep(0.01)

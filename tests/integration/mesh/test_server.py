@@ -14,13 +14,13 @@ from google.protobuf.wrappers_pb2 import StringValue
 from google.rpc import status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-
 from rlhf.dataset.v1.dataset_service_pb2 import GetDatasetRequest, UpdateDatasetRequest
 from rlhf.dataset.v1.dataset_service_pb2_grpc import DatasetServiceStub
+
 from services.mesh import client, identity
 from services.mesh.errors import Aborted, InvalidArgument, NotFound, PlatformError, Violation
 from services.mesh.interceptors import DETAILS_KEY, _resource
-from tests.fix_mesh import SHAPES, SHAPES_SERVICE, call_shape, shapes_server, until
+from tests.fix_member import SHAPES, SHAPES_SERVICE, call_shape, shapes_server, until
 
 TOO_MANY = tuple(Violation(f"training_job.params.field_{i}", "must be 更多 than " + "9" * 60) for i in range(200))
 
@@ -188,14 +188,16 @@ async def test_a_client_that_goes_away_ends_the_handler(home: Path, shape: str) 
             ended.set()
         return value
 
-    async with shapes_server(home, endless) as server:
-        async with client.connect(f"127.0.0.1:{server.port}", identity.read_token(home / "token")) as channel:
-            task = asyncio.create_task(call_shape(channel, shape, "x"))
-            await asyncio.wait_for(started.wait(), 5)
-            task.cancel()
-            await asyncio.wait_for(ended.wait(), 5)
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+    async with (
+        shapes_server(home, endless) as server,
+        client.connect(f"127.0.0.1:{server.port}", identity.read_token(home / "token")) as channel,
+    ):
+        task = asyncio.create_task(call_shape(channel, shape, "x"))
+        await asyncio.wait_for(started.wait(), 5)
+        task.cancel()
+        await asyncio.wait_for(ended.wait(), 5)
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
 
 
 async def test_a_taken_port_is_told(server, home: Path) -> None:

@@ -72,9 +72,7 @@ async def up(home: Home, plan: Plan | None = None) -> AsyncIterator[Supervisor]:
     supervisor = Supervisor(home, lambda kept: plan or make_plan(home), keep={"ray"})
     task = asyncio.create_task(supervisor.run())
     try:
-        async with asyncio.timeout(20):
-            while supervisor.state.phase is not Phase.READY and not task.done():
-                await asyncio.sleep(0.01)
+        await until(lambda: supervisor.state.phase is Phase.READY or task.done(), 20)
         yield supervisor
     finally:
         supervisor.stop()
@@ -91,7 +89,7 @@ def alive_of(home: Home) -> list[procfs.ProcessId]:
 
 async def until(condition, seconds: float = 10) -> None:
     async with asyncio.timeout(seconds):
-        while not condition():
+        while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
 
@@ -194,6 +192,29 @@ async def test_order_to_stop_ends_a_start_that_hangs(mesh_home: Home) -> None:
     assert alive_of(mesh_home) == []
 
 
+async def test_stop_does_not_hang_on_a_swallowed_cancellation(mesh_home: Home) -> None:
+    swallowed = 0
+
+    async def never_ready() -> bool:
+        nonlocal swallowed
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            swallowed += 1
+            if swallowed > 1:
+                raise
+        return False
+
+    plan = Plan([Planned(program(mesh_home, "slow", ready=never_ready, ready_seconds=60))], [])
+    supervisor = Supervisor(mesh_home, lambda kept: plan)
+    task = asyncio.create_task(supervisor.run())
+    await until(lambda: (mesh_home.run / "slow.ready").exists())
+    supervisor.stop()
+    await asyncio.wait_for(task, 10)
+    assert swallowed == 2
+    assert alive_of(mesh_home) == []
+
+
 async def test_stop_kills_who_does_not_listen_and_what_detached_itself(mesh_home: Home) -> None:
     deaf = 'trap "" TERM; touch "$2"; while :; do sleep 0.02; done'
     detaching = 'setsid sh -c "sleep 600" & sh -c "sleep 600" & touch "$2"; while :; do sleep 0.02; done'
@@ -277,7 +298,7 @@ async def test_ray_that_no_longer_answers_is_replaced(mesh_home: Home) -> None:
 
 
 async def test_state_whose_pid_belongs_to_another_process_now_hurts_nobody(mesh_home: Home) -> None:
-    with subprocess.Popen(["/bin/sleep", "600"], start_new_session=True) as stranger:
+    with subprocess.Popen(["/bin/sleep", "600"], start_new_session=True) as stranger:  # noqa: ASYNC220
         real = procfs.identify(stranger.pid)
         assert real is not None
         stale = procfs.ProcessId(real.pid, real.start_ticks - 1)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from typing import Any
 
 import pytest
@@ -34,7 +35,7 @@ def test_chunks_hold_the_rows_in_order_and_whole(given_rows: list[bytes], target
         assert (chunk.rows, chunk.size_bytes) == (len(raw_rows(content)), len(content))
         assert chunk.rows == 1 or chunk.size_bytes <= target
     # Cut no earlier than needed: the next row would not have fitted.
-    for before, after in zip(contents, contents[1:], strict=False):
+    for before, after in itertools.pairwise(contents):
         assert len(before) + len(raw_rows(after)[0]) + 1 > target
 
 

@@ -144,5 +144,5 @@ def test_metadata_too_deep(tmp_path: Path) -> None:
     def nested(levels: int) -> Any:
         return {"a": nested(levels - 1)} if levels else 1
 
-    checked = check_rows(tmp_path, [{"messages": HI, "x": nested(n)} for n in (1, 63, 64, 200, 1)], "messages")
+    checked = check_rows(tmp_path, [{"messages": HI, "x": nested(n)} for n in (1, 23, 24, 200, 1)], "messages")
     assert checked.found == [(3, "metadata", "too_deep"), (4, "metadata", "too_deep")]

@@ -1,0 +1,152 @@
+"""Fixtures: a whole mesh as `rlhf up` starts it, in a home of its own, and what tests do with it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+LLAMA = {
+    "model_type": "llama",
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+}
+
+
+@dataclass(frozen=True)
+class LiveMesh:
+    """A mesh that is up. Everything goes through the command, as a user would do it."""
+
+    home: Path
+
+    def rlhf(self, *arguments: str, check: bool = True, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+        """Run the command; its output is in the error where it fails."""
+        done = subprocess.run(
+            [sys.executable, "-m", "services.cli", *arguments],
+            env={**os.environ, "RLHF_HOME": str(self.home), "COLUMNS": "120", "NO_COLOR": "1"},
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+        if check and done.returncode:
+            raise AssertionError(
+                f"rlhf {' '.join(arguments)} exited with {done.returncode}\n{done.stdout}{done.stderr}"
+            )
+        return done
+
+    def json(self, *arguments: str, check: bool = True) -> Any:
+        return json.loads(self.rlhf(*arguments, "-o", "json", check=check).stdout)
+
+    def pid(self, process: str) -> int:
+        status = self.json("status")
+        return next(row["pid"] for row in status["processes"] if row["name"] == process)
+
+    def kill(self, process: str) -> None:
+        """kill -9, and wait until the supervisor has a new one ready."""
+        old = self.pid(process)
+        os.kill(old, signal.SIGKILL)
+        wait_until(lambda: self._ready(process, old), f"{process} to be back", 60)
+
+    def train(self, algorithm: str, *arguments: str, **params: Any) -> str:
+        """The id of a new job."""
+        settings = [f"--set={key.replace('__', '.')}={json.dumps(value)}" for key, value in params.items()]
+        return self.json("train", algorithm, *arguments, *settings)["name"].rpartition("/")[2]
+
+    def job(self, job: str) -> dict[str, Any]:
+        return self.json("job", "show", job)
+
+    def until(self, job: str, holds: Callable[[dict[str, Any]], bool], seconds: float = 240) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+
+        def look() -> bool:
+            found.update(self.job(job))
+            return holds(found)
+
+        wait_until(look, f"{job} (state {found.get('state')})", seconds, pause=0.5)
+        return found
+
+    def ended(self, job: str) -> dict[str, Any]:
+        return self.until(job, lambda found: "endTime" in found)
+
+    def run_pid(self, job: str) -> int:
+        """Of the training process of the newest attempt."""
+        uid_folders = self.home.glob("trainer/jobs/*/attempts/*/plan.json")
+        plans = [path for path in uid_folders if json.loads(path.read_text())["job"].endswith(f"/{job}")]
+        newest = max(plans, key=lambda path: int(path.parent.name))
+        return int(json.loads((newest.parent / "runner.json").read_text())["pid"])
+
+    def _ready(self, process: str, old_pid: int) -> bool:
+        rows = self.json("status", check=False)["processes"]
+        row = next((row for row in rows if row["name"] == process), None)
+        return row is not None and row["state"] == "ready" and row["pid"] != old_pid
+
+
+def wait_until(holds: Callable[[], bool], what: str, seconds: float, pause: float = 0.1) -> None:
+    give_up = time.monotonic() + seconds
+    while not holds():
+        if time.monotonic() > give_up:
+            raise AssertionError(f"waited {seconds} s for {what}")
+        time.sleep(pause)
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.fixture(scope="session")
+def live_mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveMesh]:
+    """Two slots, a tiny model `tiny`, datasets `examples`, `prompts` and `held-out` of sorted digits."""
+    home = tmp_path_factory.mktemp("live")
+    home.chmod(0o700)
+    mesh = LiveMesh(home)
+    os.environ["RLHF_TRAINER_SLOTS"] = "2"
+    try:
+        mesh.rlhf("up")
+        _fill(mesh, home / "files")
+        yield mesh
+    finally:
+        mesh.rlhf("down", check=False)
+        del os.environ["RLHF_TRAINER_SLOTS"]
+
+
+def _fill(mesh: LiveMesh, folder: Path) -> None:
+    folder.mkdir()
+    questions = [f"{(7919 * index) % 10_000:04d}" for index in range(320)]
+    examples, prompts, held_out = questions[:128], questions[128:256], questions[256:]
+    turns = [{"messages": [_user(q), {"role": "assistant", "content": _answer(q)}]} for q in examples]
+    _upload(mesh, folder / "examples.jsonl", "examples", "messages", turns)
+    for name, chosen in (("prompts", prompts), ("held-out", held_out)):
+        rows = [{"prompt": [_user(q)], "answer": _answer(q)} for q in chosen]
+        _upload(mesh, folder / f"{name}.jsonl", name, "prompt", rows)
+    config = folder / "config.json"
+    config.write_text(json.dumps(LLAMA))
+    mesh.rlhf("model", "import", "tiny", "--init", str(config), "--characters", "0123456789")
+
+
+def _upload(mesh: LiveMesh, path: Path, name: str, format_: str, rows: list[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    mesh.rlhf("dataset", "upload", str(path), "--name", name, "--format", format_)
+
+
+def _user(question: str) -> dict[str, str]:
+    return {"role": "user", "content": question}
+
+
+def _answer(question: str) -> str:
+    return "".join(sorted(question))

@@ -1,0 +1,218 @@
+"""Fixtures of training runs: a Ray of our own, a tiny model made from scratch, rows to train on."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from services.mesh.params import parse
+from services.trainer import plan as plans
+from services.trainer.algorithms import algorithms
+from services.trainer.spool import Record, read_from
+
+CONFIG = {
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 32,
+    "tie_word_embeddings": True,
+}
+SPEC = {"config": CONFIG, "tokenizer": {"kind": "characters", "alphabet": "0123456789"}}
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_memory_monitor_refresh_ms": "0"}
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained Llama of one character a token."""
+    folder = tmp_path_factory.mktemp("tiny")
+    spec = folder.parent / "tiny-spec.json"
+    spec.write_text(json.dumps(SPEC))
+    command = [sys.executable, "-m", "services.trainer.weights", "init", str(folder), "--spec", str(spec)]
+    subprocess.run(command, check=True, env=ENVIRONMENT, capture_output=True)
+    return folder
+
+
+@dataclass
+class PrivateRay:
+    address: str
+    process: subprocess.Popen[bytes]
+
+    def job_processes(self) -> list[int]:
+        """Processes of this Ray that run something of a job: children of the raylet, the idle ones left out."""
+        return [pid for pid in _descendants(self.process.pid) if _runs_an_actor(pid)]
+
+
+@pytest.fixture(scope="session")
+def private_ray() -> Iterator[PrivateRay]:
+    """Two slots, and no more CPUs than they take. Ended by pid: `ray stop` would end everybody's Ray."""
+    port = _free_port()
+    ray = Path(sys.executable).with_name("ray")
+    # Paths of Ray's sockets must stay under 107 bytes.
+    folder = Path("/tmp") / f"rlhf-test-{os.getpid()}"
+    command = [str(ray), "start", "--head", "--block", f"--port={port}", "--num-cpus=2", "--num-gpus=2"]
+    command += ["--include-dashboard=false", "--disable-usage-stats", f"--temp-dir={folder}"]
+    process = subprocess.Popen(
+        [*command, "--object-store-memory=200000000"], env=ENVIRONMENT, stdout=subprocess.DEVNULL
+    )
+    _wait_for_port(port, process)
+    yield PrivateRay(f"127.0.0.1:{port}", process)
+    children = _descendants(process.pid)
+    process.send_signal(signal.SIGTERM)
+    process.wait(timeout=60)
+    for pid in children:
+        if Path(f"/proc/{pid}").exists():
+            os.kill(pid, signal.SIGKILL)
+
+
+@dataclass
+class Attempt:
+    folder: Path
+    plan: plans.LaunchPlan
+    # Every runner of the test, ended with it whatever becomes of the test.
+    started: list[subprocess.Popen[bytes]]
+
+    def start(self) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "services.trainer.verl.runner", str(self.folder)]
+        with (self.folder / "output.log").open("wb") as log:
+            process = subprocess.Popen(command, stdout=log, stderr=log, env=ENVIRONMENT, start_new_session=True)
+        self.started.append(process)
+        return process
+
+    def run(self) -> list[Record]:
+        """Run to the end; every record. The exit status must be 0."""
+        status = self.start().wait(timeout=600)
+        assert status == 0, (self.folder / "output.log").read_text()[-3000:]
+        return self.records()
+
+    def records(self) -> list[Record]:
+        return read_from(self.folder / plans.SPOOL_FILE, 0, 1 << 30)[0]
+
+    def wait_for(self, wanted: Any, seconds: float = 400) -> Record:
+        """The first record for which `wanted` holds."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            for record in self.records():
+                if wanted(record):
+                    return record
+            time.sleep(0.05)
+        raise AssertionError((self.folder / "output.log").read_text()[-3000:])
+
+
+@dataclass
+class AttemptMaker:
+    root: Path
+    model: Path
+    ray_address: str
+    started: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    def __call__(
+        self, name: str, algorithm: str, resume_from: plans.ResumePoint | None = None, **params: Any
+    ) -> Attempt:
+        """An attempt with 64 rows of training data and 16 of validation: sort six digits."""
+        folder = self.root / name
+        folder.mkdir()
+        numbers = random.Random(0)
+        texts = ["".join(numbers.choices("0123456789", k=6)) for _ in range(80)]
+        train, validation = folder / "train.jsonl", folder / "validation.jsonl"
+        _write(train, [_row(text, algorithm == "sft") for text in texts[:64]])
+        _write(validation, [_row(text, False) for text in texts[64:]])
+        entry = algorithms.get(algorithm)
+        parsed = parse(entry.Params, {"validation": {"rows": 16, "max_new_tokens": 8}, **params})
+        inputs = plans.PlanInputs(
+            job=f"projects/default/trainingJobs/{name}",
+            job_uid=name,
+            attempt=1,
+            device="cpu",
+            slots=1,
+            ray_address=self.ray_address,
+            ray_namespace=f"rlhf-{name}",
+            model_path=str(self.model),
+            train_path=str(train),
+            train_rows=64,
+            validation_path=str(validation),
+            validation_rows=16,
+            resume_from=resume_from,
+            work_dir=str(folder),
+        )
+        return self.of(folder, entry.plan(parsed, inputs))
+
+    def of(self, folder: Path, plan: plans.LaunchPlan, **changes: Any) -> Attempt:
+        plan = replace(plan, **changes)
+        (folder / plans.PLAN_FILE).write_bytes(plans.encode(plan))
+        return Attempt(folder, plan, self.started)
+
+
+@pytest.fixture
+def attempts(tmp_path: Path, tiny_model: Path, private_ray: PrivateRay) -> Iterator[AttemptMaker]:
+    maker = AttemptMaker(tmp_path, tiny_model, private_ray.address)
+    yield maker
+    for process in maker.started:
+        process.kill()
+        process.wait()
+
+
+def _row(text: str, conversation: bool) -> dict[str, Any]:
+    question, answer = {"role": "user", "content": text}, "".join(sorted(text))
+    if conversation:
+        return {"messages": [question, {"role": "assistant", "content": answer}]}
+    return {"prompt": [question], "answer": answer}
+
+
+def _write(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _wait_for_port(port: int, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        assert process.poll() is None, "Ray did not start"
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                # The raylet comes after the port of the global store.
+                time.sleep(5)
+                return
+        time.sleep(0.2)
+    raise AssertionError("Ray did not start in time")
+
+
+def _descendants(root: int) -> list[int]:
+    parents: dict[int, int] = {}
+    for path in Path("/proc").iterdir():
+        if path.name.isdigit():
+            try:
+                parents[int(path.name)] = int((path / "stat").read_text().rpartition(")")[2].split()[1])
+            except OSError:
+                continue
+    found = [root]
+    for pid in found:
+        found.extend(child for child, parent in parents.items() if parent == pid)
+    return found[1:]
+
+
+def _runs_an_actor(pid: int) -> bool:
+    try:
+        title = Path(f"/proc/{pid}/cmdline").read_text("utf-8", "replace")
+    except OSError:
+        return False
+    return title.startswith("ray::") and not title.startswith("ray::IDLE")

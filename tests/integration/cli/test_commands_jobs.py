@@ -1,0 +1,212 @@
+"""Jobs and checkpoints by command."""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import io
+import json
+import re
+import signal
+from pathlib import Path
+
+import pytest
+from rlhf.trainer.v1 import model_pb2
+from rlhf.type.v1 import job_state_pb2
+
+from tests.integration.cli.fake_mesh import FakeMesh
+from tests.integration.cli.fake_trainer import WEIGHTS
+
+JOBS = "projects/default/trainingJobs"
+
+
+@pytest.fixture
+def mesh(fake_mesh: FakeMesh) -> FakeMesh:
+    """With a model that is ready."""
+    name = "projects/default/models/tiny"
+    fake_mesh.trainer.models[name] = model_pb2.Model(name=name, state=model_pb2.Model.STATE_READY)
+    return fake_mesh
+
+
+def train(algorithm: str, *more: str, model: str = "tiny") -> tuple[str, ...]:
+    sizes = ("--set", "steps=10", "--set", "validation.rows=4")
+    return ("train", algorithm, "--model", model, "--dataset", "digits:2", *sizes, *more)
+
+
+async def test_a_job_is_created_as_the_flags_say(mesh: FakeMesh, tmp_path: Path) -> None:
+    file = tmp_path / "params.toml"
+    file.write_text("seed = 1\nlearning_rate = 0.5\n")
+    done = await mesh.rlhf(
+        *train("grpo", "--validation", "held-out", "--set-file", str(file), "--set", "learning_rate=1e-3"),
+        *("--name", "mine", "--priority", "5", "--label", "a=b", "--gpus", "2", "-o", "name"),
+    )
+    assert done.out == f"{JOBS}/mine\n"
+    job = mesh.trainer.running[f"{JOBS}/mine"].job
+    assert (job.algorithm, job.base_model) == ("grpo", "projects/default/models/tiny")
+    assert job.dataset_version == "projects/default/datasets/digits/versions/2"
+    assert job.validation_dataset_version == "projects/default/datasets/held-out/versions/latest"
+    assert (job.priority, dict(job.labels), job.placement.resources.gpu_count) == (5, {"a": "b"}, 2)
+    assert (job.params["learning_rate"], job.params["seed"]) == (1e-3, 1)
+    assert "rlhf job watch mine" in done.err
+
+
+async def test_a_job_without_a_name_gets_a_short_one(mesh: FakeMesh) -> None:
+    names = [(await mesh.rlhf(*train("sft", "-o", "name"))).out.strip() for _ in range(2)]
+    assert names[0] != names[1]
+    assert all(re.fullmatch(rf"{JOBS}/sft-[0-9a-z]{{6}}", name) for name in names)
+
+
+async def test_everything_wrong_is_told_by_its_flag(mesh: FakeMesh) -> None:
+    done = await mesh.rlhf(*train("sft", "--set", "learning_rate=3", "--set", "lora.rnk=1"), check=2)
+    lines = done.err.splitlines()
+    assert lines[0] == "error: 2 things to change"
+    assert {line.split()[1] for line in lines[1:]} == {"learning_rate", "lora.rnk"}
+    assert "one of grpo, sft" in (await mesh.rlhf(*train("nonsense"), check=2)).err
+    assert mesh.trainer.running == {}
+
+
+async def test_a_dry_run_checks_and_starts_nothing(mesh: FakeMesh) -> None:
+    done = await mesh.rlhf(*train("sft", "--dry-run", "-o", "json"))
+    assert done.json["params"]["batch_size"] == 64
+    await mesh.rlhf(*train("sft", "--dry-run", "--set", "steps=0"), check=2)
+    assert mesh.trainer.running == {}
+
+
+async def test_a_watched_job_ends_with_its_result(mesh: FakeMesh) -> None:
+    mesh.trainer.step_seconds = 0.05
+    done = await mesh.rlhf(*train("sft", "--name", "run", "--watch", "-o", "json"))
+    assert done.json["state"] == "JOB_STATE_SUCCEEDED"
+    assert "checkpoint run/step-10 is ready, held-out score 0.500" in done.err
+    assert "succeeded  run, 10/10 steps" in done.err
+    last = [line for line in done.err.splitlines() if line.startswith("run ")][-1]
+    assert "step 10/10  loss 0.1  KL 0.01  held-out score 0.500 (step 10)" in last
+
+
+async def test_a_failed_job_exits_with_1_its_error_and_what_to_do(mesh: FakeMesh) -> None:
+    mesh.trainer.fail_at = 3
+    done = await mesh.rlhf(*train("sft", "--name", "run", "--watch"), check=1)
+    assert "failed  run, 2/10 steps" in done.err
+    assert "out of memory in the rollout\nWhat to do: lower samples_per_prompt" in done.err
+    assert done.out == ""
+    assert "out of memory" in (await mesh.rlhf("job", "show", "run")).out
+    await mesh.rlhf("job", "watch", "run", check=1)  # it has ended: the answer is the same
+
+
+async def test_watching_survives_connections_that_break(mesh: FakeMesh) -> None:
+    mesh.trainer.step_seconds, mesh.trainer.break_streams = 0.2, 3
+    done = await mesh.rlhf(*train("grpo", "--name", "run", "--watch"))
+    assert mesh.trainer.break_streams == 0
+    assert "connection is lost" in done.err
+    assert "step 10/10  reward 0.100" in done.err
+
+
+async def test_ctrl_c_stops_the_watching_and_not_the_job(mesh: FakeMesh) -> None:
+    mesh.trainer.step_seconds = 0.3
+    await mesh.rlhf(*train("sft", "--name", "run"))
+    process = await mesh.begin("job", "watch", "run")
+    assert process.stderr is not None
+    async with asyncio.timeout(30):
+        while b"training" not in await process.stderr.readline():
+            pass
+    process.send_signal(signal.SIGINT)
+    _, err = await asyncio.wait_for(process.communicate(), 30)
+    assert process.returncode == 130
+    assert b"rlhf job watch run" in err
+    assert mesh.trainer.running[f"{JOBS}/run"].job.state == job_state_pb2.JOB_STATE_RUNNING
+    await mesh.rlhf("job", "cancel", "run")
+    assert "cancelled  run" in (await mesh.rlhf("job", "watch", "run", check=1)).err
+    assert "has ended" in (await mesh.rlhf("job", "cancel", "run", check=5)).err
+
+
+async def finished(mesh: FakeMesh, *more: str, algorithm: str = "sft") -> None:
+    await mesh.rlhf(*train(algorithm, "--name", "run", "--watch", *more))
+
+
+async def test_lists_are_filtered_by_state(mesh: FakeMesh) -> None:
+    await finished(mesh)
+    mesh.trainer.step_seconds = 10
+    await mesh.rlhf(*train("sft", "--name", "later"))
+    assert (await mesh.rlhf("job", "list", "-o", "name")).out.split() == [f"{JOBS}/later", f"{JOBS}/run"]
+    assert (await mesh.rlhf("job", "list", "-o", "name", "--state", "succeeded")).out == f"{JOBS}/run\n"
+
+
+async def test_logs_by_tail_follow_and_json(mesh: FakeMesh) -> None:
+    await finished(mesh)
+    everything = [f"step {step} of training" for step in range(1, 11)]
+    mesh.trainer.break_streams = 1
+    assert (await mesh.rlhf("job", "logs", "run")).out.splitlines() == everything
+    assert (await mesh.rlhf("job", "logs", "run", "--tail", "2")).out.splitlines() == everything[-2:]
+    lines = (await mesh.rlhf("job", "logs", "run", "--tail", "1", "-o", "json")).out.splitlines()
+    assert [json.loads(line)["ordinal"] for line in lines] == ["10"]
+    mesh.trainer.step_seconds = 0.2
+    await mesh.rlhf(*train("sft", "--name", "live"))
+    followed = await mesh.rlhf("job", "logs", "live", "--follow", "--tail", "3")
+    assert followed.out.splitlines()[-1] == everything[-1]
+    shown = followed.out.splitlines()
+    assert shown == everything[-len(shown) :]  # none twice, none missing
+
+
+async def test_metrics_by_pattern_and_form(mesh: FakeMesh) -> None:
+    await finished(mesh)
+    table = (await mesh.rlhf("job", "metrics", "run")).out.splitlines()
+    assert [line.split()[0] for line in table[1:]] == [
+        "actor/kl", "train/loss", "validation/score/count", "validation/score/mean",
+    ]  # fmt: skip
+    text = (await mesh.rlhf("job", "metrics", "run", "--metric", "*/kl", "-o", "csv")).out
+    rows = list(csv.DictReader(io.StringIO(text)))
+    assert [int(row["step"]) for row in rows] == list(range(1, 11))
+    assert rows[1]["value"] == "nan"
+    assert float(rows[9]["value"]) == pytest.approx(0.01)
+    as_json = (await mesh.rlhf("job", "metrics", "run", "--metric", "train/*", "-o", "json")).json
+    assert {point["metric"] for point in as_json} == {"train/loss"}
+
+
+async def test_samples_are_shown_as_they_are(mesh: FakeMesh) -> None:
+    await finished(mesh)
+    shown = (await mesh.rlhf("job", "samples", "run", "--step", "0", "--limit", "2")).out.splitlines()
+    assert len(shown) == 3
+    assert "<|user|>31200[/b]⏎" in shown[1]
+    assert "3[red]" in shown[1]
+    as_json = (await mesh.rlhf("job", "samples", "run", "--step", "10", "--limit", "0", "-o", "json")).json
+    assert [sample["score"] for sample in as_json] == [1.0, 1.0, 0.0, 0.0]
+
+
+async def test_a_checkpoint_is_downloaded_verified_and_resumed(mesh: FakeMesh, tmp_path: Path) -> None:
+    await finished(mesh)
+    assert "run/step-10" in (await mesh.rlhf("checkpoint", "list", "run")).out
+    mesh.trainer.break_streams = 2
+    folder = tmp_path / "model"
+    done = await mesh.rlhf("checkpoint", "download", "run", "--to", str(folder))
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == WEIGHTS
+    assert any(offset > 0 for offset in mesh.trainer.download_offsets)
+    assert "from_pretrained" in done.err
+    mesh.trainer.download_offsets.clear()
+    await mesh.rlhf("checkpoint", "download", "run/step-10", "--to", str(folder))
+    assert mesh.trainer.download_offsets == []  # everything was there
+    (folder / "config.json").write_text("mine")
+    assert "config.json" in (await mesh.rlhf("checkpoint", "download", "run", "--to", str(folder), check=5)).err
+    assert (folder / "config.json").read_text() == "mine"
+    await mesh.rlhf("checkpoint", "download", "run", "--to", str(folder), "--force")
+    assert (folder / "config.json").read_bytes() == WEIGHTS["config.json"]
+
+
+async def test_bytes_that_do_not_have_their_hash_are_never_left_there(mesh: FakeMesh, tmp_path: Path) -> None:
+    await finished(mesh)
+    mesh.trainer.corrupt_downloads = True
+    done = await mesh.rlhf("checkpoint", "download", "run", "--to", str(tmp_path / "model"), check=1)
+    assert "SHA-256" in done.err
+    assert not [path for path in (tmp_path / "model").rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize("model", ["run", "run/step-10", f"{JOBS}/run", f"{JOBS}/run/checkpoints/step-10"])
+async def test_a_job_goes_on_from_a_checkpoint(mesh: FakeMesh, model: str) -> None:
+    await finished(mesh)
+    await mesh.rlhf(*train("grpo", "--name", "next", model=model))
+    assert mesh.trainer.running[f"{JOBS}/next"].job.base_model == f"{JOBS}/run/checkpoints/step-10"
+
+
+async def test_what_is_neither_model_nor_job_is_told(mesh: FakeMesh) -> None:
+    assert "no model and no job 'absent'" in (await mesh.rlhf(*train("sft", model="absent"), check=4)).err
+    mesh.trainer.step_seconds = 10
+    await mesh.rlhf(*train("sft", "--name", "young"))
+    assert "no checkpoint that is ready" in (await mesh.rlhf(*train("sft", model="young"), check=4)).err

@@ -1,0 +1,55 @@
+"""Starts of the mesh that fail, and one that stays in front. Ray is named as another's, which saves its start."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.fix_mesh import Mesh, embedded_mesh
+
+
+@pytest.fixture
+def mesh(tmp_path: Path) -> Iterator[Mesh]:
+    with embedded_mesh(tmp_path / "home", RLHF_RAY_ADDRESS="127.0.0.1:1") as mesh:
+        yield mesh
+
+
+def test_process_that_fails_is_named_with_its_last_lines_and_nothing_stays(mesh: Mesh) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        mesh.environment["RLHF_GATEWAY_GRPC_LISTEN"] = f"127.0.0.1:{taken.getsockname()[1]}"
+        done = mesh.rlhf("up")
+    assert done.returncode == 1
+    assert "the mesh did not come up: gateway ended with exit code" in done.stderr
+    assert "  | " in done.stderr
+    assert mesh.processes() == []
+    assert mesh.rlhf("status").returncode == 3
+    assert not mesh.home.endpoints.exists()
+
+
+def test_wrong_setting_is_told(mesh: Mesh) -> None:
+    mesh.environment["RLHF_TRAINER_SLOTS"] = "many"
+    done = mesh.rlhf("up")
+    assert done.returncode == 1
+    assert "RLHF_TRAINER_SLOTS" in done.stderr
+
+
+def test_up_in_front_stays_until_it_is_told_to_end(mesh: Mesh) -> None:
+    with subprocess.Popen(
+        mesh.command("up", "--foreground"), env=mesh.environment, stderr=subprocess.PIPE, text=True
+    ) as process:
+        deadline = time.monotonic() + 60
+        while not mesh.home.endpoints.exists() and time.monotonic() < deadline:
+            assert process.poll() is None
+            time.sleep(0.1)
+        assert mesh.status()["up"]
+        assert mesh.rlhf("up").returncode == 0
+        process.terminate()
+        _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert "[✓] gateway " in stderr
+    assert mesh.processes() == []

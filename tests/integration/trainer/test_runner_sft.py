@@ -1,0 +1,98 @@
+"""Supervised fine-tuning by verl on Ray, as the trainer worker starts it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from services.trainer import plan as plans
+from services.trainer.spool import Checkpoint, End, Metrics, Phase, Problem, SampleBatch
+from services.trainer.weights.manifest import of_folder
+from tests.fix_runner import AttemptMaker
+
+pytestmark = pytest.mark.slow
+PARAMS = {"learning_rate": 2e-3, "batch_size": 32, "max_length": 32, "scheduler": "constant", "warmup_ratio": 0.0}
+
+
+def losses(records: list) -> dict[int, float]:
+    found = [(r.step, r.values["train/loss"]) for r in records if isinstance(r, Metrics) and "train/loss" in r.values]
+    assert len(found) == len({step for step, _ in found}), "a step was reported twice"
+    return dict(found)
+
+
+def test_a_run_and_its_resumption_take_the_same_steps(attempts: AttemptMaker) -> None:
+    whole = attempts("whole", "sft", steps=6, save_every_steps=4, **PARAMS)
+    records = whole.run()
+
+    assert list(losses(records)) == [1, 2, 3, 4, 5, 6]
+    assert losses(records)[6] < losses(records)[1]
+    assert isinstance(records[0], Phase) and records[0].phase == "starting"
+    assert isinstance(records[-1], End) and records[-1].outcome == "succeeded" and records[-1].step == 6
+    states = [(r.step, r.state) for r in records if isinstance(r, Checkpoint)]
+    assert sorted(states) == [(4, "ready"), (4, "verifying"), (6, "ready"), (6, "verifying")]
+    sampled = {r.step for r in records if isinstance(r, SampleBatch) and r.split == "validation"}
+    assert sampled == {0, 4, 6}
+    scored = {r.step: r.values for r in records if isinstance(r, Metrics) and "validation/score/count" in r.values}
+    assert {step: values["validation/score/count"] for step, values in scored.items()} == {0: 16, 4: 16, 6: 16}
+    assert json.loads((whole.folder / plans.RUNNER_FILE).read_text()).keys() == {"pid", "start_ticks"}
+
+    ready = {r.step: r for r in records if isinstance(r, Checkpoint) and r.state == "ready"}
+    assert ready[6].manifest_sha256 == of_folder(Path(ready[6].path)).sha256
+    assert json.loads((Path(ready[6].path) / "config.json").read_text())["dtype"] == "float32"
+
+    # 64 rows are two batches: step 4 ends a pass, where verl by itself finds no rows left.
+    point = plans.ResumePoint(4, ready[4].training_state_path)
+    resumed = attempts("resumed", "sft", resume_from=point, steps=6, **PARAMS).run()
+    assert isinstance(resumed[-1], End) and resumed[-1].outcome == "succeeded"
+    assert losses(resumed) == {step: loss for step, loss in losses(records).items() if step > 4}
+
+
+def test_a_stop_ends_within_a_step_and_keeps_the_weights(attempts: AttemptMaker) -> None:
+    attempt = attempts("stopped", "sft", steps=100_000, **PARAMS)
+    process = attempt.start()
+    attempt.wait_for(lambda record: isinstance(record, Metrics) and record.step == 3)
+    (attempt.folder / plans.CONTROL_FILE).write_text('{"action":"stop"}')
+    asked_at = max(losses(attempt.records()))
+    assert process.wait(timeout=120) == 0
+
+    records = attempt.records()
+    end = records[-1]
+    assert isinstance(end, End) and end.outcome == "stopped" and end.reason == "STOP_REQUESTED"
+    # One step may have been under way when the file appeared, and one between the file and the count above.
+    assert end.step == max(losses(records)) <= asked_at + 2
+    assert [r.state for r in records if isinstance(r, Checkpoint)] == ["verifying", "ready"]
+
+
+def test_adapters_are_kept_in_peft_form_and_long_rows_are_reported(attempts: AttemptMaker) -> None:
+    attempt = attempts("adapter", "sft", steps=2, lora={"rank": 4, "alpha": 8}, **PARAMS)
+    with (attempt.folder / "train.jsonl").open("a") as file:
+        turns = [{"role": "user", "content": "1" * 40}, {"role": "assistant", "content": "1"}]
+        file.write(json.dumps({"messages": turns}) + "\n")
+    records = attempt.run()
+
+    assert isinstance(records[-1], End) and records[-1].outcome == "succeeded", records[-1]
+    assert [r.message for r in records if isinstance(r, Problem)] == [
+        "1 of 65 training rows are longer than 32 tokens and are left out"
+    ]
+    [ready] = [r for r in records if isinstance(r, Checkpoint) and r.state == "ready"]
+    assert ready.kind == "adapter"
+    files = {path.name for path in Path(ready.path).iterdir()}
+    assert {"adapter_config.json", "adapter_model.safetensors"} <= files
+    assert "model.safetensors" not in files
+
+
+def test_a_failure_names_its_first_cause(attempts: AttemptMaker) -> None:
+    attempt = attempts("failing", "sft", steps=2, **{**PARAMS, "max_length": 8})
+    end = attempt.run()[-1]
+    assert isinstance(end, End) and end.outcome == "failed"
+    assert (end.reason, end.step) == ("NO_TRAINABLE_ROWS", 0)
+    assert "NoRowsError: all 64 rows are longer than 8 tokens" in end.message
+    assert "max_length" in end.remedy and "Traceback" in end.traceback
+
+
+def test_a_run_that_wants_more_slots_than_there_are_fails_at_once(attempts: AttemptMaker) -> None:
+    attempt = attempts("too-many", "sft", steps=2, **PARAMS)
+    end = attempts.of(attempt.folder, attempt.plan, slots=3).run()[-1]
+    assert isinstance(end, End) and end.reason == "TOO_FEW_SLOTS"

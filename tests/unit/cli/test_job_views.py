@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import math
+
+from hypothesis import given
+from hypothesis import strategies as st
+from rlhf.trainer.v1.training_job_pb2 import JobAttempt, TrainingJob
+from rlhf.type.v1.job_state_pb2 import JOB_STATE_FAILED
+from rlhf.type.v1.metric_point_pb2 import MetricPoint
+from rlhf.type.v1.sample_pb2 import Sample
+
+from services.cli import job_views
+
+points = st.lists(
+    st.builds(
+        MetricPoint,
+        metric=st.sampled_from(["a", "b"]),
+        step=st.integers(0, 3),
+        attempt=st.integers(1, 3),
+        ordinal=st.integers(1, 100),
+        value=st.floats(allow_nan=False),
+    )
+)
+
+
+@given(points)
+def test_the_effective_series_is_the_highest_attempt_of_each_step(found: list[MetricPoint]) -> None:
+    effective = job_views.effective(found)
+    keys = [(point.metric, point.step) for point in effective]
+    assert keys == sorted({(point.metric, point.step) for point in found})
+    for point in effective:
+        rivals = [(p.attempt, p.ordinal) for p in found if (p.metric, p.step) == (point.metric, point.step)]
+        assert (point.attempt, point.ordinal) == max(rivals)
+
+
+def test_the_extremes_of_a_series_leave_nan_out() -> None:
+    found = [MetricPoint(metric="a", step=step, value=value) for step, value in enumerate((2, math.nan, -1))]
+    least, most = (job_views.SERIES[index].value(("a", found)) for index in (4, 5))
+    assert (least, most) == ("-1", "2")
+
+
+def test_params_are_told_as_set_takes_them() -> None:
+    job = TrainingJob(name="projects/p/trainingJobs/j", state=JOB_STATE_FAILED)
+    reward = {"name": "exact", "params": {}}
+    job.params.update({"steps": 3, "lora": None, "on": True, "reward": reward, "rate": 1e-6})
+    shown = dict(job_views.facts(job))["params"]
+    plain = ["lora = null", "on = true", "rate = 1e-06", "steps = 3"]
+    assert shown.splitlines() == [*plain, 'reward.name = "exact"', "reward.params = {}"]
+
+
+def test_attempts_are_told_where_there_was_more_than_one() -> None:
+    job = TrainingJob(name="projects/p/trainingJobs/j", attempts=[JobAttempt(number=1)])
+    assert dict(job_views.facts(job))["attempts"] == ""
+    job.attempts[0].end_reason = "the runner\nwas killed"
+    job.attempts.add(number=2, resumed_from_step=40)
+    assert dict(job_views.facts(job))["attempts"].splitlines() == [
+        "1: from the beginning, ; ended: the runner⏎was killed",
+        "2: from step 40, ",
+    ]
+
+
+def test_samples_have_columns_for_what_they_hold() -> None:
+    bare = Sample(prompt="p", completion="c", score=math.nan)
+    assert [column.title for column in job_views.samples_table([bare], 20)] == [
+        "STEP",
+        "ROW",
+        "SCORE",
+        "PROMPT",
+        "COMPLETION",
+    ]
+    full = Sample(prompt="p", completion="c", answer="a", parts={"format": 1})
+    assert [column.title for column in job_views.samples_table([bare, full], 20)][-2:] == ["ANSWER", "PARTS"]

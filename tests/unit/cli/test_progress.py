@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+import io
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+from rlhf.trainer.v1.training_job_pb2 import TrainingJob
+from rlhf.type.v1.checkpoint_pb2 import Checkpoint
+from rlhf.type.v1.job_state_pb2 import (
+    JOB_STATE_FAILED,
+    JOB_STATE_QUEUED,
+    JOB_STATE_RUNNING,
+    JOB_STATE_SUCCEEDED,
+    JobState,
+)
+from rlhf.type.v1.metric_point_pb2 import MetricPoint
+
+from services.cli import progress
+from services.cli.progress import Progress
+
+NAME = "projects/default/trainingJobs/run"
+
+
+def job(
+    state: JobState.ValueType = JOB_STATE_RUNNING, sequence: int = 1, step: int = 0, attempts: int = 1
+) -> TrainingJob:
+    made = TrainingJob(name=NAME, state=state, sequence=sequence, step_count=step, total_step_count=100)
+    made.phase = "training"
+    for number in range(attempts):
+        made.attempts.add(number=number + 1, end_reason="worker lost", resumed_from_step=10 * number)
+    return made
+
+
+def point(metric: str, step: int, value: float, attempt: int = 1, seconds: int = 0) -> MetricPoint:
+    made = MetricPoint(metric=metric, step=step, value=value, attempt=attempt)
+    made.observe_time.seconds = seconds
+    return made
+
+
+def trained(steps: int, seconds_a_step: int = 2) -> Progress:
+    state = Progress(job())
+    for step in range(1, steps + 1):
+        state.take_points([point("reward/mean", step, step / 100, seconds=1000 + step * seconds_a_step)])
+    return state
+
+
+def test_pace_and_time_left_come_from_the_points_own_times() -> None:
+    state = trained(40)
+    assert state.step == 40
+    assert state.step_seconds == 2
+    assert state.left_seconds == 120
+    assert progress.pace(state) == "2 s/step, 2:00 left"
+
+
+def test_the_pace_is_that_of_the_last_steps() -> None:
+    state = trained(40, seconds_a_step=10)
+    last = 1000 + 400
+    state.take_points(point("reward/mean", 40 + step, 0.5, seconds=last + step) for step in range(1, 31))
+    assert state.step_seconds == 1
+
+
+def test_nothing_is_said_of_the_pace_before_it_is_known_and_after_the_end() -> None:
+    assert progress.pace(Progress(job())) == ""
+    state = trained(100)
+    state.take_job(job(JOB_STATE_SUCCEEDED, sequence=2, step=100))
+    assert progress.pace(state) == ""
+
+
+@given(st.permutations(range(1, 12)))
+def test_points_in_any_order_end_at_the_same_present(order: list[int]) -> None:
+    state = Progress(job())
+    for step in order:
+        state.take_points([point("train/loss", step, 1 / step, seconds=step)])
+    assert state.values() == [("loss", "0.09091")]
+    assert state.step == 11
+
+
+def test_a_later_attempt_wins_over_a_higher_step_of_an_earlier_one() -> None:
+    state = trained(40)
+    state.take_job(job(sequence=2, step=20, attempts=2))
+    state.take_points(
+        [
+            point("reward/mean", 21, 0.99, attempt=2, seconds=2000),
+            point("reward/mean", 22, 0.5, attempt=2, seconds=2003),
+        ]
+    )
+    assert dict(state.values())["reward"] == "0.500"
+    assert (state.step, state.step_seconds) == (22, 3)
+    state.take_points([point("reward/mean", 40, 0.4)])  # a late one of the first attempt
+    assert dict(state.values())["reward"] == "0.500"
+
+
+def test_a_new_attempt_is_told_with_its_reason_once() -> None:
+    state = Progress(job())
+    assert state.take_job(job(sequence=2, attempts=2)) == [
+        "attempt 1 ended (worker lost); attempt 2 goes on from step 10"
+    ]
+    assert state.take_job(job(sequence=2, attempts=2)) == []
+
+
+def test_an_older_state_does_not_undo_a_newer_one() -> None:
+    state = Progress(job(JOB_STATE_FAILED, sequence=3))
+    state.take_job(job(JOB_STATE_RUNNING, sequence=2))
+    assert progress.phase(state) == "failed"
+
+
+def test_checkpoints_are_told_once_and_only_when_decided() -> None:
+    state = Progress(job())
+    verifying = Checkpoint(name=f"{NAME}/checkpoints/step-10", step=10, state=Checkpoint.STATE_VERIFYING)
+    ready = Checkpoint(
+        name=verifying.name, step=10, state=Checkpoint.STATE_READY, metrics={"validation/score/mean": 0.5}
+    )
+    corrupt = Checkpoint(name=f"{NAME}/checkpoints/step-20", step=20, state=Checkpoint.STATE_CORRUPT)
+    assert state.take_checkpoints([verifying]) == []
+    assert state.take_checkpoints([corrupt, ready]) == [
+        "checkpoint run/step-10 is ready, held-out score 0.500",
+        "checkpoint run/step-20 is corrupt",
+    ]
+    assert state.take_checkpoints([corrupt, ready]) == []
+
+
+def test_the_score_is_that_of_its_step_and_nan_is_shown() -> None:
+    state = trained(12)
+    state.take_points([point("validation/score/mean", 0, 0.25), point("actor/kl", 12, math.nan)])
+    assert state.values() == [("reward", "0.120"), ("KL", "NaN"), ("held-out score", "0.250 (step 0)")]
+    assert progress.line(state) == (
+        "run training  step 12/100  reward 0.120  KL NaN  held-out score 0.250 (step 0)  2 s/step, 2:56 left"
+    )
+
+
+@pytest.mark.parametrize("width", [40, 60, 100, 200])
+@pytest.mark.parametrize("steps", [0, 1, 50])
+def test_the_panel_fits_the_terminal(width: int, steps: int) -> None:
+    out = io.StringIO()
+    console = Console(file=out, width=width, force_terminal=True, color_system=None)
+    console.print(progress.panel(trained(steps)))
+    lines = out.getvalue().splitlines()
+    assert max(len(line) for line in lines) <= width
+    assert f"{steps}/100" in lines[0]
+
+
+def test_a_queued_job_has_a_panel_too() -> None:
+    out = io.StringIO()
+    Console(file=out, width=60).print(progress.panel(Progress(TrainingJob(name=NAME, state=JOB_STATE_QUEUED))))
+    assert "queued" in out.getvalue()

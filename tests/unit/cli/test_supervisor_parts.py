@@ -1,0 +1,142 @@
+"""What the supervisor is made of: logs that stay short, ports that stay the same, what the services are told."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from services.cli.supervisor import mesh, state
+from services.cli.supervisor.logs import rotate
+from services.cli.supervisor.state import MeshState, Phase
+from services.mesh.embedded import Home, procfs
+from services.mesh.errors import InvalidArgument
+from services.mesh.settings import Environment
+
+
+def test_log_that_is_too_long_is_copied_aside_and_a_writer_goes_on_at_its_start(tmp_path: Path) -> None:
+    log = tmp_path / "x.log"
+    with log.open("ab", buffering=0) as writer:
+        for number in range(5):
+            writer.write(b"%d" % number * 100)
+            assert rotate(log, max_bytes=100, keep=3)
+            assert log.stat().st_size == 0
+        writer.write(b"next")
+    assert log.read_bytes() == b"next"
+    assert [Path(f"{log}.{number}").read_bytes()[:1] for number in (1, 2, 3)] == [b"4", b"3", b"2"]
+    assert not Path(f"{log}.4").exists()
+
+
+def test_short_or_absent_log_is_left_alone(tmp_path: Path) -> None:
+    log = tmp_path / "x.log"
+    assert not rotate(log)
+    log.write_text("short")
+    assert not rotate(log)
+    assert log.read_text() == "short"
+
+
+def test_ports_are_those_of_last_time_unless_somebody_took_one(tmp_path: Path) -> None:
+    path = tmp_path / "ports.json"
+    first = mesh.Ports(path, ())
+    ports = {name: first.take(name) for name in ("a", "b")}
+    first.save()
+    with socket.create_server(("127.0.0.1", ports["b"])):
+        again = mesh.Ports(path, ())
+        assert again.take("a") == ports["a"]
+        assert again.take("b") not in ports.values()
+        # Of a process that lives on and is to be kept.
+        assert mesh.Ports(path, {"b"}).take("b") == ports["b"]
+
+
+def test_broken_ports_file_costs_only_the_memory(tmp_path: Path) -> None:
+    (tmp_path / "ports.json").write_text("{")
+    assert mesh.Ports(tmp_path / "ports.json", ()).take("a") > 0
+
+
+def options(**values: str) -> mesh.Options:
+    return mesh.Options.read(Environment(values))
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Home:
+    home = Home(tmp_path)
+    home.make()
+    return home
+
+
+def test_services_learn_all_addresses_and_the_embedded_parts_no_secret(root: Home) -> None:
+    plan = mesh.build(
+        root, options(), {"PATH": "/bin", "RLHF_POSTGRES_URL": "", "RLHF_X": "secret", "RAY_ADDRESS": "x"}, ()
+    )
+    assert [each.program.name for each in plan.foundations] == ["postgres", "nats", "ray"]
+    assert [each.program.name for each in plan.services] == [
+        "dataset", "dataset.worker", "trainer", "trainer.worker", "gateway",
+    ]  # fmt: skip
+    for planned in plan.services:
+        told = planned.program.environment
+        assert told["RLHF_DATASET_TARGET"] == told["RLHF_DATASET_LISTEN"] == plan.endpoints["services"]["dataset"]
+        assert told["RLHF_POSTGRES_URL"] == plan.endpoints["postgres_url"]
+        assert told["RLHF_RAY_ADDRESS"] == plan.endpoints["ray_address"]
+        assert told["RAY_AUTH_MODE"] == "token"
+        assert told["RLHF_HOME"] == str(root.root)
+        assert planned.needs == ("postgres", "nats")
+        assert planned.program.death_signal is not None
+    for planned in plan.foundations:
+        told = planned.program.environment
+        assert not [key for key in told if key.startswith("RLHF_") and key != "RLHF_SUPERVISED_HOME"]
+        assert "RAY_ADDRESS" not in told
+    passwords = [plan.endpoints[key].split(":")[2].split("@")[0] for key in ("postgres_url", "nats_url")]
+    words = " ".join(word for each in (*plan.foundations, *plan.services) for word in each.program.arguments)
+    assert not any(password in words for password in passwords)
+    assert not any(password in repr(plan.services[0].program) for password in passwords)
+
+
+def test_second_plan_of_a_home_has_the_same_addresses_and_passwords(root: Home) -> None:
+    first, second = (mesh.build(root, options(), {}, ()).endpoints for _ in range(2))
+    assert first == second
+
+
+def test_each_embedded_part_gives_way_to_a_setting(root: Home) -> None:
+    given = options(
+        RLHF_POSTGRES_URL="postgresql://p", RLHF_NATS_URL="nats://n", RLHF_RAY_ADDRESS="ray:1",
+        RLHF_ARTIFACTS_URL="s3://b", RLHF_GATEWAY_HTTP_LISTEN="0.0.0.0:80", RLHF_TRAINER_SLOTS="3",
+    )  # fmt: skip
+    plan = mesh.build(root, given, {}, ())
+    assert plan.foundations == []
+    told = plan.services[0].program.environment
+    assert told["RLHF_POSTGRES_URL"] == "postgresql://p"
+    assert told["RLHF_NATS_URL"] == "nats://n"
+    assert told["RLHF_RAY_ADDRESS"] == "ray:1"
+    assert told["RLHF_ARTIFACTS_URL"] == "s3://b"
+    assert told["RLHF_GATEWAY_HTTP_LISTEN"] == "0.0.0.0:80"
+    assert told["RLHF_TRAINER_SLOTS"] == "3"
+    assert plan.endpoints["http"] == "http://127.0.0.1:80"
+    assert plan.services[0].needs == ()
+    assert not (root.postgres.exists() or root.nats.exists() or root.ray.exists())
+
+
+def test_every_wrong_setting_is_told_at_once() -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        options(RLHF_RAY_ADDRESS="nowhere", RLHF_TRAINER_SLOTS="-1")
+    assert {violation.field for violation in caught.value.violations} == {"RLHF_RAY_ADDRESS", "RLHF_TRAINER_SLOTS"}
+
+
+@pytest.mark.parametrize("text", ["", "{", json.dumps({"phase": "ready"}), json.dumps({"phase": "unheard of"})])
+def test_state_that_cannot_be_read_is_none(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "state.json"
+    assert state.read(path) is None
+    path.write_text(text)
+    assert state.read(path) is None
+
+
+def test_state_comes_back_as_written_and_knows_whether_its_writer_lives(tmp_path: Path) -> None:
+    me = procfs.identify(os.getpid())
+    assert me is not None
+    written = MeshState(me, Phase.READY, 1.5)
+    state.write(tmp_path / "state.json", written)
+    assert state.read(tmp_path / "state.json") == written
+    assert written.alive()
+    assert not MeshState(procfs.ProcessId(me.pid, me.start_ticks + 1), Phase.READY).alive()
