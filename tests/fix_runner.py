@@ -33,6 +33,8 @@ CONFIG = {
     "tie_word_embeddings": True,
 }
 SPEC = {"config": CONFIG, "tokenizer": {"kind": "characters", "alphabet": "0123456789"}}
+# Processes of Ray that belong to no job.
+RAYS_OWN = ("ray::IDLE", "ray::DashboardAgent", "ray::RuntimeEnvAgent")
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_memory_monitor_refresh_ms": "0"}
 
 
@@ -215,4 +217,4 @@ def _runs_an_actor(pid: int) -> bool:
         title = Path(f"/proc/{pid}/cmdline").read_text("utf-8", "replace")
     except OSError:
         return False
-    return title.startswith("ray::") and not title.startswith("ray::IDLE")
+    return title.startswith("ray::") and not title.startswith(RAYS_OWN)

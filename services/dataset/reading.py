@@ -12,11 +12,11 @@ import msgspec
 
 from services.dataset.containers import csv_table, json_array, json_lines, parquet_table
 from services.dataset.containers.batches import BLOCK_BYTES, Batches
-from services.dataset.containers.compression import SUFFIXES, DecompressedStream, detect
+from services.dataset.containers.compression import DecompressedStream, detect
+from services.dataset.file_names import by_name
 from services.dataset.findings import UnreadableFile
 from services.dataset.limits import MIB, Limits
 
-CONTAINERS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 SNIFFED_BYTES = MIB
 _PARQUET_MAGIC = b"PAR1"
 _BLANK = b" \t\r\n"
@@ -53,18 +53,6 @@ def open_rows(path: Path, file_name: str, limits: Limits, block_bytes: int = BLO
             yield OpenedFile(container, compression, batches, stream)
     finally:
         stream.close()
-
-
-def by_name(file_name: str) -> tuple[str, str]:
-    """(container, compression), e.g. ("jsonl", "gzip") for `chat.jsonl.gz`. Raises UnreadableFile for other names."""
-    name = Path(file_name.lower())
-    compression = SUFFIXES.get(name.suffix, "none")
-    suffix = name.suffix if compression == "none" else Path(name.stem).suffix
-    if suffix not in CONTAINERS:
-        known = ", ".join(CONTAINERS)
-        message = f"the name must end in one of {known}, optionally followed by {' or '.join(SUFFIXES)}"
-        raise UnreadableFile("UNKNOWN_FILE_TYPE", message, file_name=file_name[:200])
-    return CONTAINERS[suffix], compression
 
 
 def _check_compression(path: Path, compression: str) -> None:

@@ -10,8 +10,8 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass, replace
 
 from services.dataset.entities import Upload, UploadState
+from services.dataset.file_names import by_name
 from services.dataset.findings import UnreadableFile
-from services.dataset.reading import by_name
 from services.dataset.staging import SWEEP_TOPIC, Staging
 from services.dataset.store import datasets, uploads
 from services.mesh import identity, names

@@ -27,8 +27,11 @@ from services.mesh.worker import Ending, Retry
 
 log = logging.getLogger(__name__)
 
-# Attempts after which a file that kills its readers, or workers, is given up.
+# Attempts after which a file that kills its readers is given up.
 MAX_ATTEMPTS = 3
+# The same for workers: a file might get them killed for memory. More, as a worker that is stopped for a new one of
+# its kind counts too.
+MAX_WORKERS = 10
 _RETRY_SECONDS = 1.0
 _PROGRESS_SECONDS = 0.5
 _HASH_BYTES = 16 * 1024 * 1024
@@ -88,8 +91,8 @@ class ValidationHandler:
         """Nobody cancels a validation: deleting its dataset takes the lease away."""
         try:
             attempt, upload, dataset = await self._begin(lease)
-            if attempt > MAX_ATTEMPTS:
-                raise Rejected("READER_DIED", f"{MAX_ATTEMPTS} workers were lost while they read it")
+            if attempt > MAX_WORKERS:
+                raise Rejected("READER_DIED", f"{MAX_WORKERS} workers were lost while they read it")
             return await self._attempt(lease, attempt, upload, dataset)
         except Rejected as error:
             return self._rejection(lease, error)

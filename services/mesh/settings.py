@@ -83,9 +83,13 @@ class Environment:
         return number
 
 
+# Addresses that hold passwords: no business of a process that trains or reads a stranger's file.
+_SECRETS = ("RLHF_POSTGRES_URL", "RLHF_NATS_URL")
+
+
 def child_environment(**changes: str) -> dict[str, str]:
-    """The environment for a process that this one starts: its own, with `changes`."""
-    return {**os.environ, **changes}
+    """The environment for a process that this one starts: its own without secrets, with `changes`."""
+    return {key: value for key, value in os.environ.items() if key not in _SECRETS} | changes
 
 
 def default_home(environment: Environment) -> Path:

@@ -97,7 +97,8 @@ class ImportHandler:
             env=self._environment,
         )
         try:
-            output, _ = await asyncio.wait_for(process.communicate(), _TIMEOUT_SECONDS)
+            async with asyncio.timeout(_TIMEOUT_SECONDS):
+                output, _ = await process.communicate()
         except TimeoutError:
             raise FailedPrecondition(
                 "IMPORT_TIMED_OUT", f"not done after {_TIMEOUT_SECONDS / 3600:.0f} hours"

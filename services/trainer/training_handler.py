@@ -34,6 +34,7 @@ EXIT_SECONDS = 30.0
 # Training states kept for a resume: the newest, and one to fall back on.
 KEPT_TRAINING_STATES = 2
 _RETRY_SECONDS = 5.0
+_DIED = "the training process died without a word; the last log lines may tell why"
 
 
 @dataclass(frozen=True)
@@ -179,7 +180,7 @@ class TrainingHandler:
                 end = end or follower.stored_end()
             if end is not None:
                 await self._exited(run)
-                return self._ending(end)
+                return self._ending(end, cancelled)
             if not alive and not anything:
                 return await self._crashed(lease, cancelled)
             if cancelled.is_set() and kill_at is None:
@@ -190,9 +191,12 @@ class TrainingHandler:
             if not anything:
                 await asyncio.sleep(POLL_SECONDS)
 
-    def _ending(self, end: spool.End) -> Ending:
+    def _ending(self, end: spool.End, cancelled: asyncio.Event) -> Ending:
         if end.outcome == "succeeded":
             return Ending(State.SUCCEEDED)
+        if end.outcome == "stopped" and not cancelled.is_set():
+            # By a signal, as when the mesh is taken down: it goes on from what it saved.
+            raise Retry(f"its process was told to stop after step {end.step}", 0)
         if end.outcome == "stopped":
             return Ending(State.CANCELLED)
         message = f"{end.message}\nWhat to do: {end.remedy}" if end.remedy else end.message
@@ -204,10 +208,10 @@ class TrainingHandler:
             return Ending(State.CANCELLED)
         async with self._database.transaction() as connection:
             attempts = (await self._jobs.attempts(connection, [lease.job.uid]))[lease.job.uid]
-        reason = "the training process died without a word; the last log lines may tell why"
-        if len(attempts) > self._settings.max_retries:
-            return Ending(State.FAILED, PlatformError("RUN_DIED", f"{reason}; tried {len(attempts)} times"))
-        raise Retry(reason, _RETRY_SECONDS * len(attempts))
+        deaths = 1 + sum(attempt.end_reason == _DIED for attempt in attempts)
+        if deaths > self._settings.max_retries:
+            return Ending(State.FAILED, PlatformError("RUN_DIED", f"{_DIED}; tried {deaths} times"))
+        raise Retry(_DIED, _RETRY_SECONDS * deaths)
 
     async def _exited(self, run: Run) -> None:
         """Wait until the process is gone, so that its slots are free when the job has ended."""

@@ -12,7 +12,6 @@ from services.dataset.containers.batches import BLOCK_BYTES
 from services.dataset.findings import UnreadableFile
 from services.dataset.limits import Limits
 
-SUFFIXES = {".gz": "gzip", ".zst": "zstd"}
 _MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 # Skippable frames, which a Zstandard file may begin with: 0x184D2A50 to 0x184D2A5F, little-endian.
 _SKIPPABLE = b"\x2a\x4d\x18"

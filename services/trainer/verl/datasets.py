@@ -102,7 +102,7 @@ class PromptRows(Dataset):
         return {
             "raw_prompt": row["prompt"],
             "data_source": "rlhf",
-            "reward_model": {"style": "rule", "ground_truth": row.get("answer") or ""},
+            "reward_model": {"style": "rule", "ground_truth": row.get("answer")},
             "extra_info": {"index": self._kept[item], "metadata": row.get("metadata") or {}},
             "index": self._kept[item],
             "tools_kwargs": {},

@@ -33,7 +33,7 @@ class _Prompt:
     row_index: int
     messages: list[dict[str, str]]
     tokens: tuple[int, ...]
-    answer: str
+    answer: str | None
     metadata: Mapping[str, Any]
 
 

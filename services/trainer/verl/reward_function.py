@@ -10,7 +10,7 @@ from services.trainer import rewards
 def compute_score(
     data_source: str,
     solution_str: str,
-    ground_truth: str,
+    ground_truth: str | None,
     extra_info: dict[str, Any] | None = None,
     *,
     reward_name: str,

@@ -44,14 +44,16 @@ def _question(index: int, row: dict[str, Any]) -> Question:
 
 
 def score(questions: Sequence[Question], completions: Sequence[str], reward: RewardSpec) -> list[rewards.Score | None]:
-    """One score a question, in order; None for those with no expected answer."""
-    answered = [
+    """One score a question, in order; None for those that lack the answer which the reward compares with."""
+    needs_answer = rewards.rewards.get(reward.name).needs_answer
+    judged = [question.expected is not None or not needs_answer for question in questions]
+    samples = [
         rewards.RewardSample(question.messages, completion, question.expected, question.metadata)
-        for question, completion in zip(questions, completions, strict=True)
-        if question.expected is not None
+        for question, completion, is_judged in zip(questions, completions, judged, strict=True)
+        if is_judged
     ]
-    scores = iter(rewards.score(reward.name, reward.params, answered))
-    return [None if question.expected is None else next(scores) for question in questions]
+    scores = iter(rewards.score(reward.name, reward.params, samples))
+    return [next(scores) if is_judged else None for is_judged in judged]
 
 
 def summarise(scores: Sequence[rewards.Score | None]) -> dict[str, float]:

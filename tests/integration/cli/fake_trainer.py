@@ -141,6 +141,7 @@ class FakeTrainer(TrainerServiceServicer):
             if found.ended:
                 return
             yield rpc.WatchTrainingJobResponse(sequence=sequence)
+            self._break()
             await asyncio.sleep(0.02)
 
     async def StreamMetrics(self, request: Any, context: Any) -> AsyncIterator[rpc.StreamMetricsResponse]:

@@ -227,7 +227,15 @@ async def test_lost_staging_file_is_told(own: dict[str, str]) -> None:
 
 
 def test_neither_service_nor_worker_imports_torch() -> None:
-    heavy = "{'torch', 'verl', 'ray'}"
-    code = f"import sys, services.dataset.app, services.dataset.sandboxed; print({heavy} & set(sys.modules))"
+    heavy = "{'torch', 'verl', 'ray', 'pyarrow'}"
+    code = f"import sys, services.dataset.app, services.dataset.worker; print({heavy} & set(sys.modules))"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "set()"
+
+
+def test_service_is_ready_after_little_work(own: dict[str, str]) -> None:
+    """Under two seconds, of CPU time: the clock says more about what else the machine does."""
+    with process("services.dataset", own, "service") as child:
+        fields = Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()
+        user_ticks, system_ticks = int(fields[11]), int(fields[12])
+    assert (user_ticks + system_ticks) / os.sysconf("SC_CLK_TCK") < 2

@@ -37,7 +37,8 @@ def main(folder: Path) -> None:
         if step == script.get("die_at") and plan.attempt <= script.get("die_attempts", 1):
             os.kill(os.getpid(), signal.SIGKILL)
         stop = json.loads((folder / "control.json").read_text())["action"] == "stop"
-        if stop and not script.get("deaf"):
+        told = step == script.get("told_to_stop_at") and plan.attempt == 1
+        if told or (stop and not script.get("deaf")):
             writer.append(spool.End(outcome="stopped", step=step))
             return
         if step == script.get("fail_at"):

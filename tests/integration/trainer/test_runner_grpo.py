@@ -30,6 +30,8 @@ def test_two_runs_side_by_side_and_one_killed(attempts: AttemptMaker, private_ra
     doomed_process, whole_process = doomed.start(), whole.start()
     doomed.wait_for(lambda record: isinstance(record, Metrics) and record.step == 2)
     whole.wait_for(lambda record: isinstance(record, Metrics) and record.step == 1)
+    # Otherwise the wait below would prove nothing.
+    assert private_ray.job_processes()
     doomed_process.kill()
     doomed_process.wait()
     assert whole_process.wait(timeout=400) == 0
@@ -51,6 +53,19 @@ def test_two_runs_side_by_side_and_one_killed(attempts: AttemptMaker, private_ra
     while private_ray.job_processes() and time.monotonic() < deadline:
         time.sleep(0.5)
     assert private_ray.job_processes() == []
+
+
+def test_the_reward_is_learnt(attempts: AttemptMaker) -> None:
+    """An untrained model has a 1 in a third of its answers; when that alone is rewarded it soon has one in most."""
+    params = {**PARAMS, "learning_rate": 3e-3, "prompts_per_step": 8, "samples_per_prompt": 8}
+    reward = {"name": "regex", "params": {"pattern": "1", "mode": "search"}}
+    records = attempts("learning", "grpo", steps=16, reward=reward, **params).run()
+    assert isinstance(records[-1], End) and records[-1].outcome == "succeeded", records[-1]
+    means = [values["reward/mean"] for values in trained(records).values()]
+    assert len(means) == 16
+    assert sum(means[:3]) / 3 < 0.6 < 0.8 < sum(means[-3:]) / 3
+    checked = [r.values for r in records if isinstance(r, Metrics) and "validation/score/mean" in r.values]
+    assert checked[-1]["validation/score/mean"] > checked[0]["validation/score/mean"]
 
 
 def test_a_run_waits_for_slots_and_can_be_stopped_meanwhile(attempts: AttemptMaker) -> None:

@@ -214,6 +214,13 @@ async def test_a_run_that_dies_is_started_again_from_its_last_checkpoint(
     assert loss == [(1, 1), (1, 2), (1, 3), (1, 4), (2, 3), (2, 4), (2, 5), (2, 6)]
 
 
+async def test_a_run_that_was_told_to_stop_by_a_signal_goes_on(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    await bench.start_worker({"save_at": [3], "told_to_stop_at": 3}, monkeypatch)
+    job = await bench.ended(await bench.create())
+    assert job.state == SUCCEEDED
+    assert [attempt.resumed_from_step for attempt in job.attempts] == [0, 3]
+
+
 async def test_a_run_that_always_dies_fails_with_the_number_of_tries(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:

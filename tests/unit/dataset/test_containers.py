@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from services.dataset.containers import json_array, json_lines
 from services.dataset.containers.batches import Broken, Texts
+from services.dataset.file_names import by_name
 from services.dataset.findings import UnreadableFile
 from services.dataset.limits import Limits
-from services.dataset.reading import by_name
 from tests.unit.dataset.fix_files import COMPRESSIONS, CONTAINERS, assistant, check, compress, encode, jsonl, user
 from tests.unit.dataset.fix_rows import VALUES
 
