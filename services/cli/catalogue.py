@@ -21,7 +21,10 @@ reward_app = typer.Typer(help="What an answer can be scored with.", no_args_is_h
 
 @algorithm_app.command("list")
 def list_algorithms(context: typer.Context, output_format: DocumentOption = "table") -> None:
-    """Every algorithm, and the dataset formats that it takes."""
+    """Every algorithm, and the dataset formats that it takes.
+
+    Example: `rlhf algorithm list`
+    """
     found = run(context, algorithms)
     columns = [
         Column("ALGORITHM", lambda item: item.algorithm_id, whole=True),
@@ -37,14 +40,20 @@ def show_algorithm(
     algorithm: Annotated[str, typer.Argument(help="Such as grpo.")],
     output_format: DocumentOption = "table",
 ) -> None:
-    """An algorithm: formula, source, when not to use it, and every parameter."""
+    """An algorithm: formula, source, when not to use it, and every parameter.
+
+    Example: `rlhf algorithm show grpo`
+    """
     found = _named(run(context, algorithms), "algorithm_id", algorithm)
     _show(found, output_format, "set with: rlhf train " + algorithm + " --set PARAMETER=VALUE")
 
 
 @reward_app.command("list")
 def list_rewards(context: typer.Context, output_format: DocumentOption = "table") -> None:
-    """Every reward."""
+    """Every reward.
+
+    Example: `rlhf reward list`
+    """
     found = run(context, rewards)
     columns = [
         Column("REWARD", lambda item: item.reward_id, whole=True),
@@ -59,7 +68,10 @@ def show_reward(
     reward: Annotated[str, typer.Argument(help="Such as exact.")],
     output_format: DocumentOption = "table",
 ) -> None:
-    """A reward: what it scores, its parts, and every parameter."""
+    """A reward: what it scores, its parts, and every parameter.
+
+    Example: `rlhf reward show numeric`
+    """
     found = _named(run(context, rewards), "reward_id", reward)
     hint = f"set with: --set reward.name={reward} --set reward.params.PARAMETER=VALUE"
     _show(found, output_format, hint)

@@ -30,7 +30,10 @@ CheckpointArgument = Annotated[
 
 @app.command("list")
 def list_checkpoints(context: typer.Context, job: JobArgument, output_format: FormatOption = "table") -> None:
-    """Checkpoints of a job, the last first."""
+    """Checkpoints of a job, the last first.
+
+    Example: `rlhf checkpoint list grpo-k3x9qa`
+    """
 
     async def command(session: Session) -> list[Checkpoint]:
         return await of_job(session, references.job(session.project, job))
@@ -49,7 +52,10 @@ def list_checkpoints(context: typer.Context, job: JobArgument, output_format: Fo
 
 @app.command()
 def show(context: typer.Context, checkpoint: CheckpointArgument, output_format: FormatOption = "table") -> None:
-    """A checkpoint: what it was made from, its validation values and its files."""
+    """A checkpoint: what it was made from, its validation values and its files.
+
+    Example: `rlhf checkpoint show grpo-k3x9qa/step-50`
+    """
     found = run(context, lambda session: resolve(session, checkpoint))
     output.show_one(found, _facts(found), output_format)
 

@@ -68,11 +68,11 @@ def version_facts(version: DatasetVersion) -> list[tuple[str, str]]:
 
 def _statistics(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     facts: list[tuple[str, str]] = []
-    for key, value in values.items():
+    for key, value in sorted(values.items(), key=lambda item: (isinstance(item[1], Mapping), item[0])):
         if isinstance(value, Mapping):
             facts.extend(_statistics(value, f"{prefix}{key}."))
         else:
-            facts.append((f"{prefix}{key}", display.number(value) if isinstance(value, float) else str(value)))
+            facts.append((f"{prefix}{key}", display.number(value) if isinstance(value, float) else json.dumps(value)))
     return facts
 
 

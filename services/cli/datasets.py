@@ -66,14 +66,20 @@ def upload(
 
 @app.command("list")
 def list_datasets(context: typer.Context, limit: LimitOption = 50, output_format: FormatOption = "table") -> None:
-    """Datasets, newest first."""
+    """Datasets, newest first.
+
+    Example: `rlhf dataset list -o json`
+    """
     found = run(context, lambda session: _list(session, limit))
     output.show_list(found, dataset_views.DATASETS, output_format, "no datasets; make one with `rlhf dataset upload`")
 
 
 @app.command()
 def show(context: typer.Context, dataset: DatasetArgument, output_format: FormatOption = "table") -> None:
-    """A dataset and its versions, or with `digits:3` one version and its statistics."""
+    """A dataset and its versions, or with `digits:3` one version and its statistics.
+
+    Example: `rlhf dataset show digits:3`
+    """
 
     async def command(session: Session) -> tuple[Dataset, list[DatasetVersion]]:
         name = references.dataset(session.project, dataset)
@@ -98,7 +104,10 @@ def rows(
     first: Annotated[int, typer.Option("--from", help="Start at this row, counted from 0.", min=0)] = 0,
     output_format: DocumentOption = "table",
 ) -> None:
-    """Rows as training reads them. With `-o json` one row a line."""
+    """Rows as training reads them. With `-o json` one row a line.
+
+    Example: `rlhf dataset rows digits:3 --from 100 --limit 5`
+    """
     found = run(context, lambda session: _rows(session, dataset, first, limit))
     dataset_views.show_rows(found, output_format)
 
@@ -110,7 +119,10 @@ def download(
     to: Annotated[Path | None, typer.Option(help="The file; by default DATASET-VERSION.jsonl here.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the file where it exists.")] = False,
 ) -> None:
-    """Fetch the rows of a version as JSON lines; a download that broke off goes on."""
+    """Fetch the rows of a version as JSON lines; a download that broke off goes on.
+
+    Example: `rlhf dataset download digits:3 --to digits.jsonl`
+    """
     from services.cli import downloading
 
     async def command(session: Session) -> Path:
@@ -128,7 +140,10 @@ def delete(
     dataset: DatasetArgument,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
 ) -> None:
-    """Delete a dataset, its versions and its uploads."""
+    """Delete a dataset, its versions and its uploads.
+
+    Example: `rlhf dataset delete digits --yes`
+    """
     if not yes:
         typer.confirm(f"Delete {dataset} and all of its versions?", abort=True, err=True)
     run(context, lambda session: _delete(session, references.dataset(session.project, dataset)))
@@ -137,7 +152,10 @@ def delete(
 
 @app.command()
 def formats(context: typer.Context, output_format: DocumentOption = "table") -> None:
-    """What a row can be, and the spellings of other tools that are understood."""
+    """What a row can be, and the spellings of other tools that are understood.
+
+    Example: `rlhf dataset formats`
+    """
     output.show_list(run(context, _formats), dataset_views.FORMATS, output_format, "no formats")
 
 

@@ -6,6 +6,7 @@ import collections
 import csv
 import fnmatch
 import sys
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -17,6 +18,7 @@ from services.mesh.errors import InvalidArgument
 
 if TYPE_CHECKING:
     from rlhf.trainer.v1.training_job_pb2 import TrainingJob
+    from rlhf.type.v1.job_state_pb2 import JobState
     from rlhf.type.v1.log_line_pb2 import LogLine
     from rlhf.type.v1.metric_point_pb2 import MetricPoint
     from rlhf.type.v1.sample_pb2 import Sample
@@ -37,7 +39,10 @@ def list_jobs(
     limit: LimitOption = 50,
     output_format: FormatOption = "table",
 ) -> None:
-    """Jobs, newest first."""
+    """Jobs, newest first.
+
+    Example: `rlhf job list --state running --state queued`
+    """
     states = [_state(text) for text in state or []]
     found = run(context, lambda session: find_jobs(session, states, limit))
     output.show_list(found, job_views.JOBS, output_format, "no jobs; start one with `rlhf train`")
@@ -45,7 +50,10 @@ def list_jobs(
 
 @app.command()
 def show(context: typer.Context, job: JobArgument, output_format: FormatOption = "table") -> None:
-    """A job: state, error and remedy, attempts, parameters with their defaults."""
+    """A job: state, error and remedy, attempts, parameters with their defaults.
+
+    Example: `rlhf job show grpo-k3x9qa`
+    """
     found = run(context, lambda session: get(session, references.job(session.project, job)))
     output.show_one(found, job_views.facts(found), output_format)
 
@@ -55,6 +63,8 @@ def watch(context: typer.Context, job: JobArgument, output_format: FormatOption 
     """Follow a job until it ends. Exits with 1 when it failed or was cancelled.
 
     Ctrl-C stops the watching, never the job. A connection that breaks is made again and nothing is missed.
+
+    Example: `rlhf job watch grpo-k3x9qa`
     """
     from services.cli import watching
 
@@ -64,7 +74,10 @@ def watch(context: typer.Context, job: JobArgument, output_format: FormatOption 
 
 @app.command()
 def cancel(context: typer.Context, job: JobArgument, output_format: FormatOption = "table") -> None:
-    """Stop a job at its next step, or after the grace period by force. Its checkpoints stay."""
+    """Stop a job at its next step, or after the grace period by force. Its checkpoints stay.
+
+    Example: `rlhf job cancel grpo-k3x9qa`
+    """
     found = run(context, lambda session: cancel_job(session, references.job(session.project, job)))
     output.show_row(found, job_views.JOBS, output_format)
 
@@ -79,7 +92,10 @@ def logs(
         "text"
     ),
 ) -> None:
-    """What the job's processes printed."""
+    """What the job's processes printed.
+
+    Example: `rlhf job logs grpo-k3x9qa --tail 50 --follow`
+    """
 
     async def command(session: Session) -> None:
         await _logs(session, references.job(session.project, job), follow, tail, output_format)
@@ -99,7 +115,10 @@ def samples(
     limit: Annotated[int, typer.Option(help="At most so many; 0 shows all.", min=0)] = 20,
     output_format: DocumentOption = "table",
 ) -> None:
-    """What the model answered, and what each answer was worth."""
+    """What the model answered, and what each answer was worth.
+
+    Example: `rlhf job samples grpo-k3x9qa --split validation --step 100`
+    """
     found = run(
         context, lambda session: list_samples(session, references.job(session.project, job), step, split, limit)
     )
@@ -119,7 +138,7 @@ def metrics(
         Literal["table", "csv", "json"], typer.Option("--output", "-o", help="table: one line a series.")
     ] = "table",
 ) -> None:
-    """The numbers that a job reported.
+    """The numbers that a job reported. In a table those under verl's own names are shown where a pattern asks for them.
 
     Examples:
 
@@ -130,10 +149,10 @@ def metrics(
     points = run(context, lambda session: stored_points(session, references.job(session.project, job), patterns))
     if output_format == "table" or not all_attempts:
         points = job_views.effective(points)
-    _show_metrics(points, output_format)
+    _show_metrics(points, output_format, hide_raw=not patterns)
 
 
-def _show_metrics(points: list[MetricPoint], output_format: str) -> None:
+def _show_metrics(points: list[MetricPoint], output_format: str, hide_raw: bool) -> None:
     if output_format == "json":
         output.write_json([output.as_json(point) for point in points])
     elif output_format == "csv":
@@ -143,7 +162,11 @@ def _show_metrics(points: list[MetricPoint], output_format: str) -> None:
             time = point.observe_time.ToJsonString()
             writer.writerow((point.metric, point.step, repr(point.value), point.attempt, time))
     elif points:
-        output.show(output.table(job_views.SERIES, job_views.series(points).items()))
+        found = job_views.series(points)
+        shown = {name: series for name, series in found.items() if not (hide_raw and name.startswith("verl/"))}
+        output.show(output.table(job_views.SERIES, shown.items()))
+        if len(shown) < len(found):
+            output.hint(f"and {len(found) - len(shown)} series under verl's own names: --metric 'verl/*'")
     else:
         output.say("no such metrics yet")
 
@@ -229,7 +252,7 @@ async def _logs(session: Session, job: str, follow: bool, tail: int, output_form
             _print_lines(reply.lines, output_format)
 
 
-def _print_lines(lines, output_format: str) -> None:
+def _print_lines(lines: Iterable[LogLine], output_format: str) -> None:
     for line in lines:
         if output_format == "json":
             output.write_json_line(output.as_json(line))
@@ -242,7 +265,7 @@ def _fits(metric: str, patterns: list[str]) -> bool:
     return not patterns or any(fnmatch.fnmatchcase(metric, pattern) for pattern in patterns)
 
 
-def _state(text: str):
+def _state(text: str) -> JobState.ValueType:
     """The number of a state by its word. Raises InvalidArgument."""
     from rlhf.type.v1.job_state_pb2 import JobState
 

@@ -67,7 +67,10 @@ def list_models(
     limit: Annotated[int, typer.Option(help="At most so many; 0 shows all.", min=0)] = 50,
     output_format: FormatOption = "table",
 ) -> None:
-    """Models, newest first. A job's checkpoints are models too: `rlhf checkpoint list JOB`."""
+    """Models, newest first. A job's checkpoints are models too: `rlhf checkpoint list JOB`.
+
+    Example: `rlhf model list -o name`
+    """
     columns = [
         Column("MODEL", lambda model: references.short(model.name), whole=True),
         Column("STATE", _state),
@@ -83,14 +86,20 @@ def list_models(
 
 @app.command("show")
 def show_model(context: typer.Context, model: ModelArgument, output_format: FormatOption = "table") -> None:
-    """A model: where it comes from, its sizes, its files."""
+    """A model: where it comes from, its sizes, its files.
+
+    Example: `rlhf model show tiny`
+    """
     found = run(context, lambda session: get(session, references.model(session.project, model)))
     output.show_one(found, facts(found), output_format)
 
 
 @app.command("delete")
 def delete_model(context: typer.Context, model: ModelArgument) -> None:
-    """Forget a model. Refused while a job that has not ended starts from it."""
+    """Forget a model. Refused while a job that has not ended starts from it.
+
+    Example: `rlhf model delete tiny`
+    """
     run(context, lambda session: _delete(session, references.model(session.project, model)))
     output.say(f"deleted {model}")
 

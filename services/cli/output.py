@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
 
 import typer
 
@@ -47,22 +47,29 @@ def messages() -> Console:
 
 
 def show(renderable: RenderableType = "") -> None:
-    """Print data; in a pipe without the blanks that fill a table's last column."""
-    console = data()
-    with console.capture() as captured:
-        console.print(renderable)
-    text = captured.get()
-    sys.stdout.write(text if console.is_terminal else "".join(f"{line.rstrip()}\n" for line in text.splitlines()))
+    """Print data."""
+    _print(data(), sys.stdout, renderable)
 
 
 def say(text: RenderableType, style: str | None = None) -> None:
     """One message for the person at the terminal."""
-    messages().print(text, style=style, soft_wrap=False)
+    _print(messages(), sys.stderr, text, style)
 
 
 def hint(text: str) -> None:
     """What to do next."""
-    messages().print(text, style="dim")
+    say(text, style="dim")
+
+
+def _print(console: Console, stream: TextIO, renderable: RenderableType, style: str | None = None) -> None:
+    """In a pipe without the blanks that fill a table's last column."""
+    if console.is_terminal:
+        console.print(renderable, style=style)
+        return
+    with console.capture() as captured:
+        console.print(renderable, style=style)
+    stream.write("".join(f"{line.rstrip()}\n" for line in captured.get().splitlines()))
+    stream.flush()
 
 
 @dataclass(frozen=True)

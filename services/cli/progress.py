@@ -20,9 +20,13 @@ SHOWN = (
     ("train/loss", "loss"),
     ("reward/mean", "reward"),
     ("actor/kl", "KL"),
+    ("actor/kl_to_rollout", "KL to rollout"),
     ("actor/entropy", "entropy"),
     ("validation/score/mean", "held-out score"),
 )
+# Not shown beside what says more: a policy's loss beside its reward, KL to the policy that answered beside KL to the
+# reference, which a job may do without.
+_LESS_THAN = {"train/loss": "reward/mean", "actor/kl_to_rollout": "actor/kl"}
 _VALIDATION = "validation/"
 # Steps over which the pace is averaged.
 _PACE_STEPS = 20
@@ -102,7 +106,7 @@ class Progress:
         """Names and values worth a glance; a value of an earlier step says so."""
         shown = []
         for metric, title in SHOWN:
-            if metric in self._latest:
+            if metric in self._latest and _LESS_THAN.get(metric) not in self._latest:
                 (_, step), value = self._latest[metric]
                 at = f" (step {step})" if metric.startswith(_VALIDATION) else ""
                 text = display.score(value) if metric.startswith((_VALIDATION, "reward")) else display.number(value)
@@ -126,9 +130,12 @@ def phase(progress: Progress) -> str:
 
 
 def pace(progress: Progress) -> str:
-    """`1.3 s/step, 1:54 left`; empty while unknown or over."""
-    if not math.isfinite(progress.step_seconds) or job_views.ended(progress.job):
+    """`1.3 s/step, 1:54 left`; before that is known how long it has been waited, and nothing after the end."""
+    if job_views.ended(progress.job):
         return ""
+    if not math.isfinite(progress.step_seconds):
+        waited = display.took(progress.job.create_time, progress.job.end_time)
+        return f"{waited} so far" if waited else ""
     left = f", {display.duration(progress.left_seconds)} left" if progress.total > progress.step else ""
     return f"{progress.step_seconds:.2g} s/step{left}" if progress.step_seconds < 100 else left.removeprefix(", ")
 

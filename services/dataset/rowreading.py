@@ -77,7 +77,7 @@ class RowReader:
             rows = [row for row in map(shape.canonical, sources) if row is not None]
             if len(rows) < len(sources):
                 return None
-            encoded = [encode(row) for row in rows]
+            encoded = list(map(encode, rows))
         except DECODE_ERRORS:
             return None
         if encoded and max(map(len, encoded)) > self._limit:

@@ -36,6 +36,7 @@ class Shape:
     def __init__(self, spelling: Spelling, extras: frozenset[str]) -> None:
         self.spelling = spelling
         self.extras = extras
+        self._quick = spelling.quick
         # JSON keys need not be identifiers: extra_0, extra_1, … each under its own name.
         self._keys = sorted(extras)
         attributes = [f"extra_{index}" for index in range(len(self._keys))]
@@ -49,7 +50,7 @@ class Shape:
 
     def canonical(self, source: Any) -> Row | None:
         """The canonical row, or None where the explaining path must decide."""
-        row = self.spelling.quick(source)
+        row = self._quick(source)
         if row is None:
             return row
         values = self._values(source)
@@ -91,7 +92,6 @@ class Shapes:
         self._entry = entry
         self._known: list[Shape] = []
         self._attempts: dict[str, int] = {}
-        self._meaningful = {key for spelling in entry.spellings for key in spelling.keys}
 
     @property
     def first(self) -> Shape | None:
@@ -112,7 +112,7 @@ class Shapes:
         if attempts > MAX_ATTEMPTS + (len(known.extras) if known else 0):
             return
         extras = (frozenset(value) - _own_keys(spelling)) | (known.extras if known else frozenset())
-        if len(extras) > MAX_EXTRAS or (known and extras == known.extras) or self._hides(spelling, extras, value):
+        if len(extras) > MAX_EXTRAS or (known and extras == known.extras) or self._hides(spelling, extras):
             return
         shape = Shape(spelling, extras)
         if not _gives(shape, value, row):
@@ -121,10 +121,8 @@ class Shapes:
             self._known.remove(known)
         self._known.insert(0, shape)
 
-    def _hides(self, spelling: Spelling, extras: frozenset[str], value: dict[str, Any]) -> bool:
-        """Whether a row of a spelling that takes precedence, or a null of a key that tells one, would fit as well."""
-        if any(value[key] is None for key in value.keys() & self._meaningful):
-            return True
+    def _hides(self, spelling: Spelling, extras: frozenset[str]) -> bool:
+        """Whether rows of a spelling that takes precedence would fit as well."""
         keys = extras | _own_keys(spelling)
         before = self._entry.spellings[: list(self._entry.spellings).index(spelling)]
         return any(keys.issuperset(other.keys) for other in before)

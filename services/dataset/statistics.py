@@ -12,7 +12,7 @@ from services.dataset.rows import Message, PromptRow, Row
 HASHES_KEPT = 1 << 19
 """Some 50 MB at most. Up to this many different rows the count of duplicates is exact."""
 _PRECISION_BITS = 7
-_PENDING = 1 << 14
+_PENDING = 1 << 16
 
 
 @dataclass(frozen=True)

@@ -90,23 +90,7 @@ def validate(
                 on_progress(at)
     if not run.rows:
         raise UnreadableFile("NO_ROWS", "the file holds no rows")
-    chunks = writer.finish()
-    return Report(
-        format=format_name,
-        container=file.container,
-        compression=file.compression,
-        rows=run.rows,
-        valid_rows=writer.rows,
-        invalid_rows=run.rows - writer.rows,
-        findings=tuple(findings.kept),
-        finding_count=findings.total,
-        findings_by_reason=dict(sorted(findings.counts.items())),
-        spellings=dict(sorted(run.spellings.items())),
-        chunks=chunks,
-        version_sha256=version_sha256(format_name, chunks),
-        size_bytes=writer.size_bytes,
-        statistics=run.collector.result(),
-    )
+    return run.report(format_name, file.container, file.compression)
 
 
 class _Run:
@@ -129,3 +113,23 @@ class _Run:
         self.spellings.update(result.spellings)
         self.collector.add(result.rows, result.encoded)
         self._writer.add(result.encoded)
+
+    def report(self, format_name: str, container: str, compression: str) -> Report:
+        """What was found; flushes the last chunk."""
+        chunks = self._writer.finish()
+        return Report(
+            format=format_name,
+            container=container,
+            compression=compression,
+            rows=self.rows,
+            valid_rows=self._writer.rows,
+            invalid_rows=self.rows - self._writer.rows,
+            findings=tuple(self._findings.kept),
+            finding_count=self._findings.total,
+            findings_by_reason=dict(sorted(self._findings.counts.items())),
+            spellings=dict(sorted(self.spellings.items())),
+            chunks=chunks,
+            version_sha256=version_sha256(format_name, chunks),
+            size_bytes=self._writer.size_bytes,
+            statistics=self.collector.result(),
+        )

@@ -144,9 +144,10 @@ class Notices:
         self._task = asyncio.create_task(self._listen(), name=f"notices {self._channel}")
 
     async def stop(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            await asyncio.wait({task})
 
     @contextlib.contextmanager
     def subscribe(self, *topics: str) -> Iterator[asyncio.Event]:

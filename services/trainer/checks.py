@@ -43,18 +43,8 @@ async def check(new: NewTrainingJob, site: Site, look_up: LookUp) -> TrainingSpe
         _found(look_up.dataset_version(new.dataset_version), "dataset_version", found),
         _validation(new, look_up, found),
     )
-    slots = new.gpu_count or 1
     if algorithm is not None and parsed is not None and base is not None and train is not None:
-        facts = JobFacts(
-            device="cuda" if site.device == "cuda" else "cpu",
-            slots=slots,
-            train_format=train.format,
-            train_rows=train.row_count,
-            validation_format=validation.format if validation else None,
-            validation_rows=validation.row_count if validation else 0,
-            context_length=base.context_length or None,
-            model_parameters=base.parameter_count or None,
-        )
+        facts = _facts(new, site, base, train, validation)
         found += [_placed(v) for v in algorithm.check(parsed, facts)]
         found += _check_answers(algorithm, parsed, train)
     if found:
@@ -72,8 +62,23 @@ async def check(new: NewTrainingJob, site: Site, look_up: LookUp) -> TrainingSpe
         validation_rows=validation.row_count if validation else 0,
         params=params.to_json(parsed),
         target=new.target or "local",
-        slots=slots,
+        slots=new.gpu_count or 1,
         labels=new.labels,
+    )
+
+
+def _facts(
+    new: NewTrainingJob, site: Site, base: BaseModel, train: DatasetVersion, validation: DatasetVersion | None
+) -> JobFacts:
+    return JobFacts(
+        device="cuda" if site.device == "cuda" else "cpu",
+        slots=new.gpu_count or 1,
+        train_format=train.format,
+        train_rows=train.row_count,
+        validation_format=validation.format if validation else None,
+        validation_rows=validation.row_count if validation else 0,
+        context_length=base.context_length or None,
+        model_parameters=base.parameter_count or None,
     )
 
 

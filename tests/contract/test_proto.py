@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from google.api import annotations_pb2, field_behavior_pb2, resource_pb2
@@ -35,13 +36,18 @@ OUTPUT_ONLY, REQUIRED, OPTIONAL = (
 )
 
 
+def option(descriptor: Any, extension: Any) -> Any:
+    """The value of one of googleapis' options."""
+    return descriptor.GetOptions().Extensions[extension]
+
+
 def behaviours(field: FieldDescriptor) -> list[int]:
-    return list(field.GetOptions().Extensions[field_behavior_pb2.field_behavior])
+    return list(option(field, field_behavior_pb2.field_behavior))
 
 
 def rule(method: MethodDescriptor) -> tuple[str, str, str]:
     """Verb, path and body of its HTTP annotation; empty without one."""
-    http = method.GetOptions().Extensions[annotations_pb2.http]
+    http = option(method, annotations_pb2.http)
     verb = http.WhichOneof("pattern")
     return (verb, getattr(http, verb), http.body) if verb else ("", "", "")
 
@@ -134,7 +140,7 @@ def test_each_request_field_says_whether_it_is_needed(method: MethodDescriptor) 
         assert behaviours(field) in ([REQUIRED], [OPTIONAL]), field.full_name
         if field.name in ("name", "parent"):
             assert behaviours(field) == [REQUIRED]
-            reference = field.GetOptions().Extensions[resource_pb2.resource_reference]
+            reference = option(field, resource_pb2.resource_reference)
             assert reference.type or reference.child_type, field.full_name
 
 
@@ -155,7 +161,7 @@ def test_standard_calls_have_standard_fields(method: MethodDescriptor) -> None:
 def resources() -> Iterator[Descriptor]:
     for file in {method.input_type.file.pool.FindFileByName(name) for method in METHODS for name in imports(method)}:
         for message in file.message_types_by_name.values():
-            if message.GetOptions().Extensions[resource_pb2.resource].type:
+            if option(message, resource_pb2.resource).type:
                 yield message
 
 
@@ -168,7 +174,7 @@ def test_each_resource_field_says_who_writes_it() -> None:
     assert len(found) >= 6
     for message in found:
         assert message.fields[0].name == "name"
-        pattern = message.GetOptions().Extensions[resource_pb2.resource].pattern
+        pattern = option(message, resource_pb2.resource).pattern
         assert all(one.startswith("projects/{project}/") for one in pattern)
         for field in message.fields:
             assert behaviours(field), f"{field.full_name} says neither OUTPUT_ONLY, REQUIRED nor OPTIONAL"
@@ -178,7 +184,7 @@ def test_each_resource_field_says_who_writes_it() -> None:
 
 def test_units_are_in_names() -> None:
     """Of numbers that have one; bare words for size or time leave the reader guessing."""
-    bare = re.compile(r"(^|_)(size|timeout|duration|interval|offset|latency)$")
+    bare = re.compile(r"^size$|(^|_)(timeout|duration|interval|offset|latency)$")
     for method in METHODS:
         for field in (*method.input_type.fields, *method.output_type.fields):
             if field.name != "page_size" and field.cpp_type in (

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from services.cli import output
-from services.cli.demo.measuring import Measurement
+from services.cli.demo.measuring import Answer, Measurement
 from services.cli.demo.statistics import compare
 from services.cli.output import Column
 
@@ -56,7 +56,7 @@ def _length(measurement: Measurement) -> int:
     return len(measurement.answers)
 
 
-def _marked(answer) -> RenderableType:
+def _marked(answer: Answer) -> RenderableType:
     from rich.text import Text
 
     mark = ("✓ ", "green") if answer.right else ("✗ ", "red")

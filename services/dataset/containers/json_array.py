@@ -141,8 +141,7 @@ class ArrayScanner:
 
     def _add(self, element: bytes) -> None:
         self._check_length(element)
-        # Lines end batches. Outside of strings a newline is white space, and so is `\r`; in strings both are errors.
-        self._elements.append(element.replace(b"\n", b"\r"))
+        self._elements.append(element)
         self._rows += 1
 
     def _check_length(self, part: bytes) -> None:

@@ -37,7 +37,7 @@ class GrpoParams:
     learning_rate: Annotated[float, Field(gt=0, le=1, description="peak of AdamW's rate; LoRA wants ten times")] = 1e-6
     scheduler: Annotated[Literal["constant", "cosine"], Field(description="rate after the warm-up")] = "constant"
     warmup_ratio: Annotated[float, Field(ge=0, le=0.5, description="share of steps with a rising rate")] = 0.0
-    weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.01
+    weight_decay: Annotated[float, Field(ge=0, le=1, description="Of AdamW, decoupled.")] = 0.01
     prompts_per_step: Annotated[int, Field(ge=1, le=65_536, description="prompts answered a step")] = 64
     samples_per_prompt: Annotated[int, Field(ge=2, le=1024, description="answers a prompt, G of the formula")] = 8
     mini_batch_size: Annotated[
@@ -60,7 +60,7 @@ class GrpoParams:
     clip_high: Annotated[float, Field(gt=0, le=10, description="the ratio may rise to 1 + this")] = 0.2
     entropy_coefficient: Annotated[float, Field(ge=0, le=1, description="bonus on the policy's entropy")] = 0.0
     gradient_clip: Annotated[float, Field(gt=0, description="largest norm of the gradient")] = 1.0
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 42
+    seed: Annotated[int, Field(ge=0, lt=2**31, description="Of every random choice.")] = 42
     save_every_steps: Annotated[int, Field(ge=0, description="0 saves at the end only")] = 0
     precision: Annotated[Precision, Field(description="auto: fp32 on CPU, bf16 on CUDA")] = "auto"
     gradient_checkpointing: Annotated[bool, Field(description="less memory, a third more compute")] = False

@@ -36,7 +36,7 @@ class SftParams:
     learning_rate: Annotated[float, Field(gt=0, le=1, description="peak of AdamW's rate; LoRA wants ten times")] = 1e-5
     scheduler: Annotated[Literal["constant", "cosine"], Field(description="rate after the warm-up")] = "cosine"
     warmup_ratio: Annotated[float, Field(ge=0, le=0.5, description="share of steps with a rising rate")] = 0.03
-    weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.01
+    weight_decay: Annotated[float, Field(ge=0, le=1, description="Of AdamW, decoupled.")] = 0.01
     batch_size: Annotated[int, Field(ge=1, le=65_536, description="rows a step")] = 64
     micro_batch_size: Annotated[
         int | None, Field(ge=1, description="rows a forward pass on one slot; null chooses")
@@ -45,7 +45,7 @@ class SftParams:
     steps: Annotated[int | None, Field(ge=1, le=10_000_000, description="optimizer steps; null counts epochs")] = None
     max_length: Annotated[int, Field(ge=8, le=1_048_576, description="tokens; longer rows are left out")] = 2048
     gradient_clip: Annotated[float, Field(gt=0, description="largest norm of the gradient")] = 1.0
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 42
+    seed: Annotated[int, Field(ge=0, lt=2**31, description="Of every random choice.")] = 42
     save_every_steps: Annotated[int, Field(ge=0, description="0 saves at the end only")] = 0
     precision: Annotated[Precision, Field(description="auto: fp32 on CPU, bf16 on CUDA")] = "auto"
     gradient_checkpointing: Annotated[bool, Field(description="less memory, a third more compute")] = False

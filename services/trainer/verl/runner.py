@@ -13,6 +13,7 @@ import logging
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -22,6 +23,10 @@ from services.trainer.spool import End, Phase, Problem, SpoolWriter
 from services.trainer.verl import environment
 from services.trainer.verl.control import Control, StopRequestedError
 from services.trainer.verl.failures import explain
+
+if TYPE_CHECKING:
+    from services.trainer.verl.context import RunContext
+    from services.trainer.verl.side_process import SideProcess
 
 
 def main(folder: Path) -> int:
@@ -94,7 +99,7 @@ def _run(folder: Path, plan: LaunchPlan, spool: SpoolWriter) -> End:
     return failure or _outcome(plan, start, reporter.last_step, reporter.stopped, side.ready(publisher.last_step))
 
 
-def _sample_base_model(plan: LaunchPlan, side) -> None:
+def _sample_base_model(plan: LaunchPlan, side: SideProcess) -> None:
     """Have the model answered for before the first step; a resumed run has done so in an earlier attempt."""
     from services.trainer.weights.side import CheckRequest
 
@@ -102,7 +107,7 @@ def _sample_base_model(plan: LaunchPlan, side) -> None:
         side.check(CheckRequest(step=0, path=plan.model_path, kind="full", checkpoint=False))
 
 
-def _train(context, control: Control) -> None:
+def _train(context: RunContext, control: Control) -> None:
     import ray
 
     from services.trainer.verl import slots

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from services.trainer.weights.manifest import Manifest, of_folder
+from services.mesh.artifacts import Manifest
 
 # Formats that run code when they are read.
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".h5", ".msgpack")
@@ -39,7 +39,7 @@ def inspect(folder: Path) -> ModelFacts:
         raise UnusableModelError("the tokenizer has no chat template; put a chat_template.jinja into the folder")
     if tokenizer.eos_token_id is None:
         raise UnusableModelError("the tokenizer has no end-of-sequence token; set eos_token in tokenizer_config.json")
-    manifest: Manifest = of_folder(folder)
+    manifest = Manifest.of_folder(folder)
     return ModelFacts(
         architecture=(model.config.architectures or [type(model).__name__])[0],
         parameters=sum(parameter.numel() for parameter in model.parameters()),

@@ -11,14 +11,17 @@ import queue
 import sys
 import threading
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
+from services.mesh.artifacts import Manifest
 from services.trainer import plan as plans
 from services.trainer.spool import Checkpoint, Metrics, Problem, Sample, SampleBatch, SpoolWriter
-from services.trainer.weights.manifest import of_folder
 from services.trainer.weights.questions import Question, read_questions, score, summarise
+
+if TYPE_CHECKING:
+    from services.trainer.weights.answering import Answerer
 
 # Below training, which must not wait for it, and above the idle class, which may never run.
 NICENESS = 5
@@ -86,7 +89,7 @@ class Checker:
                 self._report(request, "corrupt", {})
 
     def _report(self, request: CheckRequest, state: Literal["ready", "corrupt"], metrics: dict[str, float]) -> None:
-        manifest = of_folder(Path(request.path)) if state == "ready" else None
+        manifest = Manifest.of_folder(Path(request.path)) if state == "ready" else None
         self._spool.append(
             Checkpoint(
                 step=request.step,
@@ -116,7 +119,9 @@ class Checker:
         self._spool.append(Metrics(step=request.step, values=values))
         return values
 
-    def _fitting(self, questions: list[Question], answerer, validation: plans.ValidationPlan) -> list[Question]:
+    def _fitting(
+        self, questions: list[Question], answerer: Answerer, validation: plans.ValidationPlan
+    ) -> list[Question]:
         fitting = [question for question in questions if answerer.fits(question, validation)]
         if len(fitting) < len(questions):
             message = (
@@ -128,7 +133,7 @@ class Checker:
         return fitting
 
     def _score(
-        self, step: int, answerer, validation: plans.ValidationPlan, questions: list[Question]
+        self, step: int, answerer: Answerer, validation: plans.ValidationPlan, questions: list[Question]
     ) -> dict[str, float]:
         scores, done = [], 0
         for completions in answerer.answer(questions, validation, seed=self._plan.seed + step):

@@ -250,6 +250,7 @@ class FakeTrainer(TrainerServiceServicer):
         main = "train/loss" if found.job.algorithm == "sft" else "reward/mean"
         self._point(found, main, step, 1 / step)
         self._point(found, "actor/kl", step, math.nan if step == 2 else 0.001 * step)
+        self._point(found, "verl/actor/loss", step, 0)
         line = found.lines
         line.append(
             log_line_pb2.LogLine(text=f"\x1b[31mstep {step}\x1b[0m of training", ordinal=len(line) + 1, attempt=1)

@@ -148,7 +148,9 @@ async def test_logs_by_tail_follow_and_json(mesh: FakeMesh) -> None:
 
 async def test_metrics_by_pattern_and_form(mesh: FakeMesh) -> None:
     await finished(mesh)
-    table = (await mesh.rlhf("job", "metrics", "run")).out.splitlines()
+    shown = await mesh.rlhf("job", "metrics", "run")
+    assert "1 series under verl's own names" in shown.err
+    table = shown.out.splitlines()
     assert [line.split()[0] for line in table[1:]] == [
         "actor/kl", "train/loss", "validation/score/count", "validation/score/mean",
     ]  # fmt: skip

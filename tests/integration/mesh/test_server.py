@@ -7,6 +7,7 @@ import contextlib
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -160,7 +161,8 @@ async def test_health_is_open(bare: grpc.aio.Channel) -> None:
 async def test_reflection_wants_the_token(bare: grpc.aio.Channel, channel: grpc.aio.Channel) -> None:
     async def listed(over: grpc.aio.Channel) -> list[str]:
         request = reflection_pb2.ServerReflectionRequest(list_services="")
-        async for answer in reflection_pb2_grpc.ServerReflectionStub(over).ServerReflectionInfo(iter([request])):
+        stub: Any = reflection_pb2_grpc.ServerReflectionStub(over)  # pyright: ignore[reportArgumentType]
+        async for answer in stub.ServerReflectionInfo(iter([request])):
             return [service.name for service in answer.list_services_response.service]
         return []
 

@@ -46,7 +46,7 @@ def test_two_runs_side_by_side_and_one_killed(attempts: AttemptMaker, private_ra
     assert {(r.step, r.state) for r in records if isinstance(r, Checkpoint)} == {
         (step, state) for step in (2, 4) for state in ("verifying", "ready")
     }
-    assert {r.step for r in records if isinstance(r, SampleBatch) and r.split == "train"} == {1, 2, 3, 4}
+    assert {r.step for r in records if isinstance(r, SampleBatch) and r.split == "rollout"} == {1, 2, 3, 4}
     assert not any(isinstance(record, End) for record in doomed.records())
 
     deadline = time.monotonic() + 60

@@ -9,7 +9,7 @@ import pytest
 
 from services.trainer import plan as plans
 from services.trainer.spool import Checkpoint, End, Metrics, Phase, Problem, SampleBatch
-from services.trainer.weights.manifest import of_folder
+from services.mesh.artifacts import Manifest
 from tests.fix_runner import AttemptMaker
 
 pytestmark = pytest.mark.slow
@@ -39,7 +39,7 @@ def test_a_run_and_its_resumption_take_the_same_steps(attempts: AttemptMaker) ->
     assert json.loads((whole.folder / plans.RUNNER_FILE).read_text()).keys() == {"pid", "start_ticks"}
 
     ready = {r.step: r for r in records if isinstance(r, Checkpoint) and r.state == "ready"}
-    assert ready[6].manifest_sha256 == of_folder(Path(ready[6].path)).sha256
+    assert ready[6].manifest_sha256 == Manifest.of_folder(Path(ready[6].path)).sha256
     assert json.loads((Path(ready[6].path) / "config.json").read_text())["dtype"] == "float32"
 
     # 64 rows are two batches: step 4 ends a pass, where verl by itself finds no rows left.

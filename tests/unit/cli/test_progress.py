@@ -131,6 +131,14 @@ def test_the_score_is_that_of_its_step_and_nan_is_shown() -> None:
     )
 
 
+def test_reward_says_more_than_loss_and_kl_to_the_reference_more_than_kl_to_the_rollout() -> None:
+    state = Progress(job())
+    state.take_points([point("train/loss", 1, -0.01), point("actor/kl_to_rollout", 1, 0.5)])
+    assert [title for title, _ in state.values()] == ["loss", "KL to rollout"]
+    state.take_points([point("reward/mean", 1, 0.25), point("actor/kl", 1, 0.5)])
+    assert [title for title, _ in state.values()] == ["reward", "KL"]
+
+
 @pytest.mark.parametrize("width", [40, 60, 100, 200])
 @pytest.mark.parametrize("steps", [0, 1, 50])
 def test_the_panel_fits_the_terminal(width: int, steps: int) -> None:

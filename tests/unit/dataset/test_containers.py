@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import math
 import tempfile
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.dataset.containers import json_array, json_lines
+from services.dataset.containers import csv_table, json_array, json_lines
 from services.dataset.containers.batches import Broken, Texts
 from services.dataset.file_names import by_name
 from services.dataset.findings import UnreadableFile
@@ -132,6 +134,33 @@ def test_broken_arrays(content: bytes, reason: str, block: int) -> None:
     with pytest.raises(UnreadableFile) as caught:
         elements(content, block)
     assert caught.value.reason == reason
+
+
+@pytest.mark.parametrize("content", [b'[{}, {"a": "' + b"b" * 30 + b'"}]', b"[" + b"1" * 30, b'{"a": "' + b"b" * 30])
+@pytest.mark.parametrize("block", [1, 7, 1000])
+def test_a_row_over_the_limit_ends_an_array(content: bytes, block: int) -> None:
+    """Where lines end a row nothing else is lost; in an array the next row could be anywhere."""
+    with pytest.raises(UnreadableFile) as caught:
+        list(json_array.read(io.BytesIO(content), Limits(row_bytes=20), block))
+    assert caught.value.reason == "ROW_TOO_LONG"
+
+
+@pytest.mark.parametrize("read", [json_lines.read, csv_table.read])
+def test_of_an_endless_line_little_is_held(read: Any) -> None:
+    class Endless:
+        blocks = 200
+
+        def read(self, size: int, /) -> bytes:
+            self.blocks -= 1
+            return b"a" * size if self.blocks else b""
+
+    tracemalloc.start()
+    try:
+        with contextlib.suppress(UnreadableFile):
+            assert [type(batch) for batch in read(Endless(), Limits(row_bytes=100_000), 10_000)] == [Broken]
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000, "2 MB went by"
+    finally:
+        tracemalloc.stop()
 
 
 def test_rows_that_are_no_objects_are_findings_with_their_number(tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def test_random_bytes(content: bytes, kind: tuple[str, str], format_name: str, b
         survives(compress(suffix, content), f"x.{container}{suffix}", format_name, block)
 
 
-@settings(max_examples=250, suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@settings(max_examples=250, suppress_health_check=[HealthCheck.too_slow])
 @given(FILES, st.data(), FORMATS)
 def test_damaged_files(kind: tuple[str, str], data: st.DataObject, format_name: str) -> None:
     content = bytearray(VALID[kind])
@@ -163,6 +163,9 @@ def test_rows_that_are_no_json(tmp_path: Path, text: bytes, reason: str) -> None
 def test_canonical_rows_keep_the_limit(tmp_path: Path) -> None:
     row = b'{"conversations":[{"from":"human","value":"a"},{"from":"gpt","value":"b"}]}\n'
     assert check(tmp_path, row * 3).report.ok
+    long = row.replace(b'"a"', b'"' + b"a" * 50 + b'"')
+    learnt = check(tmp_path, row * 3 + long, limits=Limits(row_bytes=len(long)), block_bytes=len(row))
+    assert learnt.found == [(4, "", "row_too_long")]
     checked = check(tmp_path, row * 3, limits=Limits(row_bytes=len(row)))
     assert checked.found == [(n, "", "row_too_long") for n in (1, 2, 3)]
 

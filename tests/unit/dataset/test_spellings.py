@@ -86,6 +86,32 @@ def test_valid_rows_without_nulls_teach_a_shape(case: tuple[str, Any]) -> None:
     assert shapes.first.spelling is found[0]
 
 
+SHAREGPT = {"conversations": [{"from": "human", "value": "c"}, {"from": "gpt", "value": "c"}]}
+OPENAI = {"messages": [{"role": "user", "content": "m"}, {"role": "assistant", "content": "m"}]}
+
+
+@pytest.mark.parametrize(
+    ("format_name", "teaching", "row", "spelling"),
+    [
+        ("messages", {**SHAREGPT, "messages": None}, {**SHAREGPT, **OPENAI}, "openai"),
+        ("messages", {"prompt": "p", "completion": "c", "output": "o"},
+         {"prompt": "p", "completion": "c", "output": "o", "instruction": "i"}, "alpaca"),
+        ("prompt", {"question": "q", "answer": "a", "prompt": None}, {"question": "q", "answer": "a", "prompt": "p"},
+         "prompt+answer"),
+        ("preference", {"chosen": OPENAI["messages"], "rejected": [OPENAI["messages"][0], SHAREGPT["conversations"][1]],
+                        "instruction": None}, {"chosen": "a b", "rejected": "a c", "instruction": "i"}, "alpaca"),
+    ],
+)  # fmt: skip
+def test_what_was_learnt_does_not_hide_a_spelling_that_takes_precedence(
+    format_name: str, teaching: Any, row: Any, spelling: str
+) -> None:
+    reader = RowReader(formats.get(format_name), Findings(9), Limits())
+    lines = [json.dumps(each).encode() for each in (teaching, teaching, row)]
+    found = reader.texts(Texts(lines, 1), 1)
+    assert found.spellings[spelling] == 1
+    assert found.encoded[2] == (explained(format_name, row) or ("", b""))[1]
+
+
 def test_learning_is_bounded() -> None:
     entry = formats.get("messages")
     reader = RowReader(entry, Findings(9), Limits())

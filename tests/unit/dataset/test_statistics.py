@@ -65,6 +65,15 @@ def test_duplicates_beyond_capacity_are_estimated_in_bounded_memory() -> None:
     assert duplicates.count == pytest.approx(20_000, rel=0.3)
 
 
+def test_repeats_are_thinned_with_the_hashes() -> None:
+    duplicates = Duplicates(capacity=2000)
+    duplicates.add([str(n).encode() for n in range(1000)] * 2)
+    assert duplicates.count == 1000
+    for start in range(0, 40_000, 100):
+        duplicates.add([str(n).encode() for n in range(1000 + start, 1100 + start)])
+    assert 100 < duplicates.count < 3000
+
+
 def test_collector() -> None:
     user, system = Message("user", "12345"), Message("system", "é")
     rows: list[Row] = [

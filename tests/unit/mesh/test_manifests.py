@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 
 from services.mesh.artifacts import ArtifactFile, Manifest, check_relative_path, check_sha256
 from services.mesh.errors import InvalidArgument, NotFound, PlatformError
-from services.trainer.weights import manifest as of_the_runner
 
 HASH = hashlib.sha256(b"").hexdigest()
 parts = st.text(st.characters(codec="utf-8", exclude_characters="/\\\0"), min_size=1, max_size=9).filter(
@@ -95,13 +94,6 @@ def test_what_is_written_is_read_back(sizes: dict[str, int]) -> None:
     assert manifest.size_bytes == sum(sizes.values())
 
 
-@given(st.lists(st.builds(ArtifactFile, paths, st.integers(0, 2**53), st.just(HASH))))
-def test_the_runner_names_an_artifact_as_the_store_does(files: list[ArtifactFile]) -> None:
-    """Its process writes manifests without the mesh; both must hash the same bytes."""
-    other = of_the_runner.Manifest(tuple(of_the_runner.FileEntry(f.path, f.size_bytes, f.sha256) for f in files))
-    assert other.sha256 == Manifest(tuple(files)).sha256
-
-
 def test_a_folder_is_read_in_order_of_path(tmp_path: Path) -> None:
     for path in ("b/c", "b.x", "a", "b/a/z"):
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
@@ -110,7 +102,6 @@ def test_a_folder_is_read_in_order_of_path(tmp_path: Path) -> None:
     manifest = Manifest.of_folder(tmp_path)
     assert [file.path for file in manifest.files] == ["a", "b.x", "b/a/z", "b/c"]
     assert manifest.file("b/c").size_bytes == 3
-    assert manifest.sha256 == of_the_runner.of_folder(tmp_path).sha256
     with pytest.raises(NotFound, match=r"b\.x"):
         manifest.file("missing")
 

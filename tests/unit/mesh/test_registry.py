@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from services.mesh.registry import Registry, summary
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A package whose two modules register `b` and `a`."""
     name = "registry_under_test"
     package = tmp_path / name
@@ -24,7 +25,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         text = f"from {name} import things\n@things.register('{entry}')\nclass Entry:\n  'Does {entry}.\\n\\nMore.'\n"
         (package / f"file_{entry}.py").write_text(text)
     monkeypatch.syspath_prepend(str(tmp_path))
-    yield name  # pyright: ignore[reportReturnType]
+    yield name
     for module in [module for module in sys.modules if module.startswith(name)]:
         del sys.modules[module]
 
