@@ -200,7 +200,7 @@ class Worker:
 
 
 async def _to_the_end(work: Coroutine[Any, Any, None]) -> None:
-    """Await `work`, which has a few seconds more when we are cancelled meanwhile: a whole run must not be for nothing."""
+    """Await `work`; when we are cancelled meanwhile it has a few seconds more: a whole run must not be for nothing."""
     task = asyncio.create_task(work)
     try:
         await asyncio.shield(task)

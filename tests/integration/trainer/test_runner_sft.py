@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from services.mesh.artifacts import Manifest
 from services.trainer import plan as plans
 from services.trainer.spool import Checkpoint, End, Metrics, Phase, Problem, SampleBatch
-from services.mesh.artifacts import Manifest
 from tests.fix_runner import AttemptMaker
 
 pytestmark = pytest.mark.slow
