@@ -71,29 +71,42 @@ app = typer.Typer(
 )
 
 
+ModelOption = Annotated[
+    str,
+    typer.Option(
+        help="A model, or a checkpoint: `job/step-100`, or `job` for its last.", autocompletion=completions.models
+    ),
+]
+DatasetOption = Annotated[
+    str, typer.Option(help="`digits` (newest version) or `digits:3`.", autocompletion=completions.datasets)
+]
+ValidationOption = Annotated[
+    str, typer.Option(help="Held out; answered at step 0 and checkpoints.", autocompletion=completions.datasets)
+]
+SetOption = Annotated[list[str] | None, typer.Option("--set", help="key=value, nested by dots; may be repeated.")]
+SetFileOption = Annotated[Path | None, typer.Option(help="Parameters from a .json or .toml file; --set wins.")]
+NameOption = Annotated[str, typer.Option(help="What to call the job; made up when empty.")]
+PriorityOption = Annotated[int, typer.Option(help="Higher goes first.", min=-100, max=100)]
+LabelOption = Annotated[list[str] | None, typer.Option(help="key=value; may be repeated.")]
+GpusOption = Annotated[int, typer.Option(help="GPUs, or slots on a CPU machine; 0 is the default.", min=0)]
+WatchOption = Annotated[bool, typer.Option("--watch", help="Follow it until it ends.")]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Check everything, start nothing.")]
+
+
 @app.command(_TEMPLATE, cls=AlgorithmCommand, hidden=True)
 def train(
     context: typer.Context,
-    model: Annotated[
-        str,
-        typer.Option(
-            help="A model, or a checkpoint: `job/step-100`, or `job` for its last.", autocompletion=completions.models
-        ),
-    ],
-    dataset: Annotated[
-        str, typer.Option(help="`digits` (newest version) or `digits:3`.", autocompletion=completions.datasets)
-    ],
-    validation: Annotated[
-        str, typer.Option(help="Held out; answered at step 0 and checkpoints.", autocompletion=completions.datasets)
-    ] = "",
-    set_: Annotated[list[str] | None, typer.Option("--set", help="key=value, nested by dots; may be repeated.")] = None,
-    set_file: Annotated[Path | None, typer.Option(help="Parameters from a .json or .toml file; --set wins.")] = None,
-    name: Annotated[str, typer.Option(help="What to call the job; made up when empty.")] = "",
-    priority: Annotated[int, typer.Option(help="Higher goes first.", min=-100, max=100)] = 0,
-    label: Annotated[list[str] | None, typer.Option(help="key=value; may be repeated.")] = None,
-    gpus: Annotated[int, typer.Option(help="GPUs, or slots on a CPU machine; 0 is the default.", min=0)] = 0,
-    watch: Annotated[bool, typer.Option("--watch", help="Follow it until it ends.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, start nothing.")] = False,
+    model: ModelOption,
+    dataset: DatasetOption,
+    validation: ValidationOption = "",
+    set_: SetOption = None,
+    set_file: SetFileOption = None,
+    name: NameOption = "",
+    priority: PriorityOption = 0,
+    label: LabelOption = None,
+    gpus: GpusOption = 0,
+    watch: WatchOption = False,
+    dry_run: DryRunOption = False,
     output_format: FormatOption = "table",
 ) -> None:
     """Everything is checked before anything starts, and every problem is told at once.
@@ -104,17 +117,19 @@ def train(
     - `rlhf train grpo --model sft-k3x9qa --dataset questions --set reward.name=numeric --set lora.rank=8`
     - `rlhf train grpo --model tiny --dataset questions --set-file params.toml --dry-run`
     """
-    algorithm = str(context.info_name)
-    params = assignments.parameters(set_ or [], set_file)
-    labels = assignments.labels(label or [])
+    params, labels = assignments.parameters(set_ or [], set_file), assignments.labels(label or [])
 
     async def command(session: Session) -> TrainingJob:
-        described = await describe(session, algorithm, model, dataset, validation, params)
+        described = await describe(session, str(context.info_name), model, dataset, validation, params)
         described.priority, described.placement.resources.gpu_count = priority, gpus
         described.labels.update(labels)
         return await create(session, described, name, dry_run)
 
-    job = run(context, command)
+    _show(context, run(context, command), watch, dry_run, output_format)
+
+
+def _show(context: typer.Context, job: TrainingJob, watch: bool, dry_run: bool, output_format: str) -> None:
+    """What was created, or would have been; or the job until it ends."""
     if dry_run:
         output.say("nothing is wrong with it; nothing was started")
         output.show_one(job, job_views.facts(job), output_format)
@@ -123,7 +138,7 @@ def train(
 
         watching.watch_until_end(context, job.name, output_format)
     else:
-        output.show_row(job, job_views.JOBS, output_format)
+        output.show_list([job], job_views.JOBS, output_format, "")
         output.hint(f"follow it: rlhf job watch {references.short(job.name)}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -14,6 +15,9 @@ from services.dataset.limits import Limits
 from services.dataset.rows import Row, encode
 from services.dataset.shapes import DECODE_ERRORS, Shape, Shapes
 from services.dataset.spellings import Format, canonical
+
+
+_quotes = operator.methodcaller("count", b'"')
 
 
 @dataclass
@@ -135,4 +139,4 @@ def _same_quotes(shape: Shape, texts: list[bytes], result: Result) -> bool:
 
 
 def _quotes_differ_by(surplus: int, texts: list[bytes], others: list[bytes]) -> bool:
-    return all(text.count(b'"') + surplus == other.count(b'"') for text, other in zip(texts, others, strict=True))
+    return set(map(operator.sub, map(_quotes, others), map(_quotes, texts))) == {surplus}

@@ -70,7 +70,7 @@ async def run(session: Session, seed: int, short: bool) -> bool:
     after = await measuring.samples(session, job.name, job.steps)
     fell = await _show_loss(session, job.name)
     output.show()
-    output.show(_answers(before, after))
+    output.show(_answers(await asyncio.to_thread(measuring.questions, files.held_out), before, after))
     output.show()
     name = references.short(job.name)
     output.say(f"the adapter: {name}/step-{job.steps}")
@@ -100,11 +100,12 @@ async def _show_loss(session: Session, job: str) -> bool:
     return last < first
 
 
-def _answers(before: list[Sample], after: list[Sample]) -> Any:
+def _answers(questions: list[str], before: list[Sample], after: list[Sample]) -> Any:
     rows = list(zip(before, after, strict=True))[:8]
     right = [sum(sample.score == 1 for sample in samples) for samples in (before, after)]
     columns = [
-        Column(f"BEFORE ({right[0]}/{len(before)} RIGHT)", lambda row: display.one_line(row[0].completion, 80)),
+        Column("QUESTION", lambda row: questions[row[0].row_index]),
+        Column(f"BEFORE ({right[0]}/{len(before)} RIGHT)", lambda row: display.one_line(row[0].completion, 60)),
         Column(f"AFTER ({right[1]}/{len(after)} RIGHT)", lambda row: display.one_line(row[1].completion, 40)),
         Column("ANSWER", lambda row: row[0].answer, right=True),
     ]

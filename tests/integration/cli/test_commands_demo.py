@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import signal
+
+from rlhf.type.v1 import job_state_pb2
 
 from tests.integration.cli.fake_mesh import FakeMesh
 
@@ -50,6 +54,21 @@ async def test_a_job_that_fails_ends_the_demo(fake_mesh: FakeMesh) -> None:
     done = await fake_mesh.rlhf("demo", "--short", check=1)
     assert "out of memory" in done.err
     assert done.out == ""
+
+
+async def test_ctrl_c_cancels_the_job_that_trains(fake_mesh: FakeMesh) -> None:
+    fake_mesh.trainer.step_seconds = 0.5
+    process = await fake_mesh.begin("demo", "--short")
+    assert process.stderr is not None
+    async with asyncio.timeout(60):
+        while b"-sft training" not in await process.stderr.readline():
+            pass
+    process.send_signal(signal.SIGINT)
+    _, err = await asyncio.wait_for(process.communicate(), 60)
+    assert process.returncode == 130
+    assert b"the job is cancelled" in err
+    (found,) = fake_mesh.trainer.running.values()
+    assert found.job.state in (job_state_pb2.JOB_STATE_CANCELLING, job_state_pb2.JOB_STATE_CANCELLED)
 
 
 async def test_another_mesh_is_never_brought_up(fake_mesh: FakeMesh) -> None:

@@ -196,6 +196,11 @@ async def test_a_relay_killed_between_publishing_and_marking_makes_no_duplicates
 Effect = Callable[[Connection, Message], Awaitable[None]]
 
 
+class Poison(Exception):
+    def __repr__(self) -> str:  # of several lines, as pydantic's and psycopg's are
+        return f"poison: {self.args[0]} 毒\r\nInjected: header\n\nbody"
+
+
 class Ledger:
     """A consumer's effect: writes the event's resource into a table, in the transaction it is given."""
 
@@ -215,7 +220,7 @@ class Ledger:
         self.tries.append(name)
         await connection.execute("INSERT INTO ledger VALUES (%s)", (name,))
         if name.rpartition("/")[2] in self.poison:
-            raise ValueError(f"poison:\n {name} 毒\r\nInjected: header")
+            raise Poison(name)
 
     async def entries(self) -> list[str]:
         found = await rows(self.database, "SELECT resource FROM ledger ORDER BY ctid")

@@ -224,6 +224,15 @@ def test_csv_quote_that_never_ends(tmp_path: Path) -> None:
     assert (2, "", "row_too_long") in limited.found
 
 
+def test_the_limit_of_a_csv_row_is_a_row_s(tmp_path: Path) -> None:
+    content = b"question,answer\n" + b'"q\nr",a\n' * 20 + b'"q\nlong",a\n'
+    checked = check(tmp_path, content, "x.csv", "prompt", limits=Limits(row_bytes=16))
+    assert (checked.found, checked.report.rows) == ([], 21)
+    checked = check(tmp_path, content, "x.csv", "prompt", limits=Limits(row_bytes=9))
+    assert checked.found[-1] == (21, "", "row_too_long")
+    assert checked.report.valid_rows == 20
+
+
 def test_csv_cells_that_are_json_text_stay_text(tmp_path: Path) -> None:
     content = (
         b'prompt,completion\n"[1, 2] sum?","{""city"": ""Paris""}"\n"[{""role"": ""user"", ""content"": ""q""}]",[x\n'
