@@ -16,7 +16,6 @@ from services.dataset.rows import Row, encode
 from services.dataset.shapes import DECODE_ERRORS, Shape, Shapes
 from services.dataset.spellings import Format, canonical
 
-
 _quotes = operator.methodcaller("count", b'"')
 
 
