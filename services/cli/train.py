@@ -138,7 +138,7 @@ def _show(context: typer.Context, job: TrainingJob, watch: bool, dry_run: bool, 
 
         watching.watch_until_end(context, job.name, output_format)
     else:
-        output.show_list([job], job_views.JOBS, output_format, "")
+        output.show_row(job, job_views.JOBS, output_format)
         output.hint(f"follow it: rlhf job watch {references.short(job.name)}")
 
 

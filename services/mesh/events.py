@@ -275,5 +275,5 @@ def _headers(event: StoredEvent) -> dict[str, str]:
 
 
 def _header_value(text: str) -> str:
-    """At most 500 ASCII characters on one line: a header's value ends at a line break."""
+    """At most 500 ASCII characters on one line: what an exception says may be long, of many lines, and no UTF-8."""
     return " ".join(text.encode("ascii", "backslashreplace").decode().split())[:500]

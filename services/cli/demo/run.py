@@ -30,7 +30,7 @@ def demo(
     compare: Annotated[
         bool, typer.Option("--compare", help="Also go on with SFT for the time that GRPO took, and compare.")
     ] = False,
-    keep_up: Annotated[bool, typer.Option("--keep-up", help="Leave the mesh up that the demo has started.")] = False,
+    down: Annotated[bool, typer.Option("--down", help="Take the mesh down afterwards.")] = False,
 ) -> None:
     """Train a small model from scratch with SFT and then GRPO, and measure on problems that it has never seen.
 
@@ -46,14 +46,15 @@ def demo(
     """
     started = time.monotonic()
     options = options_of(context)
-    was_up = ensure_up(options)
+    ensure_up(options)
     try:
         succeeded = asyncio.run(with_session(options, lambda session: _run(session, model, seed, short, compare)))
         output.say(f"all of it took {display.duration(time.monotonic() - started)}")
     finally:
-        if not was_up and not keep_up:
-            output.hint("taking the mesh down; what was made stays, and `rlhf up` brings it back")
+        if down:
             _rlhf("down")
+        else:
+            output.hint("the mesh stays up, for you to look around; `rlhf down` stops it, and what was made stays")
     if not succeeded:
         raise typer.Exit(exits.FAILED)
 
@@ -67,15 +68,15 @@ async def _run(session: Session, model: str, seed: int, short: bool, compare: bo
     return await digits.Digits(session, SHORT if short else FULL, seed).run(compare)
 
 
-def ensure_up(options: Options) -> bool:
-    """Bring the mesh up where it is not; whether it was. Raises typer.Exit where that fails."""
+def ensure_up(options: Options) -> None:
+    """Bring the mesh up where it is not. Raises typer.Exit where that fails."""
 
     async def ask(session: Session) -> None:
         await jobs.find_jobs(session, [], 1)
 
     try:
         asyncio.run(with_session(options, ask))
-        return True
+        return
     except PlatformError as error:
         if error.code != "UNAVAILABLE" or options.server:
             raise
@@ -83,7 +84,6 @@ def ensure_up(options: Options) -> bool:
     if code != exits.OK:
         raise typer.Exit(code)
     find(options)
-    return False
 
 
 def _rlhf(command: str) -> int:

@@ -198,7 +198,7 @@ Effect = Callable[[Connection, Message], Awaitable[None]]
 
 class Poison(Exception):
     def __repr__(self) -> str:  # of several lines, as pydantic's and psycopg's are
-        return f"poison: {self.args[0]} 毒\r\nInjected: header\n\nbody"
+        return f"poison: {self.args[0]} 毒 \udcff\r\nInjected: header\n\nbody"
 
 
 class Ledger:
