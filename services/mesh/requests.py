@@ -48,10 +48,21 @@ async def claim(connection: Connection, key: RequestKey, resource: str) -> str |
     row = await cursor.fetchone()
     assert row is not None
     sha256, earlier, is_new = row
-    if is_new:
-        return None
+    return None if is_new else _same(key, sha256, earlier)
+
+
+async def earlier(connection: Connection, key: RequestKey) -> str | None:
+    """What an earlier, equal request made: asked before a request is checked, since what was right then may be wrong by
+    now. Raises AlreadyExists when the id was used for another request."""
+    cursor = await connection.execute(
+        "SELECT request_sha256, resource FROM requests WHERE parent = %s AND request_id = %s", (key.parent, key.id)
+    )
+    row = await cursor.fetchone()
+    return _same(key, *row) if row is not None else None
+
+
+def _same(key: RequestKey, sha256: str, resource: str) -> str:
     if sha256 != key.sha256:
-        raise AlreadyExists(
-            "REQUEST_ID_REUSED", f"request_id {key.id} was used for a different request", resource=earlier
-        )
-    return earlier
+        message = f"request_id {key.id} was used for a different request"
+        raise AlreadyExists("REQUEST_ID_REUSED", message, resource=resource)
+    return resource

@@ -13,7 +13,7 @@ from services.mesh.jobs import Job, Jobs, State
 from services.mesh.labels import check_labels
 from services.mesh.pages import Page, PageRequest
 from services.mesh.postgres import Connection, Database
-from services.mesh.requests import RequestKey, claim
+from services.mesh.requests import RequestKey, claim, earlier
 from services.trainer.entities import Model, ModelState, NewModel
 from services.trainer.store import models as store
 
@@ -32,6 +32,9 @@ class Models:
 
     async def import_model(self, new: NewModel, key: RequestKey, *, validate_only: bool) -> Model | None:
         """Accept a model; a worker brings it in. None when only asked to check. Raises InvalidArgument."""
+        async with self._database.transaction() as connection:
+            if made := await earlier(connection, key):
+                return await self._get(connection, made)
         violations = await self._check(new, key)
         if violations:
             raise InvalidArgument(violations)

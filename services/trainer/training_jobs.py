@@ -11,7 +11,7 @@ from services.mesh.events import EventLog, StoredEvent
 from services.mesh.jobs import TERMINAL, Attempt, Job, Jobs, State, job_topic
 from services.mesh.pages import Page, PageRequest
 from services.mesh.postgres import Database, wait
-from services.mesh.requests import RequestKey, claim
+from services.mesh.requests import RequestKey, claim, earlier
 from services.trainer.checks import Site, check
 from services.trainer.dataset_client import DatasetClient
 from services.trainer.entities import (
@@ -52,6 +52,10 @@ class TrainingJobs:
 
     async def create(self, new: NewTrainingJob, key: RequestKey) -> TrainingJob:
         """Accept a job. Raises InvalidArgument with everything that is wrong, AlreadyExists."""
+        async with self._database.transaction() as connection:
+            made = await earlier(connection, key)
+        if made is not None:
+            return await self.get(made)
         spec = await self.check(new, key)
         async with self._database.transaction() as connection:
             name = names.child(new.parent, "trainingJobs", new.id or str(names.uuid7()))

@@ -332,6 +332,10 @@ async def test_a_request_id_of_another_request_is_refused(bench: Bench) -> None:
     await asyncio.gather(*(client.call(bench.trainer.CreateTrainingJob(request)) for _ in range(8)))
     listed = await client.call(bench.trainer.ListTrainingJobs(pb.ListTrainingJobsRequest(parent=PARENT)))
     assert len(listed.training_jobs) == 1
+    async with await psycopg.AsyncConnection.connect(bench.database_url) as connection:
+        await connection.execute("UPDATE trainer.models SET state = 'FAILED'")
+    again = await client.call(bench.trainer.CreateTrainingJob(request))
+    assert again.name == listed.training_jobs[0].name, "what was accepted once is not checked again"
     request.training_job.priority = 5
     with pytest.raises(AlreadyExists):
         await client.call(bench.trainer.CreateTrainingJob(request))
