@@ -50,15 +50,17 @@ class LiveMesh:
     def json(self, *arguments: str, check: bool = True) -> Any:
         return json.loads(self.rlhf(*arguments, "-o", "json", check=check).stdout)
 
-    def pid(self, process: str) -> int:
-        status = self.json("status")
-        return next(row["pid"] for row in status["processes"] if row["name"] == process)
+    def kill(self, *processes: str) -> None:
+        """kill -9, and wait until the supervisor has new ones ready."""
+        old = self._pids()
+        for process in processes:
+            os.kill(old[process], signal.SIGKILL)
 
-    def kill(self, process: str) -> None:
-        """kill -9, and wait until the supervisor has a new one ready."""
-        old = self.pid(process)
-        os.kill(old, signal.SIGKILL)
-        wait_until(lambda: self._ready(process, old), f"{process} to be back", 60)
+        def are_back() -> bool:
+            ready = self._pids()
+            return all(ready.get(process, old[process]) != old[process] for process in processes)
+
+        wait_until(are_back, f"{', '.join(processes)} to be back", 120)
 
     def train(self, algorithm: str, *arguments: str, **params: Any) -> str:
         """The id of a new job."""
@@ -88,10 +90,10 @@ class LiveMesh:
         newest = max(plans, key=lambda path: int(path.parent.name))
         return int(json.loads((newest.parent / "runner.json").read_text())["pid"])
 
-    def _ready(self, process: str, old_pid: int) -> bool:
+    def _pids(self) -> dict[str, int]:
+        """Of every process that is ready."""
         rows = self.json("status", check=False)["processes"]
-        row = next((row for row in rows if row["name"] == process), None)
-        return row is not None and row["state"] == "ready" and row["pid"] != old_pid
+        return {row["name"]: row["pid"] for row in rows if row["state"] == "ready"}
 
 
 def wait_until(holds: Callable[[], bool], what: str, seconds: float, pause: float = 0.1) -> None:

@@ -38,9 +38,8 @@ def test_sft_goes_on_while_everything_around_it_dies(live_mesh: LiveMesh) -> Non
     job = live_mesh.train("sft", *SFT, **SFT_PARAMS, steps=400, save_every_steps=200)
     live_mesh.until(job, lambda found: int(found["stepCount"]) >= 3)
     run = live_mesh.run_pid(job)
-    for process in ("trainer", "trainer.worker", "nats", "postgres", "dataset", "gateway"):
-        live_mesh.kill(process)
-    assert alive(run), "the run goes on without all of them"
+    live_mesh.kill("trainer", "trainer.worker", "nats", "postgres", "dataset", "gateway")
+    assert int(live_mesh.job(job)["stepCount"]) > 0
     found = live_mesh.ended(job)
     assert found["state"] == "JOB_STATE_SUCCEEDED", found
     assert len(found["attempts"]) == 1
@@ -57,8 +56,9 @@ def test_grpo_learns_from_its_reward_and_its_checkpoint_loads(live_mesh: LiveMes
     for metric in ("reward/mean", "actor/entropy", "time/step_seconds", "actor/kl_to_rollout"):
         assert steps_of(live_mesh, job, metric) == [1, 2, 3], metric
     assert steps_of(live_mesh, job, "validation/score/mean") == [0, 3]
-    samples = live_mesh.json("job", "samples", job)
-    assert {(sample["split"], int(sample["step"])) for sample in samples} >= {("validation", 0), ("validation", 3)}
+    for step in ("0", "3"):
+        samples = live_mesh.json("job", "samples", job, "--split", "validation", "--step", step, "--limit", "0")
+        assert len(samples) == 64, "every held-out row is answered"
     live_mesh.rlhf("checkpoint", "download", job, "--to", str(tmp_path / "model"))
     assert json.loads((tmp_path / "model" / "config.json").read_text())["model_type"] == "llama"
     assert (tmp_path / "model" / "model.safetensors").stat().st_size > 0
