@@ -70,18 +70,22 @@ class LiveMesh:
     def job(self, job: str) -> dict[str, Any]:
         return self.json("job", "show", job)
 
-    def until(self, job: str, holds: Callable[[dict[str, Any]], bool], seconds: float = 240) -> dict[str, Any]:
+    def until(self, job: str, holds: Callable[[dict[str, Any]], bool], seconds: float = 300) -> dict[str, Any]:
         found: dict[str, Any] = {}
 
         def look() -> bool:
             found.update(self.job(job))
             return holds(found)
 
-        wait_until(look, f"{job} (state {found.get('state')})", seconds, pause=0.5)
+        wait_until(look, f"{job} (state {found.get('state')})", seconds, pause=1)
         return found
 
     def ended(self, job: str) -> dict[str, Any]:
-        return self.until(job, lambda found: "endTime" in found)
+        """The job once it has ended, however it did. Followed by stream, which leaves the processors to the training."""
+        self.rlhf("job", "watch", job, check=False, timeout=900)
+        found = self.job(job)
+        assert "endTime" in found, found
+        return found
 
     def run_pid(self, job: str) -> int:
         """Of the training process of the newest attempt."""
