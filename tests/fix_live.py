@@ -81,7 +81,7 @@ class LiveMesh:
         return found
 
     def ended(self, job: str) -> dict[str, Any]:
-        """The job once it has ended, however it did. A stream leaves the processors to the training; polling does not."""
+        """The job once it has ended, however it did; by a stream, which leaves the processors to the training."""
         self.rlhf("job", "watch", job, check=False, timeout=900)
         found = self.job(job)
         assert "endTime" in found, found
