@@ -169,7 +169,7 @@ def _open_port(server: grpc.aio.Server, settings: MeshSettings) -> int:
 
 
 async def _cancelled(task: asyncio.Task[Any]) -> None:
-    """End a task. Once is not always enough: wait_for of Python 3.11, which nats-py uses, can swallow a cancellation."""
+    """End a task. Once may not do: wait_for of Python 3.11, which nats-py uses, can swallow a cancellation."""
     while not task.done():
         task.cancel()
         await asyncio.wait({task}, timeout=1)
