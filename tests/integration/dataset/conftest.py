@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import signal
@@ -105,7 +104,7 @@ def shared(
 
 @pytest.fixture
 async def caller(shared: dict[str, str]) -> AsyncIterator[Caller]:
-    async with asyncio.timeout(120), serving(shared) as found:
+    async with serving(shared) as found:
         yield found
 
 
