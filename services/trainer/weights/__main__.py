@@ -2,9 +2,10 @@
 
     python -m services.trainer.weights init FOLDER --spec spec.json --seed 0
     python -m services.trainer.weights inspect FOLDER
+    python -m services.trainer.weights fetch FOLDER --source organisation/name@revision
     python -m services.trainer.weights side ATTEMPT_FOLDER
 
-`init` and `inspect` print the model's facts; a refusal prints {"error": "…"} and exits with 2.
+`init`, `inspect` and `fetch` print the model's facts; a refusal prints {"error": "…"} and exits with 2.
 """
 
 from __future__ import annotations
@@ -29,6 +30,10 @@ def main() -> int:
             from services.trainer.weights.initialise import initialise
 
             initialise(msgspec.json.decode(arguments.spec.read_bytes()), arguments.seed, arguments.folder)
+        elif arguments.command == "fetch":
+            from services.trainer.weights.hub import fetch
+
+            fetch(arguments.source, arguments.folder)
         answer, status = msgspec.to_builtins(inspect(arguments.folder)), 0
     except (UnusableModelError, ValueError) as error:
         answer, status = {"error": str(error)}, 2
@@ -42,8 +47,11 @@ def _parser() -> argparse.ArgumentParser:
     init = commands.add_parser("init", help="make a model from scratch")
     init.add_argument("--spec", type=Path, required=True, help='JSON: {"config": {…}, "tokenizer": …}')
     init.add_argument("--seed", type=int, default=0)
+    fetch = commands.add_parser("fetch", help="get a model from a hub")
+    fetch.add_argument("--source", required=True, help="organisation/name or organisation/name@revision")
     for command in (
         init,
+        fetch,
         commands.add_parser("inspect", help="check a model folder and describe it"),
         commands.add_parser("side", help="follow a training run's requests on standard input"),
     ):
