@@ -1,4 +1,5 @@
-"""Generate the Python code of the contract: `python proto/generate.py [folder]` (default `proto/gen`).
+"""Generate the Python code of the contract and its OpenAPI document: `python proto/generate.py [folder]` (default
+`proto/gen`).
 
 The output is checked in and never edited; tests/contract proves that it is fresh.
 """
@@ -12,19 +13,24 @@ import tempfile
 from importlib.resources import files
 from pathlib import Path
 
+from google.protobuf import descriptor_pb2
 from grpc_tools import protoc
 
+from services.gateway.openapi.document import document
+
 PROTO = Path(__file__).parent
+_DESCRIPTORS = "descriptors.binpb"
 
 
 def generate(target: Path) -> None:
-    """Write `rlhf/**/*_pb2*.py*` under `target` in place of what is there.
+    """Write `rlhf/**/*_pb2*.py*` and `rlhf/openapi.json` under `target` in place of what is there.
 
     Raises RuntimeError when protoc fails; then the old code still stands.
     """
     target.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target, prefix=".generating") as fresh:
         _run_protoc(Path(fresh))
+        _write_document(Path(fresh))
         shutil.rmtree(target / "rlhf", ignore_errors=True)
         (Path(fresh) / "rlhf").rename(target / "rlhf")
 
@@ -42,6 +48,9 @@ def _run_protoc(target: Path) -> None:
         f"--grpc_python_out={target}",
         f"--mypy_out=readable_stubs:{target}",
         f"--mypy_grpc_out=readable_stubs,only_async:{target}",
+        "--include_imports",
+        "--include_source_info",
+        f"--descriptor_set_out={target / _DESCRIPTORS}",
         *sources,
     ]
     if protoc.main(arguments):
@@ -50,6 +59,13 @@ def _run_protoc(target: Path) -> None:
         # protoc writes a _grpc file for every proto; keep the ones that hold a service.
         if "Stub" not in path.read_text():
             path.unlink()
+    # The stubs count for type checkers outside of this repository, too.
+    (target / "rlhf" / "py.typed").touch()
+
+
+def _write_document(target: Path) -> None:
+    descriptors = descriptor_pb2.FileDescriptorSet.FromString((target / _DESCRIPTORS).read_bytes())
+    (target / "rlhf" / "openapi.json").write_bytes(document(descriptors))
 
 
 if __name__ == "__main__":

@@ -7,8 +7,10 @@ import asyncio
 from services.gateway.http import HttpListener, http_app
 from services.gateway.proxy import Proxy
 from services.gateway.settings import GatewaySettings
+from services.gateway.streams import OpenStreams
 from services.gateway.upstreams import Upstreams
 from services.mesh import identity
+from services.mesh.observing import Observed
 from services.mesh.server import Server
 
 _MIRROR_SECONDS = 0.25
@@ -18,11 +20,12 @@ class Gateway(Server):
     """`port` is that of gRPC, `http_port` that of HTTP; both are known after `start`."""
 
     def __init__(self, settings: GatewaySettings) -> None:
-        super().__init__("gateway", settings.mesh)
+        super().__init__("gateway", settings.mesh, Observed(carries_out=False, access_log=settings.access_log))
         token = identity.read_token(settings.mesh.token_file)
         upstreams = Upstreams(settings.targets, settings.tls_root_certificates_file)
         self._by_service = {d.full_name: upstream for upstream in upstreams.all for d in upstream.descriptors}
-        self._listener = HttpListener(http_app(settings, upstreams, token), settings)
+        self.streams = OpenStreams(settings.max_streams)
+        self._listener = HttpListener(http_app(settings, upstreams, self.streams, token), settings, self.streams)
         for upstream in upstreams.all:
             for descriptor in upstream.descriptors:
                 self.serve(descriptor.full_name, Proxy(descriptor, upstream).register)

@@ -9,12 +9,16 @@ from http import HTTPStatus
 from typing import Any
 
 import grpc
+from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
+from starlette.types import Scope
 
+from services.gateway import compression
 from services.gateway.problems import HttpError
 from services.gateway.upstreams import Upstream
-from services.mesh.errors import Cancelled, DeadlineExceeded, InvalidArgument, ResourceExhausted
+from services.mesh import tracing
+from services.mesh.errors import Cancelled, DeadlineExceeded, InvalidArgument, ResourceExhausted, Violation
 from services.mesh.transcoding import Query, parse_query
 
 MAX_BODY_BYTES = 4 * 1024 * 1024
@@ -24,33 +28,50 @@ MAX_TIMEOUT_SECONDS = 3600.0
 IDLE_SECONDS = 60.0
 REQUEST_ID = "rlhf.request_id"
 
-_FORWARDED = ("authorization", "traceparent", "tracestate")
+_FORWARDED = ("authorization",)
 _ASCII = re.compile(r"[\x20-\x7e]+")
 _SECONDS = re.compile(r"([0-9]{1,8}(?:\.[0-9]{1,9})?)s?")
 _GRPC_TIMEOUT = re.compile(r"([0-9]{1,8})([HMSmun])")
 _UNITS = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
 
 
-class Call:
-    """`timeout_seconds` is what the caller gives the whole call."""
+class Incoming:
+    """What an HTTP request and a WebSocket handshake have in common."""
 
-    def __init__(self, request: Request) -> None:
-        self.request = request
-        self.headers = request.headers
-        self.timeout_seconds = _timeout(self.headers.get("x-request-timeout"), self.headers.get("grpc-timeout"))
+    def __init__(self, scope: Scope) -> None:
+        self.scope = scope
+        self.headers = Headers(scope=scope)
+        # What the caller gives the whole call; None when it does not say.
+        self.given_seconds = _timeout(self.headers.get("x-request-timeout"), self.headers.get("grpc-timeout"))
+
+    @property
+    def request_id(self) -> str:
+        return self.scope[REQUEST_ID]
 
     @property
     def query(self) -> Query:
-        return parse_query(self.request.scope["query_string"].decode("latin-1"))
+        return parse_query(self.scope["query_string"].decode("latin-1"))
 
     def metadata(self) -> list[tuple[str, str]]:
         """What goes on to the service."""
         forwarded = [(key, value) for key in _FORWARDED if _ASCII.fullmatch(value := self.headers.get(key, ""))]
-        return [*forwarded, ("x-request-id", self.request.scope[REQUEST_ID])]
+        return [*forwarded, *tracing.headers(), ("x-request-id", self.request_id)]
+
+
+class Call(Incoming):
+    """An HTTP request."""
+
+    def __init__(self, request: Request) -> None:
+        super().__init__(request.scope)
+        self.request = request
+        self.timeout_seconds = self.given_seconds or DEFAULT_TIMEOUT_SECONDS
 
     async def json_body(self) -> bytes:
-        """The body, in memory. Raises HttpError 413 over the limit, 415 when it is not JSON."""
-        self.refuse_encoding()
+        """The body, in memory and unpacked. Raises HttpError 408 when it is late, 413 over the limit, 415 when it is
+        neither JSON nor packed in a known way."""
+        coding = self.headers.get("content-encoding", "identity").lower()
+        if coding not in ("identity", *compression.CODINGS):
+            raise _unknown_encoding(f"must be one of {', '.join(compression.CODINGS)}, identity")
         if int(self.headers.get("content-length") or 0) > MAX_BODY_BYTES:
             raise _too_large()
         body = bytearray()
@@ -61,16 +82,17 @@ class Call:
                     if len(body) > MAX_BODY_BYTES:
                         raise _too_large()
         except TimeoutError:
-            raise DeadlineExceeded("DEADLINE_EXCEEDED", "the body did not arrive in time") from None
+            error = DeadlineExceeded("BODY_LATE", f"the body did not arrive within {self.timeout_seconds:g} s")
+            raise HttpError(HTTPStatus.REQUEST_TIMEOUT, error) from None
         kind, _, parameters = self.headers.get("content-type", "").lower().partition(";")
         charset = parameters.partition("charset=")[2].strip(' "')
         if body and (kind.strip() != "application/json" or charset not in ("", "utf-8", "utf8")):
             raise _unsupported("send JSON as `Content-Type: application/json`")
-        return bytes(body)
+        return bytes(body) if coding == "identity" else await _unpacked(coding, bytes(body))
 
     def refuse_encoding(self) -> None:
         if self.headers.get("content-encoding", "identity").lower() != "identity":
-            raise _unsupported("send the body without Content-Encoding")
+            raise _unknown_encoding("send the bytes of the file themselves", accepted="identity")
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """The body as it comes. Raises Cancelled when the client vanishes."""
@@ -86,7 +108,7 @@ class Call:
 
         Raises the service's PlatformError. The request body must have been read.
         """
-        gone = asyncio.create_task(self._gone())
+        gone = asyncio.create_task(self.gone())
         gone.add_done_callback(lambda _: pending.cancel())
         try:
             return await pending
@@ -99,7 +121,8 @@ class Call:
         finally:
             gone.cancel()
 
-    async def _gone(self) -> None:
+    async def gone(self) -> None:
+        """Returns when the client goes away."""
         while (await self.request.receive())["type"] != "http.disconnect":
             pass
 
@@ -114,15 +137,30 @@ def _too_large() -> HttpError:
     return HttpError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, error)
 
 
+async def _unpacked(coding: str, body: bytes) -> bytes:
+    try:
+        return await compression.unpack(coding, body, MAX_BODY_BYTES)
+    except compression.TooLarge:
+        raise _too_large() from None
+    except compression.BadEncoding as error:
+        raise InvalidArgument.of("body", f"is not {coding}: {error}") from None
+
+
 def _unsupported(how: str) -> HttpError:
-    error = InvalidArgument.of("Content-Type" if "Type" in how else "Content-Encoding", how)
-    error.reason = "UNSUPPORTED_MEDIA_TYPE"
+    error = InvalidArgument([Violation("Content-Type", how)], "UNSUPPORTED_MEDIA_TYPE")
     return HttpError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, error)
 
 
-def _timeout(seconds: str | None, grpc_timeout: str | None) -> float:
+def _unknown_encoding(how: str, accepted: str = ", ".join(compression.CODINGS)) -> HttpError:
+    error = InvalidArgument([Violation("Content-Encoding", how)], "UNSUPPORTED_MEDIA_TYPE")
+    return HttpError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, error, {"Accept-Encoding": accepted})
+
+
+def _timeout(seconds: str | None, grpc_timeout: str | None) -> float | None:
     """`X-Request-Timeout: 2.5` in seconds, or gRPC's own header. Raises InvalidArgument."""
-    value = DEFAULT_TIMEOUT_SECONDS
+    value = 0.0
+    if seconds is None and grpc_timeout is None:
+        return None
     if seconds is not None:
         found = _SECONDS.fullmatch(seconds.strip())
         value = float(found[1]) if found else 0.0

@@ -1,4 +1,5 @@
-"""What every HTTP request passes first: host, origin, token, the number of open requests; and every answer last."""
+"""What every HTTP request and WebSocket handshake passes first: host, origin, token or ticket, the number of open
+requests; and every answer last."""
 
 from __future__ import annotations
 
@@ -13,16 +14,19 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from services.gateway import cors, pages, tickets
 from services.gateway.calls import REQUEST_ID
 from services.gateway.problems import HttpError, problem
 from services.gateway.settings import GatewaySettings
+from services.gateway.streams import OpenStreams
+from services.gateway.tickets import Tickets
 from services.mesh import identity
 from services.mesh.errors import PermissionDenied, PlatformError, Unavailable
 
 log = logging.getLogger(__name__)
 
 # A probe has no token and knows no host name; what it is told is no secret.
-_OPEN_PATHS = ("/healthz", "/readyz")
+_OPEN_PATHS = ("/healthz", "/readyz", "/openapi.json")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _SECURITY_HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -38,9 +42,15 @@ _LINGER_STRANGER_SECONDS = 2.0
 
 
 class Guard:
-    def __init__(self, app: ASGIApp, settings: GatewaySettings, token: str) -> None:
+    """Tickets stand in for the token where a browser opens an address."""
+
+    def __init__(
+        self, app: ASGIApp, settings: GatewaySettings, token: str, streams: OpenStreams, issued: Tickets
+    ) -> None:
         self._app = app
         self._token = token
+        self._tickets = issued
+        self._streams = streams
         self._hosts = frozenset({"localhost", _host(settings.http_listen), *settings.allowed_hosts})
         self._limit = settings.max_concurrent_requests
         self._open = 0
@@ -68,15 +78,27 @@ class Guard:
 
     def _check(self, scope: Scope, headers: Headers) -> None:
         """Raises what refuses the request."""
-        if self._open > self._limit:
+        if self._open - self._streams.count > self._limit:
             raise Unavailable("TOO_MANY_REQUESTS", f"{self._limit} requests are open already", limit=self._limit)
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc.lower() != headers.get("host", "").lower():
+        is_own = origin is None or urlsplit(origin).netloc.lower() == headers.get("host", "").lower()
+        if not is_own and not scope.get(cors.ALLOWED):
             raise PermissionDenied("ORIGIN_NOT_ALLOWED", "requests from pages of another origin are refused")
         if scope["path"] in _OPEN_PATHS:
             return
         self._check_host(headers.get("host", ""))
-        identity.authenticate([("authorization", headers.get("authorization", ""))], self._token)
+        if scope["type"] == "http" and pages.is_open(scope["path"]):
+            return
+        identity.become(self._authenticate(scope, headers.get("authorization", "")))
+
+    def _authenticate(self, scope: Scope, authorization: str) -> identity.Principal:
+        ticket = tickets.take(scope)
+        if ticket and not authorization:
+            self._tickets.check(ticket, tickets.target(scope))
+            authorization = f"Bearer {self._token}"
+            # The services behind are called with it.
+            scope["headers"] = [*scope["headers"], (b"authorization", authorization.encode())]
+        return identity.authenticate([("authorization", authorization)], self._token)
 
     def _check_host(self, header: str) -> None:
         """A page whose name was rebound to this address shows itself by its Host header."""
@@ -122,7 +144,11 @@ class _Exchange:
         return message
 
     async def send(self, message: Message) -> None:
-        if message["type"] == "http.response.start":
+        if message["type"] == "websocket.accept":
+            self.started = True
+            own = (b"x-request-id", self._request_id.encode())
+            message = {**message, "headers": [*message.get("headers", ()), own]}
+        elif message["type"] in ("http.response.start", "websocket.http.response.start"):
             self.started = True
             headers = MutableHeaders(raw=message["headers"])
             for name, value in _SECURITY_HEADERS.items():
@@ -132,7 +158,7 @@ class _Exchange:
             if self._body_left:
                 headers["Connection"] = "close"
             message["headers"] = headers.raw
-        elif not message.get("more_body", False) and self._body_left and self._may_linger:
+        elif self._body_left and not message.get("more_body", False) and self._may_linger:
             await self._send({**message, "more_body": True})
             await self._linger()
             message = {"type": "http.response.body", "body": b""}

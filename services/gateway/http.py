@@ -1,4 +1,4 @@
-"""The HTTP side: a route for every unary RPC with a google.api.http annotation, probes, and the server that runs it."""
+"""The HTTP side: a route for every RPC with a google.api.http annotation, probes, and the server that runs it."""
 
 from __future__ import annotations
 
@@ -16,18 +16,28 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from services.gateway.calls import Call, Endpoint
+from services.gateway import compression, etags, tickets
+from services.gateway.calls import Call, Endpoint, Incoming
+from services.gateway.connections import MAX_HEAD_BYTES, Connection
+from services.gateway.cors import Cors
 from services.gateway.guard import Guard
+from services.gateway.openapi import serving as openapi
+from services.gateway.pages import page_routes
 from services.gateway.problems import HttpError
 from services.gateway.settings import GatewaySettings
+from services.gateway.streams import OpenStreams
+from services.gateway.streams_endpoint import StreamEndpoint, stream_routes
+from services.gateway.tickets import Tickets
+from services.gateway.tracing import ROUTE, Observed
 from services.gateway.transfer import transfer_routes
 from services.gateway.upstreams import Upstream, Upstreams
+from services.gateway.websocket import MAX_MESSAGE_BYTES, PING_SECONDS
+from services.gateway.websocket_protocol import WebSocketConnection
 from services.mesh.errors import InvalidArgument, NotFound, Unimplemented
 from services.mesh.path_templates import NoRoute, PathTemplate, Router
 from services.mesh.transcoding import Route, routes
 
 _STOP_SECONDS = 5
-_MAX_HEADER_BYTES = 32 * 1024
 _KEEP_ALIVE_SECONDS = 75
 _BACKLOG = 1024
 
@@ -47,7 +57,13 @@ class UnaryEndpoint:
         request = self._route.request(captured, call.query, await call.json_body())
         pending = self._invoke(request, timeout=call.timeout_seconds, metadata=call.metadata())
         reply = await call.unary(self._upstream, pending)
-        return Response(self._route.answer(reply), media_type="application/json")
+        body = self._route.answer(reply)
+        if self._route.http_method != "GET":
+            return Response(body, media_type="application/json")
+        headers = {"ETag": etags.of(reply, body)}
+        if etags.is_known(call.headers.get("if-none-match"), headers["ETag"]):
+            return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=headers)
+        return Response(body, headers=headers, media_type="application/json")
 
 
 def _serialize(message: Any) -> bytes:
@@ -57,14 +73,20 @@ def _serialize(message: Any) -> bytes:
 class Api:
     """ASGI: finds the route of a request and runs it. Errors travel on to the guard."""
 
-    def __init__(self, upstreams: Upstreams) -> None:
+    def __init__(self, settings: GatewaySettings, upstreams: Upstreams, streams: OpenStreams, issued: Tickets) -> None:
         self._upstreams = upstreams
         self._router: Router[Endpoint] = Router()
         self._add("GET", "/healthz", self._health)
         self._add("GET", "/readyz", self._ready)
+        self._add("POST", tickets.PATH, tickets.TicketEndpoint(issued))
+        self._add("GET", openapi.PATH, openapi.OpenApiEndpoint())
+        for page_template, page in page_routes():
+            self._router.add("GET", page_template, page)
         for upstream in upstreams.all:
             for route in _unary_routes(upstream):
                 self._router.add(route.http_method, route.template, UnaryEndpoint(route, upstream))
+            for route, stream in stream_routes(upstream, streams, settings):
+                self._router.add(route.http_method, route.template, stream)
             for http_method, template, endpoint in transfer_routes(upstream):
                 self._add(http_method, template, endpoint)
 
@@ -73,17 +95,25 @@ class Api:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         # An answer to HEAD is that to GET; the server leaves the body out.
-        method = "GET" if scope["method"] == "HEAD" else scope["method"]
+        method = scope.get("method", "GET")
+        method = "GET" if method == "HEAD" else method
         path = (scope.get("raw_path") or scope["path"].encode()).decode("latin-1")
         try:
             found = self._router.find(method, path)
         except NoRoute as error:
             raise _no_route(method, path, error.allowed) from None
+        scope[ROUTE] = found.template.text
         try:
             captured = found.capture()
         except ValueError as error:
             raise InvalidArgument.of("path", f"is not percent-encoded UTF-8: {error}") from None
-        response = await found.value(Call(Request(scope, receive)), captured)
+        if scope["type"] == "websocket":
+            await _stream_of(found.value).websocket(Incoming(scope), captured)(scope, receive, send)
+            return
+        call = Call(Request(scope, receive))
+        response = await found.value(call, captured)
+        if type(response) is Response:
+            await compression.pack(response, call.headers.get("accept-encoding", ""))
         await response(scope, receive, send)
 
     async def _health(self, call: Call, captured: dict[str, str]) -> Response:
@@ -106,6 +136,12 @@ def _unary_routes(upstream: Upstream) -> Iterator[Route]:
                 yield route
 
 
+def _stream_of(endpoint: Endpoint) -> StreamEndpoint:
+    if not isinstance(endpoint, StreamEndpoint):
+        raise InvalidArgument.of("Upgrade", "there is no stream here; ask without a WebSocket")
+    return endpoint
+
+
 def _no_route(method: str, path: str, allowed: frozenset[str]) -> Exception:
     if not allowed:
         return NotFound("ROUTE_NOT_FOUND", f"there is nothing at {path[:200]}", path=path[:200])
@@ -114,8 +150,11 @@ def _no_route(method: str, path: str, allowed: frozenset[str]) -> Exception:
     return HttpError(HTTPStatus.METHOD_NOT_ALLOWED, error, {"Allow": ", ".join(names)})
 
 
-def http_app(settings: GatewaySettings, upstreams: Upstreams, token: str) -> ASGIApp:
-    return Guard(Api(upstreams), settings, token)
+def http_app(settings: GatewaySettings, upstreams: Upstreams, streams: OpenStreams, token: str) -> ASGIApp:
+    issued = Tickets(token)
+    app = Guard(Api(settings, upstreams, streams, issued), settings, token, streams, issued)
+    allowing = Cors(app, settings.cors_origins) if settings.cors_origins else app
+    return Observed(allowing, access_log=settings.access_log)
 
 
 class _Uvicorn(uvicorn.Server):
@@ -126,22 +165,25 @@ class _Uvicorn(uvicorn.Server):
 
 
 class HttpListener:
-    """Entered, it listens; `port` is then the one it listens on."""
+    """Entered, it listens; `port` is then the one it listens on. Left, it ends the streams first."""
 
-    def __init__(self, app: ASGIApp, settings: GatewaySettings) -> None:
+    def __init__(self, app: ASGIApp, settings: GatewaySettings, streams: OpenStreams) -> None:
         self._listen = settings.http_listen
+        self._streams = streams
         certificate, key = settings.mesh.tls_certificate_file, settings.mesh.tls_key_file
         config = uvicorn.Config(
             app,
-            # In Python: the one that limits the size of headers.
-            http="h11",
-            ws="none",
+            http=Connection,
+            ws=WebSocketConnection,
+            ws_max_size=MAX_MESSAGE_BYTES,
+            ws_ping_interval=PING_SECONDS,
+            ws_ping_timeout=PING_SECONDS,
             lifespan="off",
             log_config=None,
             access_log=False,
             server_header=False,
             proxy_headers=False,
-            h11_max_incomplete_event_size=_MAX_HEADER_BYTES,
+            h11_max_incomplete_event_size=MAX_HEAD_BYTES,
             timeout_keep_alive=_KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=_STOP_SECONDS,
             backlog=_BACKLOG,
@@ -166,6 +208,7 @@ class HttpListener:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        await self._streams.stop()
         self._server.should_exit = True
         if self._task is not None:
             await self._task

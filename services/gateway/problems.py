@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from http import HTTPStatus
+from typing import Any
 
 from starlette.responses import Response
 
+from services.mesh import tracing
 from services.mesh.errors import InvalidArgument, PlatformError, Unauthenticated
 
 # As google/rpc/code.proto says.
@@ -42,14 +44,25 @@ class HttpError(Exception):
         self.headers = dict(headers or {})
 
 
-def problem(raised: Exception, request_id: str) -> Response:
-    """The answer for any exception; one that is not ours says nothing of its inside."""
-    error = raised.error if isinstance(raised, HttpError) else raised
-    if not isinstance(error, PlatformError):
-        error = PlatformError("INTERNAL", "internal error")
-    status = raised.status if isinstance(raised, HttpError) else HTTP_STATUS.get(error.code, 500)
+def of(raised: Exception) -> HttpError:
+    """Any exception as what HTTP says of it.
+
+    One that is not ours says nothing of its inside but the trace under which the log has it.
+    """
+    if isinstance(raised, HttpError):
+        return raised
+    if isinstance(raised, PlatformError):
+        return HttpError(HTTP_STATUS.get(raised.code, 500), raised)
+    trace = {"trace_id": found} if (found := tracing.trace_id()) else {}
+    return HttpError(HTTPStatus.INTERNAL_SERVER_ERROR, PlatformError("INTERNAL", "internal error", **trace))
+
+
+def document(raised: Exception, request_id: str) -> dict[str, Any]:
+    """The problem details of any exception."""
+    found = of(raised)
+    status, error = found.status, found.error
     violations = error.violations if isinstance(error, InvalidArgument) else ()
-    document = {
+    return {
         "type": "about:blank",
         "title": "Client Closed Request" if status == 499 else HTTPStatus(status).phrase,
         "status": status,
@@ -60,10 +73,19 @@ def problem(raised: Exception, request_id: str) -> Response:
         "violations": [{"field": v.field, "description": v.description} for v in violations],
         "request_id": request_id,
     }
-    headers = raised.headers if isinstance(raised, HttpError) else {}
-    if isinstance(error, Unauthenticated):
-        headers["WWW-Authenticate"] = "Bearer"
-    if status in (HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.TOO_MANY_REQUESTS):
-        headers.setdefault("Retry-After", _RETRY_AFTER_SECONDS)
-    body = json.dumps(document, ensure_ascii=False).encode(errors="replace")
-    return Response(body, status, headers, media_type="application/problem+json")
+
+
+def to_json(content: Any) -> bytes:
+    """Lone surrogates, which a foreign message may hold, become `?`."""
+    return json.dumps(content, ensure_ascii=False).encode(errors="replace")
+
+
+def problem(raised: Exception, request_id: str) -> Response:
+    """The answer for any exception."""
+    found = of(raised)
+    if isinstance(found.error, Unauthenticated):
+        found.headers["WWW-Authenticate"] = "Bearer"
+    if found.status in (HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.TOO_MANY_REQUESTS):
+        found.headers.setdefault("Retry-After", _RETRY_AFTER_SECONDS)
+    body = to_json(document(raised, request_id))
+    return Response(body, found.status, found.headers, media_type="application/problem+json")

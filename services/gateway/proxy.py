@@ -16,9 +16,10 @@ from google.protobuf.descriptor import ServiceDescriptor
 
 from services.gateway.upstreams import Upstream
 from services.gateway.writing import finish, send
+from services.mesh import tracing
 
-# Of one connection, not of the call.
-_NOT_FORWARDED = ("user-agent",)
+# Of one connection, not of the call; and the trace, which goes on from the gateway's own span.
+_NOT_FORWARDED = ("user-agent", *tracing.HEADERS)
 
 
 class Proxy(grpc.GenericRpcHandler):
@@ -107,4 +108,5 @@ async def _pump(requests: Any, call: Any) -> None:
 
 
 def _metadata(context: Any) -> list[tuple[str, str | bytes]]:
-    return [(key, value) for key, value in context.invocation_metadata() or () if key not in _NOT_FORWARDED]
+    forwarded = [(key, value) for key, value in context.invocation_metadata() or () if key not in _NOT_FORWARDED]
+    return [*forwarded, *tracing.headers()]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from services.mesh.settings import Environment, MeshSettings, default_home
+from services.mesh.settings import Environment, MeshSettings, TelemetrySettings, default_home
 
 # Each has `proto/rlhf/<name>/v1/<name>_service.proto` and is reached at RLHF_<NAME>_TARGET.
 SERVICES = ("dataset", "trainer")
@@ -22,7 +22,15 @@ class GatewaySettings:
     targets: Mapping[str, str]
     # Names besides loopback and the listening host that a Host header may hold; `*` is every name.
     allowed_hosts: tuple[str, ...]
+    # Origins whose pages may call from a browser: `https://app.example`.
+    cors_origins: tuple[str, ...]
+    # Besides streams, which have a limit of their own.
     max_concurrent_requests: int
+    max_streams: int
+    # A reader of a stream that takes no byte for so long is cut off.
+    slow_reader_seconds: float
+    # One line of the log for each request.
+    access_log: bool
     # Set when the services behind speak TLS.
     tls_root_certificates_file: Path | None
 
@@ -39,7 +47,11 @@ class GatewaySettings:
                 if (target := environment.address(f"RLHF_{service.upper()}_TARGET", ""))
             },
             allowed_hosts=tuple(environment.text("RLHF_GATEWAY_ALLOWED_HOSTS", "").replace(",", " ").lower().split()),
+            cors_origins=environment.origins("RLHF_GATEWAY_CORS_ORIGINS"),
             max_concurrent_requests=environment.integer("RLHF_GATEWAY_MAX_CONCURRENT_REQUESTS", 512, 1, 100_000),
+            max_streams=environment.integer("RLHF_GATEWAY_MAX_STREAMS", 1000, 1, 100_000),
+            slow_reader_seconds=environment.number("RLHF_GATEWAY_SLOW_READER_SECONDS", 30, 0.1, 3600),
+            access_log=environment.flag("RLHF_GATEWAY_ACCESS_LOG", True),
             tls_root_certificates_file=Path(roots) if roots else None,
         )
         environment.done()
@@ -61,4 +73,5 @@ def _mesh(environment: Environment) -> MeshSettings:
         ready_file=Path(ready) if ready else None,
         tls_certificate_file=Path(certificate) if certificate else None,
         tls_key_file=Path(key) if key else None,
+        telemetry=TelemetrySettings.read(environment),
     )

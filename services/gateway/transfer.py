@@ -82,7 +82,7 @@ class UploadEndpoint:
         finally:
             writing.cancel()
         if stopped is not None:
-            raise stopped
+            raise HttpError(HTTPStatus.REQUEST_TIMEOUT, stopped) if isinstance(stopped, UploadIdle) else stopped
         return Response(to_json(upload), media_type="application/json")
 
 

@@ -49,7 +49,9 @@ class PathTemplate:
 
     @classmethod
     def parse(cls, text: str) -> PathTemplate:
-        """Raises ValueError when `text` is not a template."""
+        """Raises ValueError when `text` is not a template. `/` alone, which the grammar lacks, is the root."""
+        if text == "/":
+            return cls(text, ("",), "", ())
         path, verb = _split_verb(text)
         segments: list[str | Wildcard] = []
         variables: list[Variable] = []

@@ -113,6 +113,8 @@ def routes(service: ServiceDescriptor) -> Iterator[Route]:
         if not options.HasExtension(_HTTP):
             continue
         rule = options.Extensions[_HTTP]
+        if any(binding.additional_bindings for binding in rule.additional_bindings):
+            raise ValueError(f"{method.full_name}: additional_bindings nest one level deep")
         for binding in (rule, *rule.additional_bindings):
             yield _route(method, binding)
 
@@ -127,6 +129,8 @@ def _route(method: MethodDescriptor, rule: http_pb2.HttpRule) -> Route:
         leaf = resolve(method.input_type, variable.field_path)
         if not leaf or leaf[-1].is_repeated or leaf[-1].message_type is not None:
             raise ValueError(f"{method.full_name}: {variable.field_path} is not a single scalar field")
+    if rule.body and pattern == "get":
+        raise ValueError(f"{method.full_name}: GET has no body")
     if rule.body not in ("", "*") and rule.body not in method.input_type.fields_by_name:
         raise ValueError(f"{method.full_name}: no field {rule.body} for the body")
     if rule.response_body and rule.response_body not in method.output_type.fields_by_name:

@@ -16,7 +16,7 @@ import pytest
 from google.api import annotations_pb2, field_behavior_pb2, resource_pb2
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, FileDescriptor, MethodDescriptor, ServiceDescriptor
 from rlhf.dataset.v1 import dataset_service_pb2
-from rlhf.event.v1 import checkpoint_created_pb2, dataset_version_created_pb2, training_job_changed_pb2
+from rlhf.event.v1 import checkpoint_changed_pb2, dataset_version_created_pb2, training_job_changed_pb2
 from rlhf.trainer.v1 import trainer_service_pb2
 
 ROOT = Path(__file__).parents[2]
@@ -27,7 +27,7 @@ SERVICES: list[ServiceDescriptor] = [
 ]
 METHODS: list[MethodDescriptor] = [method for service in SERVICES for method in service.methods]
 EVENTS: list[FileDescriptor] = [
-    module.DESCRIPTOR for module in (checkpoint_created_pb2, dataset_version_created_pb2, training_job_changed_pb2)
+    module.DESCRIPTOR for module in (checkpoint_changed_pb2, dataset_version_created_pb2, training_job_changed_pb2)
 ]
 # Served by hand over HTTP, as the comment of each says: bytes go in or come out.
 BY_HAND = {"WriteUpload", "DownloadDataset", "DownloadCheckpoint"}
@@ -152,10 +152,23 @@ def test_standard_calls_have_standard_fields(method: MethodDescriptor) -> None:
         assert "next_page_token" in method.output_type.fields_by_name
     if method.name in ("CreateDataset", "CreateTrainingJob", "ImportModel"):
         assert {"request_id", "validate_only"} <= set(request)
-    if method.name.startswith("Stream"):
-        assert {"after_ordinal", "stored_only"} <= set(request)
     if method.name.startswith("Get"):
         assert list(request) == ["name"]
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if m.server_streaming and rule(m)[0]], ids=lambda m: m.full_name)
+def test_a_stream_that_resumes_has_one_cursor(method: MethodDescriptor) -> None:
+    """`after_X` in the request, `last_X` in the answer: by this the gateway knows it."""
+    after = [field for field in method.input_type.fields if field.name.startswith("after_")]
+    last = [field for field in method.output_type.fields if field.name.startswith("last_")]
+    assert len(after) <= 1
+    assert [f"after_{field.name.removeprefix('last_')}" for field in last] == [field.name for field in after]
+    assert all(field.cpp_type == FieldDescriptor.CPPTYPE_INT64 and not field.is_repeated for field in after + last)
+    if method.name.startswith("Stream"):
+        assert after and "stored_only" in method.input_type.fields_by_name
+    assert len(method.output_type.fields) > len(last), "a message without anything but its cursor is a heartbeat"
+    taken = {"error", "id", "result"} & set(method.output_type.fields_by_name)
+    assert not taken, "over HTTP these words tell a failure or answer a command"
 
 
 def resources() -> Iterator[Descriptor]:

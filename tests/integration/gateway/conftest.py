@@ -22,7 +22,9 @@ from services.gateway.app import Gateway, build
 from services.gateway.settings import GatewaySettings
 from services.mesh.errors import FailedPrecondition, InvalidArgument, NotFound, OutOfRange, Violation
 from services.mesh.interceptors import Errors, Identity
+from services.mesh.observing import Observed
 from services.mesh.settings import Environment
+from tests.integration.gateway.streaming_trainer import StreamingTrainer, StreamsSeen
 
 TOKEN = "the-token-of-the-test"
 AUTHORIZATION = {"authorization": f"Bearer {TOKEN}"}
@@ -152,9 +154,10 @@ class DatasetServicer(dataset_service_pb2_grpc.DatasetServiceServicer):
             raise
 
 
-class TrainerServicer(trainer_service_pb2_grpc.TrainerServiceServicer):
-    def __init__(self, seen: Seen) -> None:
+class TrainerServicer(StreamingTrainer, trainer_service_pb2_grpc.TrainerServiceServicer):
+    def __init__(self, seen: Seen, streams: StreamsSeen) -> None:
         self.seen = seen
+        self.streams = streams
 
     async def GetCheckpoint(self, request: Any, context: Any) -> Any:
         self.seen.note(request, context)
@@ -182,16 +185,17 @@ class Services:
 
     def __init__(self) -> None:
         self.seen = Seen()
+        self.streams = StreamsSeen()
         self.port = 0
         self._server: Any = None
 
     async def start(self) -> None:
         server = grpc.aio.server(
-            interceptors=[Errors(), Identity(TOKEN)],
+            interceptors=[Observed(), Errors(), Identity(TOKEN)],
             options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", 4 * MIB)],
         )
         dataset_service_pb2_grpc.add_DatasetServiceServicer_to_server(DatasetServicer(self.seen), server)
-        trainer_service_pb2_grpc.add_TrainerServiceServicer_to_server(TrainerServicer(self.seen), server)
+        trainer_service_pb2_grpc.add_TrainerServiceServicer_to_server(TrainerServicer(self.seen, self.streams), server)
         servicer: Any = health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue]
         health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
         self.port = server.add_insecure_port(f"127.0.0.1:{self.port}")
@@ -214,6 +218,11 @@ async def services() -> AsyncIterator[Services]:
 @pytest.fixture
 def seen(services: Services) -> Seen:
     return services.seen
+
+
+@pytest.fixture
+def streams(services: Services) -> StreamsSeen:
+    return services.streams
 
 
 @pytest.fixture

@@ -22,10 +22,10 @@ ROUTES = [
     ("GET", f"{DATASET}/versions/1:download"),
     ("GET", "/v1/projects/p/trainingJobs/j/checkpoints/step-1:download?path=x"),
     ("GET", "/v1/nothing"),
-    ("GET", "/"),
     ("OPTIONS", DATASET),
     ("GET", "/healthz/../v1/formats"),
-    ("GET", "//healthz"),
+    ("GET", "/%2Fhealthz"),
+    ("GET", "/%2Fopenapi.json"),
 ]
 
 

@@ -83,6 +83,14 @@ async def test_metadata_goes_both_ways(stub: Any, seen: Any) -> None:
     assert (trailing["x-last"], trailing["x-last-bin"]) == ("2", b"\x00\xff")
 
 
+@pytest.mark.parametrize("compression", [grpc.Compression.Gzip, grpc.Compression.Deflate])
+async def test_a_caller_may_compress(stub: Any, seen: Any, compression: grpc.Compression) -> None:
+    reply = await stub.WriteUpload(write(3), metadata=METADATA, compression=compression)
+    assert reply.received_bytes == 3 * MIB
+    assert bytes(seen.uploaded[::MIB]) == bytes(range(3))
+    assert (await stub.GetDataset(get("d"), metadata=METADATA, compression=compression)).format == "messages"
+
+
 async def test_status_details_arrive(stub: Any) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await stub.GetDataset(get("invalid"), metadata=METADATA)

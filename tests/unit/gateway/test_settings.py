@@ -29,6 +29,12 @@ def test_targets_are_those_that_are_set() -> None:
     assert dict(both.targets) == {"dataset": "d:2", "trainer": "t:1"}
 
 
+def test_origins_are_none_unless_set_and_exact() -> None:
+    assert read().cors_origins == ()
+    set_ = read(RLHF_GATEWAY_CORS_ORIGINS="https://A.example:8443, http://[::1]:5173")
+    assert set_.cors_origins == ("https://a.example:8443", "http://[::1]:5173")
+
+
 def test_hosts_may_be_parted_by_comma_or_space() -> None:
     assert read(RLHF_GATEWAY_ALLOWED_HOSTS="A.example, b  c,").allowed_hosts == ("a.example", "b", "c")
 

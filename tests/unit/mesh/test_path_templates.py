@@ -58,6 +58,10 @@ def find(template: str, path: str) -> dict[str, str] | None:
         ("/v1/{name=a/*}", "/v1/a/1%3Acancel", {"name": "a/1:cancel"}),
         ("/v1/{parent=a/*}/models:import", "/v1/a/1/models:import", {"parent": "a/1"}),
         ("/v1/a:b", "/v1/a:b", {}),
+        ("/", "/", {}),
+        ("/", "//", None),
+        ("/", "/a", None),
+        ("/", "", None),
         # One segment: everything is decoded, %2F too.
         ("/v1/{name}", "/v1/a%2Fb%20c", {"name": "a/b c"}),
         ("/v1/{name=*}", "/v1/a%2fb", {"name": "a/b"}),
@@ -80,7 +84,7 @@ def test_path_fits_template(template: str, path: str, captured: dict[str, str] |
 @pytest.mark.parametrize(
     "text",
     [
-        *("", "/", "v1/a", "/v1//a", "/v1/a/", "/v1/a*", "/v1/**/a"),
+        *("", "v1/a", "/v1//a", "/v1/a/", "/v1/a*", "/v1/**/a"),
         *("/v1/{}", "/v1/{a", "/v1/a}", "/v1/{a=}", "/v1/{a.}", "/v1/{1a}"),
         *("/v1/{a=**}/b", "/v1/{a}/{a}", "/v1/{a=b/{c}}"),
     ],

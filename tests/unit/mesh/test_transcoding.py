@@ -1,4 +1,4 @@
-"""google.api.http: the examples of its specification, then every rule of path, query, body and answer."""
+"""google.api.http: each rule of path, query, body and answer; the specification's examples have their own file."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 import pytest
-from google.protobuf import json_format, message_factory
+from google.protobuf import message_factory
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,48 +16,6 @@ from services.mesh.errors import InvalidArgument
 from services.mesh.path_templates import NoRoute
 from services.mesh.transcoding import parse_query
 from tests.fix_http_descriptors import COLOUR_0, SPEC, as_dict, compile_service, kinds, send, violations
-
-
-@pytest.mark.parametrize(
-    ("method", "target", "body", "rpc", "request_"),
-    [
-        ("GET", "/v1/messages/123456", None, "GetMessage", {"name": "messages/123456"}),
-        (
-            "GET",
-            "/v2/messages/123456?revision=2&sub.subfield=foo",
-            None,
-            "GetMessageRevision",
-            {"message_id": "123456", "revision": "2", "sub": {"subfield": "foo"}},
-        ),
-        (
-            "PATCH",
-            "/v3/messages/123456",
-            {"text": "Hi!"},
-            "UpdateMessage",
-            {"message_id": "123456", "message": {"text": "Hi!"}},
-        ),
-        (
-            "PATCH",
-            "/v4/messages/123456",
-            {"text": "Hi!"},
-            "UpdateMessageWhole",
-            {"message_id": "123456", "text": "Hi!"},
-        ),
-        ("GET", "/v5/messages/123456", None, "GetUserMessage", {"message_id": "123456"}),
-        (
-            "GET",
-            "/v5/users/me/messages/123456",
-            None,
-            "GetUserMessage",
-            {"message_id": "123456", "user_id": "me"},
-        ),
-        ("GET", "/v6/messages/1/x", None, "GetSub", {"message_id": "1", "sub": {"subfield": "x"}}),
-    ],
-)
-def test_example_of_the_specification(method: str, target: str, body: Any, rpc: str, request_: dict[str, Any]) -> None:
-    name, message = send(compile_service("spec.v1", SPEC), method, target, body)
-    assert name == rpc
-    assert json_format.MessageToDict(message, preserving_proto_field_name=True) == request_
 
 
 def test_method_without_annotation_has_no_route() -> None:

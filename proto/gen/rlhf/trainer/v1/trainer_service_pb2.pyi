@@ -258,47 +258,69 @@ class CancelTrainingJobRequest(message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 @typing.final
-class WatchTrainingJobRequest(message.Message):
+class StreamJobEventsRequest(message.Message):
     DESCRIPTOR: descriptor.Descriptor
 
     NAME_FIELD_NUMBER: builtins.int
     AFTER_SEQUENCE_FIELD_NUMBER: builtins.int
+    STORED_ONLY_FIELD_NUMBER: builtins.int
     name: builtins.str
     after_sequence: builtins.int
-    """0 starts with the first state."""
+    """0 starts with the first event; TrainingJob.sequence with what comes after the job as it was read."""
+    stored_only: builtins.bool
+    """End when there are no more stored events instead of following."""
     def __init__(
         self,
         *,
         name: builtins.str = ...,
         after_sequence: builtins.int = ...,
+        stored_only: builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["after_sequence", b"after_sequence", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["after_sequence", b"after_sequence", "name", b"name", "stored_only", b"stored_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 @typing.final
-class WatchTrainingJobResponse(message.Message):
+class StreamJobEventsResponse(message.Message):
     DESCRIPTOR: descriptor.Descriptor
 
     TRAINING_JOB_FIELD_NUMBER: builtins.int
-    SEQUENCE_FIELD_NUMBER: builtins.int
-    sequence: builtins.int
-    """The sequence sent, or on a heartbeat the last one sent."""
+    CHECKPOINT_FIELD_NUMBER: builtins.int
+    JOB_ERROR_FIELD_NUMBER: builtins.int
+    LAST_SEQUENCE_FIELD_NUMBER: builtins.int
+    last_sequence: builtins.int
+    """Resume after it. Rises, but is not dense."""
     @builtins.property
-    def training_job(self) -> training_job_pb2.TrainingJob: ...
+    def training_job(self) -> training_job_pb2.TrainingJob:
+        """The job as it was just after a change of state."""
+
+    @builtins.property
+    def checkpoint(self) -> checkpoint_pb2.Checkpoint:
+        """A checkpoint as it was just after it was written (VERIFYING) or verified (READY, CORRUPT)."""
+
+    @builtins.property
+    def job_error(self) -> training_job_pb2.JobError:
+        """Why an attempt failed. The change of state that it led to comes next, with a later sequence; who resumes between
+        the two is sent the error again.
+        """
+
     def __init__(
         self,
         *,
         training_job: training_job_pb2.TrainingJob | None = ...,
-        sequence: builtins.int = ...,
+        checkpoint: checkpoint_pb2.Checkpoint | None = ...,
+        job_error: training_job_pb2.JobError | None = ...,
+        last_sequence: builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = typing.Literal["training_job", b"training_job"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["checkpoint", b"checkpoint", "event", b"event", "job_error", b"job_error", "training_job", b"training_job"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["sequence", b"sequence", "training_job", b"training_job"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["checkpoint", b"checkpoint", "event", b"event", "job_error", b"job_error", "last_sequence", b"last_sequence", "training_job", b"training_job"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType_event: _TypeAlias = typing.Literal["training_job", "checkpoint", "job_error"]  # noqa: Y015
+    _WhichOneofArgType_event: _TypeAlias = typing.Literal["event", b"event"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
 @typing.final
 class StreamMetricsRequest(message.Message):

@@ -79,10 +79,10 @@ class TrainerServiceStub(object):
                 request_serializer=rlhf_dot_trainer_dot_v1_dot_trainer__service__pb2.CancelTrainingJobRequest.SerializeToString,
                 response_deserializer=rlhf_dot_trainer_dot_v1_dot_training__job__pb2.TrainingJob.FromString,
                 _registered_method=True)
-        self.WatchTrainingJob = channel.unary_stream(
-                '/rlhf.trainer.v1.TrainerService/WatchTrainingJob',
-                request_serializer=rlhf_dot_trainer_dot_v1_dot_trainer__service__pb2.WatchTrainingJobRequest.SerializeToString,
-                response_deserializer=rlhf_dot_trainer_dot_v1_dot_trainer__service__pb2.WatchTrainingJobResponse.FromString,
+        self.StreamJobEvents = channel.unary_stream(
+                '/rlhf.trainer.v1.TrainerService/StreamJobEvents',
+                request_serializer=rlhf_dot_trainer_dot_v1_dot_trainer__service__pb2.StreamJobEventsRequest.SerializeToString,
+                response_deserializer=rlhf_dot_trainer_dot_v1_dot_trainer__service__pb2.StreamJobEventsResponse.FromString,
                 _registered_method=True)
         self.StreamMetrics = channel.unary_stream(
                 '/rlhf.trainer.v1.TrainerService/StreamMetrics',
@@ -186,9 +186,10 @@ class TrainerServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def WatchTrainingJob(self, request, context):
-        """Sends every state after `after_sequence`, then each change as it happens, and ends after a terminal state. A message
-        without a training job is a heartbeat.
+    def StreamJobEvents(self, request, context):
+        """Sends what happened to the job after `after_sequence`, then each event as it happens, and ends after a terminal
+        state. A message without an event is a heartbeat. Over a WebSocket the job also takes commands: `{"id": 1,
+        "cancel": {}}`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -294,10 +295,10 @@ def add_TrainerServiceServicer_to_server(servicer, server):
                     request_deserializer=rlhf_dot_trainer_dot_v1_dot_trainer__service__pb2.CancelTrainingJobRequest.FromString,
                     response_serializer=rlhf_dot_trainer_dot_v1_dot_training__job__pb2.TrainingJob.SerializeToString,
             ),
-            'WatchTrainingJob': grpc.unary_stream_rpc_method_handler(
-                    servicer.WatchTrainingJob,
-                    request_deserializer=rlhf_dot_trainer_dot_v1_dot_trainer__service__pb2.WatchTrainingJobRequest.FromString,
-                    response_serializer=rlhf_dot_trainer_dot_v1_dot_trainer__service__pb2.WatchTrainingJobResponse.SerializeToString,
+            'StreamJobEvents': grpc.unary_stream_rpc_method_handler(
+                    servicer.StreamJobEvents,
+                    request_deserializer=rlhf_dot_trainer_dot_v1_dot_trainer__service__pb2.StreamJobEventsRequest.FromString,
+                    response_serializer=rlhf_dot_trainer_dot_v1_dot_trainer__service__pb2.StreamJobEventsResponse.SerializeToString,
             ),
             'StreamMetrics': grpc.unary_stream_rpc_method_handler(
                     servicer.StreamMetrics,
@@ -568,7 +569,7 @@ class TrainerService(object):
             _registered_method=True)
 
     @staticmethod
-    def WatchTrainingJob(request,
+    def StreamJobEvents(request,
             target,
             options=(),
             channel_credentials=None,
@@ -581,9 +582,9 @@ class TrainerService(object):
         return grpc.experimental.unary_stream(
             request,
             target,
-            '/rlhf.trainer.v1.TrainerService/WatchTrainingJob',
-            rlhf_dot_trainer_dot_v1_dot_trainer__service__pb2.WatchTrainingJobRequest.SerializeToString,
-            rlhf_dot_trainer_dot_v1_dot_trainer__service__pb2.WatchTrainingJobResponse.FromString,
+            '/rlhf.trainer.v1.TrainerService/StreamJobEvents',
+            rlhf_dot_trainer_dot_v1_dot_trainer__service__pb2.StreamJobEventsRequest.SerializeToString,
+            rlhf_dot_trainer_dot_v1_dot_trainer__service__pb2.StreamJobEventsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -38,9 +38,10 @@ class TrainerServiceStub:
     """QUEUED goes to CANCELLED at once, RUNNING to CANCELLING; the run stops at its next step boundary, or is killed after
     the grace period. FAILED_PRECONDITION from a terminal state.
     """
-    WatchTrainingJob: aio.UnaryStreamMultiCallable[trainer_service_pb2.WatchTrainingJobRequest, trainer_service_pb2.WatchTrainingJobResponse]
-    """Sends every state after `after_sequence`, then each change as it happens, and ends after a terminal state. A message
-    without a training job is a heartbeat.
+    StreamJobEvents: aio.UnaryStreamMultiCallable[trainer_service_pb2.StreamJobEventsRequest, trainer_service_pb2.StreamJobEventsResponse]
+    """Sends what happened to the job after `after_sequence`, then each event as it happens, and ends after a terminal
+    state. A message without an event is a heartbeat. Over a WebSocket the job also takes commands: `{"id": 1,
+    "cancel": {}}`.
     """
     StreamMetrics: aio.UnaryStreamMultiCallable[trainer_service_pb2.StreamMetricsRequest, trainer_service_pb2.StreamMetricsResponse]
     """Sends every point after `after_ordinal`, then each new one, and ends with the job. A message without points is a
@@ -132,13 +133,14 @@ class TrainerServiceServicer(metaclass=abc_1.ABCMeta):
         """
 
     @abc_1.abstractmethod
-    def WatchTrainingJob(
+    def StreamJobEvents(
         self,
-        request: trainer_service_pb2.WatchTrainingJobRequest,
-        context: aio.ServicerContext[trainer_service_pb2.WatchTrainingJobRequest, abc.AsyncIterator[trainer_service_pb2.WatchTrainingJobResponse]],
-    ) -> abc.AsyncIterator[trainer_service_pb2.WatchTrainingJobResponse]:
-        """Sends every state after `after_sequence`, then each change as it happens, and ends after a terminal state. A message
-        without a training job is a heartbeat.
+        request: trainer_service_pb2.StreamJobEventsRequest,
+        context: aio.ServicerContext[trainer_service_pb2.StreamJobEventsRequest, abc.AsyncIterator[trainer_service_pb2.StreamJobEventsResponse]],
+    ) -> abc.AsyncIterator[trainer_service_pb2.StreamJobEventsResponse]:
+        """Sends what happened to the job after `after_sequence`, then each event as it happens, and ends after a terminal
+        state. A message without an event is a heartbeat. Over a WebSocket the job also takes commands: `{"id": 1,
+        "cancel": {}}`.
         """
 
     @abc_1.abstractmethod

@@ -86,7 +86,7 @@ class TrainingJob(message.Message):
     """Optimizer steps completed. Moves without a new sequence."""
     total_step_count: builtins.int
     sequence: builtins.int
-    """Rises with every change of state."""
+    """Rises with every event: a change of state, or one of a checkpoint."""
     @builtins.property
     def params(self) -> struct_pb2.Struct:
         """Checked against the algorithm's own parameters; answers hold the defaults that were filled in."""
@@ -171,6 +171,38 @@ class JobAttempt(message.Message):
     _HasFieldArgType: _TypeAlias = typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
     _ClearFieldArgType: _TypeAlias = typing.Literal["end_reason", b"end_reason", "end_time", b"end_time", "number", b"number", "resumed_from_step", b"resumed_from_step", "start_time", b"start_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class JobError(message.Message):
+    """Why an attempt at a job failed."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    STATUS_FIELD_NUMBER: builtins.int
+    REMEDY_FIELD_NUMBER: builtins.int
+    ATTEMPT_FIELD_NUMBER: builtins.int
+    RETRIED_FIELD_NUMBER: builtins.int
+    remedy: builtins.str
+    """What to do about it; empty where nothing is known."""
+    attempt: builtins.int
+    """JobAttempt.number; 0 when it failed before any attempt."""
+    retried: builtins.bool
+    """The job is queued again, and another attempt will be made."""
+    @builtins.property
+    def status(self) -> status_pb2.Status: ...
+    def __init__(
+        self,
+        *,
+        status: status_pb2.Status | None = ...,
+        remedy: builtins.str = ...,
+        attempt: builtins.int = ...,
+        retried: builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = typing.Literal["status", b"status"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["attempt", b"attempt", "remedy", b"remedy", "retried", b"retried", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -18,8 +18,10 @@ else:
 DESCRIPTOR: descriptor.FileDescriptor
 
 @typing.final
-class CheckpointCreated(message.Message):
-    """Published when a checkpoint has become READY."""
+class CheckpointChanged(message.Message):
+    """Published when a checkpoint has been written (VERIFYING) and when it has been verified (READY or CORRUPT); the
+    checkpoint as it was just after.
+    """
 
     DESCRIPTOR: descriptor.Descriptor
 

@@ -1,0 +1,1 @@
+"""The OpenAPI document of the HTTP side, made from the descriptors of the contract and their comments."""

@@ -1,0 +1,105 @@
+"""Limits on the size and the time of a request, over raw connections."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+
+from services.gateway import connections, transfer
+from tests.integration.gateway.conftest import TOKEN
+
+HEAD = f"Host: localhost\r\nAuthorization: Bearer {TOKEN}\r\n"
+DATASET = "/v1/projects/p/datasets/d"
+
+
+async def exchange(gateway: Any, sent: bytes) -> bytes:
+    """Everything that comes back until the gateway closes."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", gateway.http_port)
+    writer.write(sent)
+    async with asyncio.timeout(20):
+        answer = await reader.read()
+    writer.close()
+    return answer
+
+
+def problem(answer: bytes, status: int) -> dict[str, Any]:
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(f"HTTP/1.1 {status} ".encode()), answer
+    assert b"\r\ncontent-type: application/problem+json" in head.lower()
+    assert b"\r\nconnection: close" in head.lower()
+    document = json.loads(body)
+    assert document["status"] == status
+    assert f"\r\nx-request-id: {document['request_id']}".encode() in head.lower()
+    return document
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"GET / HTTP/1.1\r\nX: " + b"a" * 100_000 + b"\r\n\r\n",
+        b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"GET / HTTP/1.1\r\n" + b"X: a\r\n" * 10_000 + b"\r\n",
+    ],
+    ids=["one header", "path", "many headers"],
+)
+async def test_too_large_a_head_is_431(gateway: Any, sent: bytes) -> None:
+    assert problem(await exchange(gateway, sent), 431)["reason"] == "HEADERS_TOO_LARGE"
+
+
+async def test_what_is_not_http_is_400(gateway: Any) -> None:
+    assert problem(await exchange(gateway, b"hello\r\n\r\n"), 400)["reason"] == "MALFORMED_HTTP"
+
+
+async def test_late_head_is_408_and_an_idle_connection_is_closed(gateway: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "HEAD_SECONDS", 0.2)
+    assert problem(await exchange(gateway, f"GET {DATASET} HTTP/1.1\r\n{HEAD}".encode()), 408)
+    assert await exchange(gateway, b"") == b""
+
+
+async def test_late_head_of_a_second_request_is_408(gateway: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "HEAD_SECONDS", 0.2)
+    reader, writer = await asyncio.open_connection("127.0.0.1", gateway.http_port)
+    async with asyncio.timeout(20):
+        writer.write(f"GET {DATASET} HTTP/1.1\r\n{HEAD}\r\n".encode())
+        head = await reader.readuntil(b"\r\n\r\n")
+        length = next(line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length"))
+        await reader.readexactly(int(length.partition(b":")[2]))
+        writer.write(f"GET {DATASET} HTTP/1.1\r\n".encode())
+        assert problem(await reader.read(), 408)["reason"] == "HEADERS_LATE"
+    writer.close()
+
+
+async def test_answer_may_take_longer_than_the_head(gateway: Any, seen: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "HEAD_SECONDS", 0.1)
+    sent = f"GET /v1/projects/p/datasets/slow HTTP/1.1\r\n{HEAD}X-Request-Timeout: 0.5\r\nConnection: close\r\n\r\n"
+    assert (await exchange(gateway, sent.encode())).startswith(b"HTTP/1.1 504 ")
+
+
+async def test_late_body_is_408(gateway: Any, seen: Any) -> None:
+    head = f"POST /v1/projects/p/datasets HTTP/1.1\r\n{HEAD}Content-Type: application/json\r\nContent-Length: 100\r\n"
+    reader, writer = await asyncio.open_connection("127.0.0.1", gateway.http_port)
+    writer.write(f"{head}X-Request-Timeout: 0.2\r\n\r\n{{".encode())
+    async with asyncio.timeout(20):
+        answer = await reader.readuntil(b"\r\n\r\n")
+        assert answer.startswith(b"HTTP/1.1 408 ")
+        length = next(line for line in answer.lower().split(b"\r\n") if line.startswith(b"content-length"))
+        document = json.loads(await reader.readexactly(int(length.partition(b":")[2])))
+    writer.close()
+    assert (document["status"], document["reason"]) == (408, "BODY_LATE")
+    assert seen.requests == []
+
+
+async def test_an_upload_that_stands_still_is_408_and_what_came_is_kept(
+    gateway: Any, seen: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transfer, "IDLE_SECONDS", 0.2)
+    head = f"PUT {DATASET}/uploads/u:write HTTP/1.1\r\n{HEAD}Content-Length: 100\r\n\r\nhello"
+    reader, writer = await asyncio.open_connection("127.0.0.1", gateway.http_port)
+    writer.write(head.encode())
+    async with asyncio.timeout(20):
+        assert (await reader.readline()).startswith(b"HTTP/1.1 408 ")
+    writer.close()
+    assert bytes(seen.uploaded) == b"hello"
