@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import hashlib
 import os
 import re
@@ -22,7 +21,7 @@ from typing import Any
 import fsspec
 import msgspec
 
-from services.mesh.errors import DataLoss, InvalidArgument, NotFound, ResourceExhausted
+from services.mesh.errors import NO_ROOM, DataLoss, InvalidArgument, NotFound, ResourceExhausted
 
 CHUNK_BYTES = 1024 * 1024
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -164,17 +163,19 @@ class ArtifactStore:
         return manifest
 
     def _put_file(self, path: Path, name: str, expected: str | None) -> ArtifactFile:
-        sha256 = hash_file(path)
-        if expected is not None and sha256 != expected:
-            raise DataLoss("WRONG_HASH", f"{name} has SHA-256 {sha256}, not {expected}", path=name)
-        size_bytes = path.stat().st_size
+        # A large file is read once where its hash is named: what is copied is hashed on the way.
+        sha256, size_bytes = expected or hash_file(path), path.stat().st_size
         if not self._has(sha256, size_bytes):
             with path.open("rb") as source, self._writing(sha256) as file:
-                shutil.copyfileobj(source, file, CHUNK_BYTES)
+                hashing = _Hashing(file)
+                shutil.copyfileobj(source, hashing, CHUNK_BYTES)
+                _check_hash(name, hashing.digest.hexdigest(), sha256)
+        elif expected:
+            _check_hash(name, hash_file(path), sha256)
         return ArtifactFile(name, size_bytes, sha256)
 
     def _writing(self, sha256: str) -> contextlib.AbstractContextManager[Any]:
-        return _atomic_write(self._filesystem, self._key(sha256), f"{self._root}/writing/{uuid.uuid4()}", sha256)
+        return _atomic_write(self._filesystem, self._key(sha256), f"{self._root}/writing/{uuid.uuid4()}")
 
     def _read(self, sha256: str) -> bytes:
         with self._open(sha256) as file:
@@ -226,26 +227,24 @@ class _Hashing:
 
 
 @contextlib.contextmanager
-def _atomic_write(filesystem: Any, key: str, temporary: str, sha256: str) -> Iterator[_Hashing]:
-    """A blob that appears under its key whole, on disk and with the right hash, or not at all.
+def _atomic_write(filesystem: Any, key: str, temporary: str) -> Iterator[Any]:
+    """A blob that appears under its key whole and on disk, or not at all: not when the block raises.
 
-    Raises DataLoss when what was written has another hash, ResourceExhausted when the disk is full.
+    Raises ResourceExhausted when the disk is full.
     """
     for path in (temporary, key):
         filesystem.makedirs(path.rpartition("/")[0], exist_ok=True)
     try:
         with filesystem.open(temporary, "wb") as file:
-            hashing = _Hashing(file)
-            yield hashing
+            yield file
             file.flush()
             with contextlib.suppress(AttributeError, OSError):  # an object store has no descriptor and needs none
                 os.fsync(file.fileno())
-        if hashing.digest.hexdigest() != sha256:
-            raise DataLoss("CHANGED_WHILE_READ", "the file changed while it was stored", sha256=sha256)
         filesystem.mv(temporary, key)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise ResourceExhausted("DISK_FULL", "the artifact store has no room left") from error
+        if error.errno in NO_ROOM:
+            what = f"the artifact store has no room left for {key}; free some, and what waits for it goes on"
+            raise ResourceExhausted("DISK_FULL", what) from error
         raise
     finally:
         if filesystem.exists(temporary):
@@ -264,6 +263,12 @@ def _paths(folder: Path) -> list[str]:
         if path.is_file():
             found.append(str(check_relative_path(relative)))
     return sorted(found)
+
+
+def _check_hash(name: str, found: str, sha256: str) -> None:
+    """Raises DataLoss for a file that has another hash: the one that was named, or the one it had a moment ago."""
+    if found != sha256:
+        raise DataLoss("WRONG_HASH", f"{name} has SHA-256 {found}, not {sha256}", path=name)
 
 
 def hash_file(path: Path) -> str:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 import uuid
-from collections.abc import AsyncGenerator, Awaitable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,6 +14,7 @@ import grpc
 from google.protobuf.message import DecodeError, Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
+from services.mesh import tracing
 from services.mesh.errors import BY_CODE, InvalidArgument, PlatformError, Violation
 from services.mesh.interceptors import DETAILS_KEY
 from services.mesh.writing import send_all
@@ -22,6 +24,8 @@ T = TypeVar("T")
 DEFAULT_DEADLINE_SECONDS = 30.0
 # A call that may be repeated is tried again this long after each UNAVAILABLE: 3.1 s for a service to come back.
 _BACKOFFS_SECONDS = (0.1, 0.2, 0.4, 0.8, 1.6)
+# Besides reads and what has a request_id: the contract says that a second time returns what the first made.
+_REPEATABLE = ("CreateUpload", "CommitUpload")
 OPTIONS: Sequence[tuple[str, Any]] = (
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),
@@ -99,11 +103,14 @@ class _Defaults:
     def __init__(self, token: str) -> None:
         self._authorization = f"Bearer {token}"
 
-    def details(self, details: grpc.aio.ClientCallDetails, deadline: float | None = None) -> grpc.aio.ClientCallDetails:
-        """`deadline` on the monotonic clock, in place of the caller's timeout."""
+    def details(
+        self, details: grpc.aio.ClientCallDetails, span: tracing.Span | None, deadline: float | None = None
+    ) -> grpc.aio.ClientCallDetails:
+        """`deadline` on the monotonic clock, in place of the caller's timeout; `span` is the call's, if it has one."""
         metadata = grpc.aio.Metadata(*(details.metadata or ()))
-        if "authorization" not in metadata:
-            metadata.add("authorization", self._authorization)
+        for key, value in (("authorization", self._authorization), *tracing.headers(span)):
+            if key not in metadata:
+                metadata.add(key, value)
         timeout = details.timeout if deadline is None else max(0.0, deadline - time.monotonic())
         return grpc.aio.ClientCallDetails(
             details.method, timeout, metadata, details.credentials, details.wait_for_ready
@@ -113,25 +120,29 @@ class _Defaults:
 class _UnaryDefaults(_Defaults, grpc.aio.UnaryUnaryClientInterceptor):
     async def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
         request = _with_request_id(request)
-        repeatable = _is_repeatable(client_call_details.method, request)
+        repeatable = is_repeatable(client_call_details.method, request)
         deadline = time.monotonic() + (client_call_details.timeout or DEFAULT_DEADLINE_SECONDS)
-        for backoff_seconds in _BACKOFFS_SECONDS if repeatable else ():
-            call = await continuation(self.details(client_call_details, deadline), request)
-            if await _code(call) is not grpc.StatusCode.UNAVAILABLE or time.monotonic() + backoff_seconds > deadline:
-                return call
-            await asyncio.sleep(backoff_seconds)
-        return await continuation(self.details(client_call_details, deadline), request)
+        with _spanned(client_call_details) as spanned:
+            for backoff_seconds in _BACKOFFS_SECONDS if repeatable else ():
+                call = await continuation(self.details(client_call_details, spanned.span, deadline), request)
+                code = await _code(call)
+                if code is not grpc.StatusCode.UNAVAILABLE or time.monotonic() + backoff_seconds > deadline:
+                    return spanned.by(call)
+                await asyncio.sleep(backoff_seconds)
+            return spanned.by(await continuation(self.details(client_call_details, spanned.span, deadline), request))
 
 
 class _StreamDefaults(_Defaults, grpc.aio.UnaryStreamClientInterceptor):
     async def intercept_unary_stream(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
-        return await continuation(self.details(client_call_details), request)
+        with _spanned(client_call_details) as spanned:
+            return spanned.by(await continuation(self.details(client_call_details, spanned.span), request))
 
 
 class _StreamUnaryDefaults(_Defaults, grpc.aio.StreamUnaryClientInterceptor):
     async def intercept_stream_unary(self, continuation: Any, client_call_details: Any, request_iterator: Any) -> Any:
         # Written by us: a call that writes for itself loses the status of a server that ends it early.
-        call = await continuation(self.details(client_call_details), None)
+        with _spanned(client_call_details) as spanned:
+            call = spanned.by(await continuation(self.details(client_call_details, spanned.span), None))
         sending = asyncio.create_task(send_all(call, request_iterator))
         call.add_done_callback(lambda _: sending.cancel())
         return call
@@ -139,7 +150,52 @@ class _StreamUnaryDefaults(_Defaults, grpc.aio.StreamUnaryClientInterceptor):
 
 class _BothDefaults(_Defaults, grpc.aio.StreamStreamClientInterceptor):
     async def intercept_stream_stream(self, continuation: Any, client_call_details: Any, request_iterator: Any) -> Any:
-        return await continuation(self.details(client_call_details), request_iterator)
+        with _spanned(client_call_details) as spanned:
+            return spanned.by(await continuation(self.details(client_call_details, spanned.span), request_iterator))
+
+
+class _Spanned:
+    """A span that ends when the call does that it is about. None where this process records none."""
+
+    def __init__(self, span: tracing.Span | None) -> None:
+        self.span = span
+        self._handed_over = False
+
+    def by(self, call: T) -> T:
+        if self.span is not None and self.span.is_recording():
+            self._handed_over = True
+            task = asyncio.create_task(self._until_done(call))
+            _ending.add(task)
+            task.add_done_callback(_ending.discard)
+        return call
+
+    async def _until_done(self, call: Any) -> None:
+        assert self.span is not None
+        code = (await call.code()).name
+        self.span.set_attribute("rpc.response.status_code", code)
+        if code != "OK":
+            tracing.fail(self.span, code)
+        self.span.end()
+
+    def close(self) -> None:
+        if self.span is not None and not self._handed_over:
+            self.span.end()
+
+
+# A task that nobody refers to may be collected before it is done.
+_ending: set[asyncio.Task[None]] = set()
+
+
+@contextlib.contextmanager
+def _spanned(details: grpc.aio.ClientCallDetails) -> Iterator[_Spanned]:
+    method = details.method.decode() if isinstance(details.method, bytes) else details.method
+    attributes = {"rpc.system.name": "grpc", "rpc.method": method[1:]}
+    span = tracing.start(method[1:], tracing.SpanKind.CLIENT, None, attributes) if tracing.is_recording() else None
+    spanned = _Spanned(span)
+    try:
+        yield spanned
+    finally:
+        spanned.close()
 
 
 async def _code(call: Any) -> grpc.StatusCode:
@@ -159,7 +215,7 @@ def _with_request_id(request: Any) -> Any:
     return filled
 
 
-def _is_repeatable(method: str | bytes, request: Any) -> bool:
+def is_repeatable(method: str | bytes, request: Any) -> bool:
     """Whether a second time does no harm when the first was carried out and only its answer was lost."""
-    path = method.decode() if isinstance(method, bytes) else method
-    return path.rpartition("/")[2].startswith(("Get", "List")) or bool(getattr(request, "request_id", ""))
+    name = (method.decode() if isinstance(method, bytes) else method).rpartition("/")[2]
+    return name.startswith(("Get", "List")) or name in _REPEATABLE or bool(getattr(request, "request_id", ""))

@@ -6,9 +6,13 @@ holds the values that the message mentions, so that nobody has to parse prose.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
+
+# What an OSError's errno is where a file cannot grow: no space, no quota left, or a limit on its size.
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Events between services: a transactional outbox, its relay to NATS JetStream, and an idempotent durable consumer.
+"""Events between services: a transactional outbox and its relay to NATS JetStream; consuming.py has the other end.
 
 An event is a CloudEvents 1.0 JSON object; `type` is the full proto name of the message in `data`, the subject is
 `<type>.<project>`, the NATS message id is the event's id. Delivery is at least once; a consumer's writes and its mark
@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import json
 import logging
-from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TypeVar
@@ -19,24 +18,21 @@ from typing import Any, TypeVar
 import nats.errors
 from google.protobuf import json_format
 from google.protobuf.message import Message
-from nats.aio.msg import Msg
 from nats.js import JetStreamContext
-from nats.js.api import AckPolicy, ConsumerConfig
 from psycopg.rows import class_row
 from psycopg.types.json import Jsonb
 
-from services.mesh import identity, names
+from services.mesh import identity, metrics, names, tracing
 from services.mesh.errors import ResourceExhausted, Unavailable
-from services.mesh.nats import DEAD_PREFIX, STREAM, Bus
+from services.mesh.nats import STREAM, Bus
 from services.mesh.postgres import Connection, Database, wait
 
-__all__ = ["Bus", "Consumer", "Effect", "EventLog", "Relay", "StoredEvent"]
+__all__ = ["Bus", "EventLog", "Relay", "StoredEvent"]
 
 log = logging.getLogger(__name__)
 
 M = TypeVar("M", bound=Message)
 
-MAX_DELIVERIES = 5
 OUTBOX_TOPIC = "outbox"
 # NATS carries at most 1 MiB in a message, the envelope included.
 MAX_PAYLOAD_BYTES = 900_000
@@ -79,7 +75,8 @@ class EventLog:
             raise ResourceExhausted("EVENT_TOO_BIG", what, size_bytes=size_bytes, limit_bytes=MAX_PAYLOAD_BYTES)
         principal = identity.current()
         await connection.execute(
-            "INSERT INTO events (id, type, resource, sequence, payload, principal) VALUES (%s, %s, %s, %s, %s, %s)",
+            "INSERT INTO events (id, type, resource, sequence, payload, principal, traceparent)"
+            " VALUES (%s, %s, %s, %s, %s, %s, %s)",
             (
                 names.uuid7(),
                 message.DESCRIPTOR.full_name,
@@ -87,17 +84,20 @@ class EventLog:
                 sequence,
                 Jsonb(payload),
                 principal.name if principal else "",
+                tracing.traceparent(),
             ),
         )
         await self._database.notify(connection, OUTBOX_TOPIC)
 
-    async def after(self, connection: Connection, type_: str, resource: str, sequence: int) -> list[StoredEvent]:
-        """What happened to `resource` after `sequence`, in order."""
+    async def after(self, connection: Connection, resource: str, sequence: int) -> list[StoredEvent]:
+        """What happened to `resource`, and to what is below it by name, after `sequence`: in order, a batch at most."""
         async with connection.cursor(row_factory=class_row(StoredEvent)) as cursor:
             await cursor.execute(
                 "SELECT id, ordinal, type, resource, sequence, payload, principal, traceparent, create_time FROM events"
-                " WHERE type = %s AND resource = %s AND sequence > %s ORDER BY sequence",
-                (type_, resource, sequence),
+                # `0` is the character after `/`.
+                " WHERE (resource || '/') COLLATE \"C\" >= %s AND (resource || '/') COLLATE \"C\" < %s"
+                " AND sequence > %s ORDER BY sequence LIMIT %s",
+                (f"{resource}/", f"{resource}0", sequence, _BATCH),
             )
             return await cursor.fetchall()
 
@@ -147,13 +147,24 @@ class Relay:
         published: list[Any] = []
         try:
             for event in events:
-                await context.publish(_subject(event), self._encode(event), headers=_headers(event))
+                await self._publish(context, event)
                 published.append(event.id)
         finally:
             if published:
                 async with self._database.transaction() as connection:
                     await self._log.mark_published(connection, published)
         return len(events)
+
+    async def _publish(self, context: JetStreamContext, event: StoredEvent) -> None:
+        attributes = attributes_of("send", event.type, str(event.id))
+        # One without a trace begins none here: it would say nothing but that the relay runs.
+        with contextlib.ExitStack() as stack:
+            if event.traceparent:
+                name = f"send {event.type}"
+                stack.enter_context(tracing.span(name, tracing.SpanKind.PRODUCER, event.traceparent, attributes))
+            headers = {"Nats-Msg-Id": str(event.id), **dict(tracing.headers())}
+            await context.publish(_subject(event), self._encode(event), headers=headers)
+        metrics.figures().sent_events.add(1, figure_of("send", event.type))
 
     def _encode(self, event: StoredEvent) -> bytes:
         return json.dumps(
@@ -172,108 +183,20 @@ class Relay:
         ).encode()
 
 
-# What a consumer does with an event, inside the transaction that marks it as consumed.
-Effect = Callable[[Connection, Message], Awaitable[None]]
-
-
-class Consumer:
-    """A durable consumer of some event types, each with its effect.
-
-    An event whose effect fails is delivered again, after MAX_DELIVERIES it goes to the dead-letter stream, from which
-    a person may publish it again.
-    """
-
-    def __init__(self, name: str, database: Database, bus: Bus, effects: Mapping[type[Message], Effect]) -> None:
-        self._name = name
-        self._database = database
-        self._bus = bus
-        self._effects = {kind.DESCRIPTOR.full_name: (kind, effect) for kind, effect in effects.items()}
-
-    async def run(self) -> None:
-        """Until cancelled; waits out every outage of NATS or the database."""
-        identity.become(identity.Principal(f"service:{self._name}"))
-        while True:
-            try:
-                await self._consume()
-            except (nats.errors.Error, OSError, TimeoutError) as error:
-                log.warning("consumer %s waits: %s", self._name, error or type(error).__name__)
-                await asyncio.sleep(1)
-
-    async def _consume(self) -> None:
-        context = await self._bus.stream()
-        config = ConsumerConfig(
-            name=self._name,
-            durable_name=self._name,
-            ack_policy=AckPolicy.EXPLICIT,
-            ack_wait=30,
-            filter_subjects=[f"{type_}.*" for type_ in self._effects],
-        )
-        # Makes it, or gives the one of an earlier version of this service the event types of this one.
-        await context.add_consumer(STREAM, config)
-        subscription = await context.pull_subscribe_bind(durable=self._name, stream=STREAM)
-        try:
-            while True:
-                try:
-                    # One at a time: what waits here while another is worked on would run out of its time and be
-                    # delivered again, and deliveries are counted.
-                    (message,) = await subscription.fetch(batch=1, timeout=_IDLE_SECONDS)
-                except TimeoutError:
-                    await subscription.consumer_info()  # raises when the server or the consumer is gone
-                    continue
-                await self._handle(context, message)
-        finally:
-            with contextlib.suppress(nats.errors.Error):
-                await subscription.unsubscribe()
-
-    async def _handle(self, context: JetStreamContext, message: Msg) -> None:
-        while True:
-            try:
-                await self._apply(json.loads(message.data))
-            except Unavailable:
-                # Nobody's fault, so no delivery is spent on it: hold the message until the database is back.
-                await message.in_progress()
-                await asyncio.sleep(1)
-            except Exception as error:
-                await self._refuse(context, message, error)
-                return
-            else:
-                await message.ack()
-                return
-
-    async def _apply(self, envelope: dict[str, Any]) -> None:
-        kind, effect = self._effects[envelope["type"]]
-        data = json_format.ParseDict(envelope["data"], kind(), ignore_unknown_fields=True)
-        async with self._database.transaction() as connection:
-            cursor = await connection.execute(
-                "INSERT INTO consumed_events (consumer, event_id) VALUES (%s, %s) ON CONFLICT DO NOTHING",
-                (self._name, envelope["id"]),
-            )
-            if cursor.rowcount:
-                await effect(connection, data)
-
-    async def _refuse(self, context: JetStreamContext, message: Msg, error: Exception) -> None:
-        deliveries = message.metadata.num_delivered
-        log.exception("consumer %s: delivery %d failed", self._name, deliveries, exc_info=error)
-        if deliveries < MAX_DELIVERIES:
-            await message.nak(delay=2.0**deliveries / 10)
-            return
-        headers = {**(message.headers or {}), "Rlhf-Consumer": self._name, "Rlhf-Error": _header_value(repr(error))}
-        headers["Nats-Msg-Id"] = f"{self._name}:{headers.get('Nats-Msg-Id', message.metadata.sequence.stream)}"
-        await context.publish(f"{DEAD_PREFIX}.{self._name}", message.data, headers=headers)
-        await message.term()
-
-
 def _subject(event: StoredEvent) -> str:
     return f"{event.type}.{names.project_of(event.resource)}"
 
 
-def _headers(event: StoredEvent) -> dict[str, str]:
-    headers = {"Nats-Msg-Id": str(event.id)}
-    if event.traceparent:
-        headers["traceparent"] = event.traceparent
-    return headers
+def figure_of(operation: str, type_: str) -> dict[str, str]:
+    """What a figure about events of a type is told apart by."""
+    return {
+        "messaging.system": "nats",
+        "messaging.operation.name": operation,
+        "messaging.destination.name": STREAM,
+        "rlhf.event.type": type_,
+    }
 
 
-def _header_value(text: str) -> str:
-    """At most 500 ASCII characters on one line: what an exception says may be long, of many lines, and no UTF-8."""
-    return " ".join(text.encode("ascii", "backslashreplace").decode().split())[:500]
+def attributes_of(operation: str, type_: str, id_: str) -> dict[str, str]:
+    """What a span about one event says."""
+    return {**figure_of(operation, type_), "messaging.operation.type": operation, "messaging.message.id": id_}

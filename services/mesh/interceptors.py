@@ -6,15 +6,15 @@ import asyncio
 import contextlib
 import inspect
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, NoReturn, TypeAlias
 
 import grpc
 from google.protobuf import any_pb2
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
-from services.mesh import identity
+from services.mesh import identity, tracing
 from services.mesh.errors import InvalidArgument, PlatformError, Violation
 
 DOMAIN = "rlhf.dev"
@@ -35,9 +35,13 @@ _Continuation: TypeAlias = "Callable[[grpc.HandlerCallDetails], Awaitable[_Handl
 
 
 def to_status(error: BaseException) -> status_pb2.Status:
-    """Any exception as a google.rpc.Status; one that is not a PlatformError says nothing of its inside."""
+    """Any exception as a google.rpc.Status.
+
+    One that is not a PlatformError says nothing of its inside but the trace under which the log has it.
+    """
     if not isinstance(error, PlatformError):
-        error = PlatformError("INTERNAL", "internal error")
+        trace = {"trace_id": found} if (found := tracing.trace_id()) else {}
+        error = PlatformError("INTERNAL", "internal error", **trace)
     # The violations hold all that the message of an InvalidArgument says.
     message_bytes = _HEADER_MESSAGE_BYTES if isinstance(error, InvalidArgument) else _MESSAGE_BYTES
     status = status_pb2.Status(code=code_pb2.Code.Value(error.code), message=_cut(str(error), message_bytes))
@@ -108,19 +112,27 @@ class Wrapping(grpc.aio.ServerInterceptor):
         shape = f"{asks}_{answers}"
         behaviour = (self._many if handler.response_streaming else self._one)(getattr(handler, shape), method)
         wrap = getattr(grpc, f"{shape}_rpc_method_handler")
-        return wrap(behaviour, handler.request_deserializer, handler.response_serializer)
+        return wrap(behaviour, self.reading(handler.request_deserializer), handler.response_serializer)
+
+    def reading(self, deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], Any] | None:
+        """What makes a request of bytes."""
+        return deserialize
+
+    def taken(self, request: Any) -> Any:
+        """The request, or the iterator of requests, as the method gets it. Raise to refuse it."""
+        return request
 
     def _one(self, inner: _Behaviour, method: str) -> _Behaviour:
         async def one(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
             async with self._around(request, context, method):
-                return await inner(request, context)
+                return await inner(self.taken(request), context)
 
         return one
 
     def _many(self, inner: _Behaviour, method: str) -> _Behaviour:
         async def many(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
             async with self._around(request, context, method):
-                replies = inner(request, context)
+                replies = inner(self.taken(request), context)
                 if inspect.isawaitable(replies):  # it writes to the context, as the health service does
                     await replies
                     return
@@ -145,7 +157,26 @@ class Wrapping(grpc.aio.ServerInterceptor):
 
 
 class Errors(Wrapping):
-    """An exception becomes a status, for streams until their last message."""
+    """An exception becomes a status, for streams until their last message. So do bytes that are no message of the
+    method's type, for which gRPC itself would answer UNKNOWN as for a bug of ours.
+    """
+
+    def reading(self, deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], Any] | None:
+        if deserialize is None:
+            return None
+
+        def read(data: bytes) -> Any:
+            try:
+                return deserialize(data)
+            except (DecodeError, ValueError) as error:
+                return InvalidArgument.of("", f"the request cannot be read: {error}")
+
+        return read
+
+    def taken(self, request: Any) -> Any:
+        if isinstance(request, InvalidArgument):
+            raise request
+        return _readable(request) if isinstance(request, AsyncIterable) else request
 
     async def failed(self, context: grpc.aio.ServicerContext[Any, Any], error: Exception) -> None:
         await abort(context, error)
@@ -162,10 +193,17 @@ class Identity(Wrapping):
             return
         principal = identity.authenticate(context.invocation_metadata() or (), self._token)
         identity.become(principal)
-        identity.authorize(principal, method.rpartition("/")[2], _resource(request))
+        identity.authorize(principal, method.rpartition("/")[2], resource_of(request))
 
 
-def _resource(request: Any) -> str:
+async def _readable(requests: AsyncIterable[Any]) -> AsyncIterator[Any]:
+    async for request in requests:
+        if isinstance(request, InvalidArgument):
+            raise request
+        yield request
+
+
+def resource_of(request: Any) -> str:
     """The resource that a request is about: its `name`, or its `parent`, or that of the resource inside it."""
     if not isinstance(request, Message):
         return ""  # a stream of requests names its resource in the first message; the use case checks it

@@ -51,6 +51,8 @@ class Job:
     create_time: datetime
     start_time: datetime | None
     end_time: datetime | None
+    # W3C trace context of the call that asked for it.
+    traceparent: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "state", State(self.state))

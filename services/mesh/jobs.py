@@ -1,7 +1,7 @@
 """Work that outlasts a call: a row that one worker at a time holds by a lease.
 
 State moves only along TRANSITIONS. Each move raises the job's `sequence` and writes one event in the same transaction;
-that log feeds Watch, NATS and audit. A worker's writes carry its lease token and fail once somebody else holds the job.
+that log feeds streams, NATS and audit. A worker's writes carry its lease token and fail once somebody else holds it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 from psycopg.rows import class_row
 from psycopg.types.json import Jsonb
 
-from services.mesh import names
+from services.mesh import names, tracing
 from services.mesh.errors import Aborted, AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, PlatformError
 from services.mesh.job import TERMINAL, TRANSITIONS, Attempt, Job, Lease, State, error_to_json, storable
 from services.mesh.pages import Page, PageRequest
@@ -34,11 +34,17 @@ __all__ = [
 
 QUEUE_TOPIC = "queue"
 
+# A time to come that lies further away than these was written before the clock was set back, and is not waited for. For
+# a lease it is so many times its length, as workers may differ in that.
+LONGEST_DELAY_SECONDS = 600.0
+_LONGEST_LEASES = 10
+
 # Writes the event of a change, given the job as it is now and the state before; None for a new job.
 Announce = Callable[[Connection, Job, State | None], Awaitable[None]]
 
 _COLUMNS = (
-    "uid, kind, name, parent, state, priority, sequence, spec, progress, error, create_time, start_time, end_time"
+    "uid, kind, name, parent, state, priority, sequence, spec, progress, error, create_time, start_time, end_time,"
+    " traceparent"
 )
 
 
@@ -57,9 +63,9 @@ class Jobs:
         try:
             job = await self._one(
                 connection,
-                f"INSERT INTO jobs (uid, kind, name, parent, state, priority, spec)"
-                f" VALUES (%s, %s, %s, %s, 'QUEUED', %s, %s) RETURNING {_COLUMNS}",
-                (names.uuid7(), kind, name, parent, priority, Jsonb(dict(spec))),
+                f"INSERT INTO jobs (uid, kind, name, parent, state, priority, spec, traceparent)"
+                f" VALUES (%s, %s, %s, %s, 'QUEUED', %s, %s, %s) RETURNING {_COLUMNS}",
+                (names.uuid7(), kind, name, parent, priority, Jsonb(dict(spec)), tracing.traceparent()),
             )
         except Exception as error:
             if is_unique_violation(error, "jobs_name_key"):
@@ -138,14 +144,15 @@ class Jobs:
                 "error": Jsonb(error_to_json(error)) if error else None,
                 "end": to in TERMINAL,
                 "held": to in (State.RUNNING, State.CANCELLING),
-                "delay": delay_seconds,
+                "delay": min(delay_seconds, LONGEST_DELAY_SECONDS),
                 "uid": job.uid,
                 "sequence": job.sequence,
             },
         )
         if moved is None:
             raise Aborted("JOB_CHANGED", f"{job.name} has changed meanwhile; read it again", name=job.name)
-        await self._announce(connection, moved, job.state)
+        with tracing.below(job.traceparent):
+            await self._announce(connection, moved, job.state)
         await self._database.notify(connection, job_topic(job.name))
         await self._database.notify(connection, QUEUE_TOPIC)
         return moved
@@ -157,10 +164,11 @@ class Jobs:
             job = await self._one(
                 connection,
                 f"SELECT {_COLUMNS} FROM jobs WHERE kind = ANY(%s) AND end_time IS NULL AND"
-                " ((state = 'QUEUED' AND not_before <= now())"
-                "  OR (state IN ('RUNNING', 'CANCELLING') AND lease_expires_at < now()))"
+                " ((state = 'QUEUED' AND (not_before <= now() OR not_before > now() + make_interval(secs => %s)))"
+                "  OR (state IN ('RUNNING', 'CANCELLING') AND"
+                "      (lease_expires_at < now() OR lease_expires_at > now() + make_interval(secs => %s))))"
                 " ORDER BY priority DESC, create_time, uid LIMIT 1 FOR UPDATE SKIP LOCKED",
-                (list(kinds),),
+                (list(kinds), LONGEST_DELAY_SECONDS, _LONGEST_LEASES * lease_seconds),
             )
             if job is None:
                 return None
@@ -186,6 +194,16 @@ class Jobs:
         if job is None:
             raise _lost(lease)
         return job
+
+    async def next_sequence(self, connection: Connection, uid: uuid.UUID) -> int:
+        """The sequence of an event of the job that is no change of its state; this transaction has locked its row."""
+        cursor = await connection.execute(
+            "UPDATE jobs SET sequence = sequence + 1 WHERE uid = %s RETURNING sequence, name", (uid,)
+        )
+        row = await cursor.fetchone()
+        assert row is not None
+        await self._database.notify(connection, job_topic(row[1]))
+        return row[0]
 
     async def release(self, lease: Lease) -> None:
         """Let the lease run out now, so that another worker goes on with the job at once."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator
@@ -15,7 +16,9 @@ from psycopg import AsyncConnection, sql
 from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool
 
+from services.mesh import metrics
 from services.mesh.errors import InvalidArgument, Unavailable
+from services.mesh.metrics import Observation
 
 log = logging.getLogger(__name__)
 
@@ -54,14 +57,19 @@ class Database:
             open=False,
         )
         self._requests: set[asyncio.Task[None]] = set()
+        self._observed = contextlib.ExitStack()
         self.notices = Notices(url, f"rlhf_{schema}")
 
     async def __aenter__(self) -> Database:
         await self._pool.open()
         await self.notices.start()
+        for name in ("count", "max", "pending_requests"):
+            full = f"db.client.connection.{name}"
+            self._observed.enter_context(metrics.observed(full, functools.partial(self._connections, name)))
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        self._observed.close()
         await self.notices.stop()
         await self._pool.close()
 
@@ -75,6 +83,10 @@ class Database:
         try:
             async with self._pool.connection() as connection:
                 yield connection
+        except psycopg.errors.DiskFull as error:
+            raise Unavailable(
+                "DATABASE_DISK_FULL", "the disk of the database is full; free some space on it"
+            ) from error
         except psycopg.OperationalError as error:
             raise Unavailable("DATABASE_UNAVAILABLE", "the database cannot be reached; try again") from error
         except psycopg.DataError as error:
@@ -104,6 +116,16 @@ class Database:
     async def notify(self, connection: Connection, topic: str) -> None:
         """Wake who waits for `topic` once this transaction has committed."""
         await connection.execute("SELECT pg_notify(%s, %s)", (f"rlhf_{self.schema}", topic))
+
+    def _connections(self, what: str) -> Iterator[Observation]:
+        pool = {"db.client.connection.pool.name": self.schema}
+        found = self._pool.get_stats()
+        idle = found.get("pool_available", 0)
+        if what == "count":
+            yield Observation(idle, {**pool, "db.client.connection.state": "idle"})
+            yield Observation(found.get("pool_size", 0) - idle, {**pool, "db.client.connection.state": "used"})
+        else:
+            yield Observation(MAX_CONNECTIONS if what == "max" else found.get("requests_waiting", 0), pool)
 
     async def _try_on(self, _: object) -> None:
         """Called when a round of reconnecting has failed: a request for a connection begins the next one.

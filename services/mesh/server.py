@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
@@ -13,15 +14,18 @@ from typing import Any
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 
-from services.mesh import identity
+from services.mesh import identity, reflection
+from services.mesh.exporting import exporting
 from services.mesh.interceptors import Errors, Identity
-from services.mesh.settings import MeshSettings
+from services.mesh.observing import Observed
+from services.mesh.settings import MeshSettings, TelemetrySettings
 
 log = logging.getLogger(__name__)
 
 STOP_GRACE_SECONDS = 5.0
+# Between two touches of the ready file.
+BEAT_SECONDS = 1.0
 _OPTIONS: Sequence[tuple[str, Any]] = (
     ("grpc.so_reuseport", 0),
     ("grpc.max_receive_message_length", 4 * 1024 * 1024),
@@ -34,12 +38,13 @@ _OPTIONS: Sequence[tuple[str, Any]] = (
 class Process:
     """Starts what is added to it in order, runs until told to stop or a routine fails, stops in reverse.
 
-    `start` and `stop` are for tests and for `run`, which adds signals and the ready file.
+    `start` and `stop` are for tests and for `run`, which adds what there is once in a process: signals and exporters.
     """
 
-    def __init__(self, name: str, ready_file: Path | None = None) -> None:
+    def __init__(self, name: str, ready_file: Path | None = None, telemetry: TelemetrySettings | None = None) -> None:
         self.name = name
         self._ready_file = ready_file
+        self._telemetry = telemetry or TelemetrySettings()
         self._starts: list[Callable[[AsyncExitStack], Awaitable[None]]] = []
         self._stack = AsyncExitStack()
         self._stopping = asyncio.Event()
@@ -80,6 +85,8 @@ class Process:
             raise
         if self._ready_file is not None:
             self._ready_file.touch()
+            beat = asyncio.create_task(_beat(self._ready_file), name="heartbeat")
+            self._stack.push_async_callback(_cancelled, beat)
         log.info("started")
 
     async def stop(self) -> None:
@@ -91,11 +98,12 @@ class Process:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stopping.set)
-        await self.start()
-        try:
-            await self._stopping.wait()
-        finally:
-            await self.stop()
+        async with exporting(self.name, self._telemetry):
+            await self.start()
+            try:
+                await self._stopping.wait()
+            finally:
+                await self.stop()
         if self._failure is not None:
             raise self._failure
 
@@ -115,9 +123,10 @@ class Server(Process):
     `port` is the one it listens on, known after `start`.
     """
 
-    def __init__(self, name: str, settings: MeshSettings) -> None:
-        super().__init__(name, settings.ready_file)
+    def __init__(self, name: str, settings: MeshSettings, observed: Observed | None = None) -> None:
+        super().__init__(name, settings.ready_file, settings.telemetry)
         self._settings = settings
+        self._observed = observed or Observed()
         self._token = identity.read_token(settings.token_file)
         self._services: dict[str, Callable[[grpc.aio.Server], None]] = {}
         self._health: Any = None
@@ -141,12 +150,13 @@ class Server(Process):
     async def _serving(self) -> AsyncIterator[None]:
         """The last thing to start and the first to stop: the port opens once everything behind it is there."""
         # Made here because it belongs to the event loop that runs when it is made.
-        server = grpc.aio.server(interceptors=[Errors(), Identity(self._token)], options=_OPTIONS)
+        interceptors = [self._observed, Errors(), Identity(self._token)]
+        server = grpc.aio.server(interceptors=interceptors, options=_OPTIONS)
         for register in self._services.values():
             register(server)
         servicer = health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue]
         health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
-        reflection.enable_server_reflection((*self._services, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+        reflection.enable(server, (*self._services, health.SERVICE_NAME))
         self.port = _open_port(server, self._settings)
         await server.start()
         for service in ("", *self._services):
@@ -166,6 +176,14 @@ def _open_port(server: grpc.aio.Server, settings: MeshSettings) -> int:
         return server.add_insecure_port(settings.listen)
     pair = (settings.tls_key_file.read_bytes(), settings.tls_certificate_file.read_bytes())
     return server.add_secure_port(settings.listen, grpc.ssl_server_credentials([pair]))
+
+
+async def _beat(ready_file: Path) -> None:
+    """Touch the file for ever: a supervisor sees by it that this process, which may have no port, does not hang."""
+    while True:
+        await asyncio.sleep(BEAT_SECONDS)
+        with contextlib.suppress(OSError):
+            os.utime(ready_file)
 
 
 async def _cancelled(task: asyncio.Task[Any]) -> None:

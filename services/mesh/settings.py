@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from services.mesh.errors import InvalidArgument, Violation
+
+_ORIGIN = re.compile(r"https?://([a-z0-9.-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?")
 
 
 class Environment:
@@ -56,6 +59,20 @@ class Environment:
             self._violations.append(Violation(name, f"must be host:port (got {value!r})"))
         return value
 
+    def origins(self, name: str) -> tuple[str, ...]:
+        """`https://app.example:8443` and the like, separated by commas, exact: neither `*` nor a path."""
+        values = tuple(self.text(name, "").replace(",", " ").lower().split())
+        if wrong := [value for value in values if not _ORIGIN.fullmatch(value)]:
+            self._violations.append(Violation(name, f"must be origins such as https://app.example (got {wrong[0]!r})"))
+        return values
+
+    def words(self, name: str, allowed: Collection[str]) -> frozenset[str]:
+        """Some of `allowed`, separated by commas."""
+        words = frozenset(self.text(name, "").replace(",", " ").lower().split())
+        if unknown := sorted(words - set(allowed)):
+            self._violations.append(Violation(name, f"knows {', '.join(allowed)} (got {', '.join(unknown)!r})"))
+        return words
+
     def both(self, first: str, second: str) -> tuple[str, str]:
         """Two that are of use only together: both empty or both set."""
         values = self.text(first, ""), self.text(second, "")
@@ -83,8 +100,14 @@ class Environment:
         return number
 
 
-# Addresses that hold passwords: no business of a process that trains or reads a stranger's file.
-_SECRETS = ("RLHF_POSTGRES_URL", "RLHF_NATS_URL")
+# What holds passwords: no business of a process that trains or reads a stranger's file.
+_SECRETS = (
+    "RLHF_POSTGRES_URL",
+    "RLHF_NATS_URL",
+    "OTEL_EXPORTER_OTLP_HEADERS",
+    "OTEL_EXPORTER_OTLP_TRACES_HEADERS",
+    "OTEL_EXPORTER_OTLP_METRICS_HEADERS",
+)
 
 
 def child_environment(**changes: str) -> dict[str, str]:
@@ -92,9 +115,39 @@ def child_environment(**changes: str) -> dict[str, str]:
     return {key: value for key, value in os.environ.items() if key not in _SECRETS} | changes
 
 
+def member_environment(**changes: str) -> dict[str, str]:
+    """The environment for a process of the mesh itself: all of its own, secrets included, with `changes`."""
+    return {**os.environ, **changes}
+
+
 def default_home(environment: Environment) -> Path:
     """`RLHF_HOME`, by default `~/.rlhf`."""
     return environment.path("RLHF_HOME", Path("~/.rlhf"))
+
+
+@dataclass(frozen=True)
+class TelemetrySettings:
+    """Where traces and figures go; by default nowhere.
+
+    Of OTLP only whether: where to and how is said by OpenTelemetry's own variables (OTEL_EXPORTER_OTLP_ENDPOINT, …),
+    which its library reads by itself.
+    """
+
+    otlp: bool = False
+    # Share of the traces that begin here and are recorded; what comes with a trace follows that one's choice.
+    trace_ratio: float = 1.0
+    # Address of the page that Prometheus scrapes; empty for none.
+    prometheus_listen: str = ""
+
+    @classmethod
+    def read(cls, environment: Environment) -> TelemetrySettings:
+        exporters = environment.words("RLHF_TELEMETRY", ("otlp", "prometheus"))
+        listen = environment.address("RLHF_PROMETHEUS_LISTEN", "127.0.0.1:0")
+        return cls(
+            otlp="otlp" in exporters,
+            trace_ratio=environment.number("RLHF_TRACE_RATIO", 1.0, 0.0, 1.0),
+            prometheus_listen=listen if "prometheus" in exporters else "",
+        )
 
 
 @dataclass(frozen=True)
@@ -109,11 +162,12 @@ class MeshSettings:
     token_file: Path
     # Address to serve on; empty for a worker.
     listen: str
-    # Touched once the process has started; for a supervisor that waits for a worker.
+    # Touched once the process has started, and every second from then on; for a supervisor that waits for a worker.
     ready_file: Path | None
     # TLS when both are set; the mesh speaks plain text on 127.0.0.1 otherwise.
     tls_certificate_file: Path | None
     tls_key_file: Path | None
+    telemetry: TelemetrySettings = TelemetrySettings()
 
     @classmethod
     def read(cls, environment: Environment, service: str, *, worker: bool = False) -> MeshSettings:
@@ -131,4 +185,5 @@ class MeshSettings:
             ready_file=Path(ready) if ready else None,
             tls_certificate_file=Path(certificate) if certificate else None,
             tls_key_file=Path(key) if key else None,
+            telemetry=TelemetrySettings.read(environment),
         )

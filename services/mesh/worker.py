@@ -11,9 +11,9 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from services.mesh import identity
+from services.mesh import identity, metrics, tracing
 from services.mesh.errors import Aborted, PlatformError, Unavailable
-from services.mesh.jobs import QUEUE_TOPIC, TERMINAL, Jobs, Lease, State, job_topic
+from services.mesh.jobs import QUEUE_TOPIC, TERMINAL, Job, Jobs, Lease, State, job_topic
 from services.mesh.postgres import Connection, Database, wait
 
 log = logging.getLogger(__name__)
@@ -109,6 +109,13 @@ class Worker:
             return None
 
     async def _work(self, lease: Lease) -> None:
+        attributes = {"rlhf.job.name": lease.job.name, "rlhf.job.kind": lease.job.kind}
+        kind = tracing.SpanKind.CONSUMER
+        with tracing.span(f"work on {lease.job.kind} job", kind, lease.job.traceparent, attributes):
+            await self._hold(lease)
+
+    async def _hold(self, lease: Lease) -> None:
+        """Run the handler until it is done or the lease is lost."""
         log.info("leased %s", lease.job.name, extra={"job": lease.job.name, "taken_over": lease.taken_over})
         cancelled = asyncio.Event()
         handler = asyncio.create_task(self._handlers[lease.job.kind].run(lease, cancelled))
@@ -172,7 +179,8 @@ class Worker:
         while True:
             try:
                 async with self._database.transaction() as connection:
-                    await self._write_ending(connection, lease, ending)
+                    job = await self._write_ending(connection, lease, ending)
+                _count(job)
                 return
             except Unavailable:
                 await asyncio.sleep(1)
@@ -183,20 +191,18 @@ class Worker:
                 log.exception("the ending of %s cannot be written", lease.job.name)
                 ending = Ending(State.FAILED, error if isinstance(error, PlatformError) else _internal_error())
 
-    async def _write_ending(self, connection: Connection, lease: Lease, ending: Ending | Retry) -> None:
+    async def _write_ending(self, connection: Connection, lease: Lease, ending: Ending | Retry) -> Job:
         job = await self._jobs.held(connection, lease)
         if isinstance(ending, Retry):
             await self._jobs.end_attempt(connection, lease, ending.reason)
             if job.state is State.CANCELLING:
-                await self._jobs.move(connection, job, State.CANCELLED)
-            else:
-                await self._jobs.move(connection, job, State.QUEUED, delay_seconds=ending.delay_seconds)
-            return
+                return await self._jobs.move(connection, job, State.CANCELLED)
+            return await self._jobs.move(connection, job, State.QUEUED, delay_seconds=ending.delay_seconds)
         reason = str(ending.error) if ending.error else "" if ending.state is State.SUCCEEDED else "cancelled"
         await self._jobs.end_attempt(connection, lease, reason)
         if ending.then is not None:
             await ending.then(connection)
-        await self._jobs.move(connection, job, ending.state, ending.error)
+        return await self._jobs.move(connection, job, ending.state, ending.error)
 
 
 async def _to_the_end(work: Coroutine[Any, Any, None]) -> None:
@@ -211,4 +217,15 @@ async def _to_the_end(work: Coroutine[Any, Any, None]) -> None:
 
 
 def _internal_error() -> PlatformError:
-    return PlatformError("INTERNAL", "internal error; the worker's log has the details")
+    trace = {"trace_id": found} if (found := tracing.trace_id()) else {}
+    return PlatformError("INTERNAL", "internal error; the worker's log has the details", **trace)
+
+
+def _count(job: Job) -> None:
+    """What a job has come to, once it is written."""
+    if job.end_time is None:
+        metrics.figures().job_retries.add(1, {"rlhf.job.kind": job.kind})
+        return
+    seconds = (job.end_time - (job.start_time or job.create_time)).total_seconds()
+    outcome = {"rlhf.job.kind": job.kind, "rlhf.job.state": str(job.state)}
+    metrics.figures().job_duration.record(max(0.0, seconds), outcome)

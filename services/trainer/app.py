@@ -7,13 +7,14 @@ from rlhf.trainer.v1.trainer_service_pb2_grpc import add_TrainerServiceServicer_
 
 from services.mesh import identity
 from services.mesh.artifacts import ArtifactStore
+from services.mesh.census import Census, open_jobs, unpublished_events
 from services.mesh.events import EventLog, Relay
 from services.mesh.nats import Bus
 from services.mesh.postgres import Database
 from services.mesh.server import Process, Server
 from services.mesh.settings import child_environment
 from services.mesh.worker import Worker
-from services.trainer import announcing, wire
+from services.trainer import announcing
 from services.trainer.checkpoint_intake import CheckpointIntake
 from services.trainer.checkpoints import Checkpoints
 from services.trainer.checks import Site
@@ -23,6 +24,7 @@ from services.trainer.models import IMPORT, Models
 from services.trainer.series import Series
 from services.trainer.servicer import Servicer
 from services.trainer.settings import Settings
+from services.trainer.store.checkpoints import by_state as checkpoints_by_state
 from services.trainer.training_handler import TrainingHandler
 from services.trainer.training_jobs import TRAINING, TrainingJobs
 
@@ -43,12 +45,13 @@ def build(settings: Settings) -> Server:
     site = Site(settings.device, settings.slots)
     servicer = Servicer(
         Models(database, jobs, artifacts, settings.model_roots),
-        TrainingJobs(database, jobs, log, wire.JOB_CHANGED, datasets, site),
+        TrainingJobs(database, jobs, log, datasets, site),
         Series(database, jobs),
         Checkpoints(database, jobs, artifacts),
     )
     server.add_step(lambda: database.migrate(*PACKAGES))
-    for resource in (database, datasets, bus):
+    census = Census(database, open_jobs, unpublished_events, checkpoints_by_state)
+    for resource in (database, datasets, bus, census):
         server.add(resource)
     server.add_routine("relay", Relay("trainer", database, log, bus).run)
     server.serve(SERVICE, lambda grpc_server: add_TrainerServiceServicer_to_server(servicer, grpc_server))
@@ -57,13 +60,13 @@ def build(settings: Settings) -> Server:
 
 def build_worker(settings: Settings) -> Process:
     """The process that leases jobs. It starts training processes; it never imports torch itself."""
-    process = Process("trainer.worker", settings.mesh.ready_file)
+    process = Process("trainer.worker", settings.mesh.ready_file, settings.mesh.telemetry)
     database = Database(settings.mesh.postgres_url, SCHEMA)
     log = EventLog(database)
     jobs = announcing.jobs_of(database, log)
     artifacts = ArtifactStore(settings.mesh.artifacts_url)
     datasets = DatasetClient(settings.dataset_target, identity.read_token(settings.mesh.token_file))
-    intake = CheckpointIntake(artifacts, announcing.CheckpointAnnouncer(log))
+    intake = CheckpointIntake(artifacts, announcing.CheckpointAnnouncer(jobs, log))
     # One thread each: a second one makes a busy machine slower, not faster.
     environment = child_environment(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", PYTHONUNBUFFERED="1")
     handlers = {

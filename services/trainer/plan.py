@@ -77,6 +77,8 @@ class LaunchPlan:
     resume_from: ResumePoint | None
     seed: int
     work_dir: str
+    # W3C trace context that the run belongs to.
+    traceparent: str = ""
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,7 @@ class PlanInputs:
     validation_rows: int
     resume_from: ResumePoint | None
     work_dir: str
+    traceparent: str = ""
 
     def common(self) -> dict[str, Any]:
         """The fields that a LaunchPlan takes over unchanged."""

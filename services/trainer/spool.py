@@ -13,12 +13,13 @@ import threading
 import time
 from collections import deque
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
 # Lines that wait for a full disk to have room again; beyond this the oldest are given up and counted.
 PENDING_LINES = 10_000
+_DRAIN_PAUSE_SECONDS = 0.2
 
 
 class _Record(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
@@ -73,6 +74,22 @@ class Checkpoint(_Record, frozen=True, kw_only=True, tag="checkpoint"):
     metrics: dict[str, float] = {}
 
 
+SpanId = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{16}$")]
+
+
+class Span(_Record, frozen=True, kw_only=True, tag="span"):
+    """A part of the run as one of OpenTelemetry's spans; `error` is empty where nothing went wrong."""
+
+    name: Annotated[str, msgspec.Meta(max_length=200)]
+    trace_id: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$")]
+    span_id: SpanId
+    parent_span_id: SpanId
+    start_time_ns: Annotated[int, msgspec.Meta(ge=0)]
+    end_time_ns: Annotated[int, msgspec.Meta(ge=0)]
+    error: str = ""
+    attributes: dict[str, str | int | float | bool] = {}
+
+
 class Problem(_Record, frozen=True, kw_only=True, tag="problem"):
     severity: Literal["info", "warning", "error"]
     message: str
@@ -90,7 +107,7 @@ class End(_Record, frozen=True, kw_only=True, tag="end"):
     traceback: str = ""
 
 
-Record = Metrics | Phase | SampleBatch | Checkpoint | Problem | End
+Record = Metrics | Phase | SampleBatch | Checkpoint | Span | Problem | End
 
 # strict=False reads "NaN" back into a float.
 _decoder = msgspec.json.Decoder(Record, strict=False)
@@ -141,6 +158,18 @@ class SpoolWriter:
             while len(self._pending) > PENDING_LINES:
                 self._pending.popleft()
                 self.lost += 1
+
+    def drain(self, seconds: float) -> bool:
+        """Try for so long to write what waits; True once nothing does. After its last record a run has no next."""
+        give_up = time.monotonic() + seconds
+        while True:
+            with self._lock:
+                self._flush()
+                if not self._pending:
+                    return True
+            if time.monotonic() > give_up:
+                return False
+            time.sleep(_DRAIN_PAUSE_SECONDS)
 
     def _flush(self) -> None:
         try:

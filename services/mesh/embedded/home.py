@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import os
+import shutil
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
 from services.mesh import identity
+from services.mesh.errors import FailedPrecondition
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,20 @@ class Home:
     def ray(self) -> Path:
         return self.root / "ray"
 
+    @property
+    def temporary(self) -> Path:
+        """What processes keep while they run, sockets for example; gone once the mesh is down."""
+        return short_folder(self.root, "home")
+
+    @property
+    def ray_temporary(self) -> Path:
+        return short_folder(self.ray, "ray")
+
+    def remove_temporary(self) -> None:
+        """Once no process of the mesh is left."""
+        for folder in (self.temporary, self.ray_temporary):
+            shutil.rmtree(folder, ignore_errors=True)
+
     def log(self, process: str) -> Path:
         return self.logs / f"{process}.log"
 
@@ -65,6 +84,24 @@ class Home:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.root.chmod(0o700)
         identity.ensure_token(self.token)
+
+
+def short_folder(folder: Path, kind: str) -> Path:
+    """A folder in /tmp that belongs to `folder`: a Unix socket's path may have 107 bytes, and no home promises to be
+    short. Not made yet; see `make_private`.
+    """
+    digest = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:12]
+    return Path("/tmp") / f"rlhf-{kind}-{digest}"  # noqa: S108 - made 0700 and ours by `make_private`
+
+
+def make_private(folder: Path) -> None:
+    """Make a folder in a place where others may write, or prove that it is ours alone. Raises FailedPrecondition."""
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    status = folder.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o077:
+        message = f"{folder} belongs to somebody else or is open to others; remove it"
+        raise FailedPrecondition("FOLDER_NOT_OURS", message, path=folder)
 
 
 def secret(path: Path) -> str:

@@ -17,6 +17,7 @@ import pwd
 import secrets
 import shutil
 import signal
+import struct
 import sys
 import time
 from collections.abc import AsyncIterator, Mapping
@@ -35,6 +36,8 @@ DATABASE = "rlhf"
 _ADMINISTRATOR = "postgres"
 _SCRAM_ITERATIONS = 4096
 _LEFTOVER_SECONDS = 15.0
+# Its length and the code of an SSLRequest: PostgreSQL's frontend/backend protocol, "Message Formats".
+_SSL_REQUEST = struct.pack("!II", 8, 80877103)
 _SETTINGS = {"listen_addresses": "127.0.0.1", "unix_socket_directories": "", "max_connections": "200"}
 
 
@@ -104,6 +107,7 @@ class Postgres:
             log=log,
             prepare=self.prepare,
             ready=self.is_ready,
+            answers=self.answers,
             # SIGINT is PostgreSQL's fast shutdown: open transactions are rolled back, nothing committed is lost.
             stop_signal=signal.SIGINT,
             stop_seconds=30.0,
@@ -116,6 +120,15 @@ class Postgres:
         async with await psycopg.AsyncConnection.connect(self.url, connect_timeout=2) as connection:
             await connection.execute("SELECT 1")
         return True
+
+    async def answers(self) -> bool:
+        """Whether it forks and replies. Takes none of its connections, of which none may be left."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        try:
+            writer.write(_SSL_REQUEST)
+            return await reader.readexactly(1) in (b"S", b"N")
+        finally:
+            writer.close()
 
     async def prepare(self) -> None:
         """Make the cluster at the first start; at later ones remove what a killed server left."""

@@ -97,6 +97,10 @@ class Program:
     # Asked again and again after a start until it says yes; an exception counts as no.
     ready: Callable[[], Awaitable[bool]] = _at_once
     ready_seconds: float = 60.0
+    # Asked from time to time while it runs; None asks `ready`. It must not fail merely because there is much to do.
+    answers: Callable[[], Awaitable[bool]] | None = None
+    # Whoever gives no sign for so long hangs, and is killed to be started again.
+    patience_seconds: float = 60.0
     stop_signal: signal.Signals = signal.SIGTERM
     stop_seconds: float = 10.0
     # What the kernel sends it when the process that started it dies; None: it lives on.

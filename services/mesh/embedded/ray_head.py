@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import shutil
-import stat
 import sys
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
@@ -17,9 +15,10 @@ import grpc
 import grpc.aio
 
 from services.mesh import identity
-from services.mesh.embedded.home import secret
+from services.mesh.embedded.home import make_private, secret, short_folder
 from services.mesh.embedded.ports import free_port
 from services.mesh.embedded.process import Program, StartFailed, running
+from services.mesh.errors import FailedPrecondition
 
 _GIB = 1024**3
 # A verl job reserves some ten CPUs of Ray, most of which sleep: what limits the jobs side by side is the slots.
@@ -80,9 +79,8 @@ class RayHead:
 
     @property
     def temporary(self) -> Path:
-        """In /tmp: a Unix socket's path may have 107 bytes, of which Ray takes 65, and no home promises to be short."""
-        digest = hashlib.sha256(os.fsencode(self.folder.resolve())).hexdigest()[:12]
-        return Path("/tmp") / f"rlhf-ray-{digest}"  # noqa: S108 - made 0700 and ours by `prepare`
+        """Short: of the path of a socket Ray takes 65 bytes."""
+        return short_folder(self.folder, "ray")
 
     @property
     def _sessions(self) -> Path:
@@ -116,6 +114,11 @@ class RayHead:
                 **self.environment,
                 **self.client_environment(),
                 "RAY_START_HOOK": f"{__name__}.start_hook",
+                # It would show figures to whoever asks, on the same port for every Ray, and has no switch: -1 cannot be
+                # opened, which is noted in its log and hurts nothing.
+                "DASHBOARD_METRIC_PORT": "-1",
+                # The agent of the node would do the same on another port.
+                "RAY_enable_metrics_collection": "0",
                 # It kills workers when the machine, not Ray, is short of memory.
                 "RAY_memory_monitor_refresh_ms": "0",
                 "PYTHONUNBUFFERED": "1",
@@ -133,14 +136,10 @@ class RayHead:
     async def prepare(self) -> None:
         """Its folder, ours alone, without the sessions of earlier starts but the last, whose logs may be wanted."""
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        folder = self.temporary
-        with contextlib.suppress(FileExistsError):
-            folder.mkdir(mode=0o700)
-        status = folder.lstat()
-        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o077:
-            raise StartFailed(
-                "RAY_FOLDER_NOT_OURS", f"{folder} belongs to somebody else or is open to others; remove it"
-            )
+        try:
+            make_private(self.temporary)
+        except FailedPrecondition as error:
+            raise StartFailed(error.reason, error.message) from error
         sessions = sorted(path for path in self._sessions.glob("session_2*") if not path.is_symlink())
         for session in sessions[:-1]:
             shutil.rmtree(session, ignore_errors=True)

@@ -189,7 +189,7 @@ async def test_a_file_that_changes_while_it_is_stored(
     monkeypatch.setattr("services.mesh.artifacts.hash_file", lambda path: "0" * 64)
     with pytest.raises(DataLoss) as caught:
         await disk.put_file(folder / "config.json")
-    assert caught.value.reason == "CHANGED_WHILE_READ"
+    assert caught.value.reason == "WRONG_HASH"
     assert not leftovers(disk)
     with pytest.raises(NotFound):
         await disk.read_blob("0" * 64)

@@ -40,7 +40,7 @@ class Flaky(DatasetServiceServicer):
             raise Unavailable("DATABASE_UNAVAILABLE", "not now")
         return Dataset(name="projects/p/datasets/d")
 
-    GetDataset = CreateDataset = UpdateDataset = DeleteDataset = CommitUpload = _answer  # pyright: ignore
+    GetDataset = CreateDataset = UpdateDataset = DeleteDataset = DeleteUpload = _answer  # pyright: ignore
 
     async def ListDatasets(self, request: Any, context: Any) -> pb.ListDatasetsResponse:
         await self._answer(request, context)
@@ -103,7 +103,7 @@ async def test_what_may_have_been_done_is_not_done_twice(flaky: tuple[Flaky, Dat
     for method, request in (
         (stub.UpdateDataset, pb.UpdateDatasetRequest()),
         (stub.DeleteDataset, pb.DeleteDatasetRequest()),
-        (stub.CommitUpload, pb.CommitUploadRequest()),
+        (stub.DeleteUpload, pb.DeleteUploadRequest()),
     ):
         servicer.calls.clear()
         with pytest.raises(Unavailable, match="not now"):

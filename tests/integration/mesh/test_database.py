@@ -15,6 +15,8 @@ from services.mesh.errors import Unavailable
 from services.mesh.postgres import Database, wait
 from tests.fix_member import rows, until
 
+MESH = sorted(f"services.mesh/{path.name}" for path in (Path(postgres.__file__).parent / "migrations").glob("*.sql"))
+
 
 async def test_migrations_run_once_in_order_though_five_start_at_once(postgres_url: str) -> None:
     databases = [Database(postgres_url, schema) for schema in ("one", "one", "one", "two", "two")]
@@ -23,7 +25,7 @@ async def test_migrations_run_once_in_order_though_five_start_at_once(postgres_u
     with psycopg.connect(postgres_url) as connection:
         for schema in ("one", "two"):
             applied = connection.execute(f"SELECT file FROM {schema}.migrations").fetchall()  # pyright: ignore
-            assert applied == [("services.mesh/0001_mesh.sql",)]
+            assert applied == [(name,) for name in MESH]
 
 
 async def test_a_migration_that_fails_leaves_nothing(
@@ -45,7 +47,7 @@ async def test_a_migration_that_fails_leaves_nothing(
     async with database:
         names = await rows(database, "SELECT file FROM migrations ORDER BY ctid")
     assert [name for (name,) in names] == [
-        "services.mesh/0001_mesh.sql",
+        *MESH,
         "package_with_migrations/0001_good.sql",
         "package_with_migrations/0002_bad.sql",
     ]

@@ -13,18 +13,20 @@ import nats.errors
 import pytest
 from google.protobuf.message import Message
 from nats.aio.msg import Msg
-from rlhf.event.v1.checkpoint_created_pb2 import CheckpointCreated
+from rlhf.event.v1.checkpoint_changed_pb2 import CheckpointChanged
 from rlhf.event.v1.dataset_version_created_pb2 import DatasetVersionCreated
 from rlhf.event.v1.training_job_changed_pb2 import TrainingJobChanged
 
-from services.mesh import embedded, identity
+from services.mesh import embedded, identity, tracing
+from services.mesh.consuming import Consumer
 from services.mesh.embedded import process
 from services.mesh.errors import ResourceExhausted
-from services.mesh.events import Bus, Consumer, EventLog, Relay
+from services.mesh.events import Bus, EventLog, Relay
 from services.mesh.jobs import Jobs, State
 from services.mesh.nats import DEAD_STREAM, STREAM
 from services.mesh.postgres import Connection, Database
 from tests.fix_member import PROJECT, background, new_job, rows, until
+from tests.fix_telemetry import Figure, Spans, hexadecimal
 
 UNPUBLISHED = "SELECT count(*) FROM events WHERE publish_time IS NULL"
 
@@ -294,6 +296,30 @@ async def test_an_effect_that_fails_five_times_goes_to_the_dead_and_others_go_on
     assert await is_count(database, "SELECT count(*) FROM consumed_events", 4)  # it may be published again
 
 
+async def test_the_trace_of_a_change_goes_with_its_event(
+    database, event_log: EventLog, bus: Bus, ledger: Ledger, spans: Spans, figure: Figure
+) -> None:
+    """Into the effect, whatever becomes of it, and with a dead event to whoever looks at it."""
+    ledger.poison.add("bad")
+    changed, trace = TrainingJobChanged.DESCRIPTOR.full_name, "0af7651916cd43dd8448eb211c80319c"
+    with tracing.span("call", traceparent=f"00-{trace}-b7ad6b7169203331-01"):
+        await write(database, event_log, "bad")
+    async with relaying(database, event_log, bus), consuming(ledger, bus):
+        await until(lambda: has_dead(bus, 1))
+    call = hexadecimal(spans.one("call"))[1]
+    send = spans.one(f"send {changed}", trace)
+    assert hexadecimal(send)[2] == call
+    deliveries = [span for span in spans.all(trace) if span.name == f"process {changed}"]
+    assert len(deliveries) == 5 and not any(span.status.is_ok for span in deliveries)
+    assert {hexadecimal(span)[2] for span in deliveries} == {hexadecimal(send)[1]}
+    (dead,) = await messages(bus, DEAD_STREAM)
+    assert dead.headers is not None and dead.headers["traceparent"] == f"00-{trace}-{hexadecimal(send)[1]}-01"
+    assert figure("rlhf.event.failed_deliveries", rlhf__event__consumer="ledger") == 4
+    assert figure("rlhf.event.dead_letters", rlhf__event__consumer="ledger") == 1
+    assert figure("messaging.client.sent.messages") == 1
+    assert figure("messaging.client.consumed.messages") is None
+
+
 async def has_dead(bus: Bus, number: int) -> bool:
     return (await (await bus.stream()).stream_info(DEAD_STREAM)).state.messages == number
 
@@ -323,7 +349,7 @@ async def test_a_new_version_of_a_consumer_gets_its_new_events(
         async with consuming(ledger, bus, version=version):
             async with database.transaction() as connection:
                 await event_log.add(connection, f"{PROJECT}/datasets/d/versions/1", 1, DatasetVersionCreated())
-                await event_log.add(connection, f"{PROJECT}/x", 1, CheckpointCreated())  # of no interest
+                await event_log.add(connection, f"{PROJECT}/x", 1, CheckpointChanged())  # of no interest
             await until(lambda: len(versions) == 1)
             await write(database, event_log, "b")
             await until(lambda: ledger.has(2))
@@ -402,3 +428,20 @@ async def exists(database: Database, resource: str) -> bool:
             return bool(await rows(database, "SELECT 1 FROM events WHERE resource = %s", resource))
         except Exception:
             await asyncio.sleep(0.1)
+
+
+async def test_the_log_of_a_resource_holds_what_is_below_it_and_nothing_beside_it(database: Database) -> None:
+    log, job = EventLog(database), f"{PROJECT}/trainingJobs/j"
+    names = ["", "/checkpoints/c", "-2", "0", "/checkpoints/c0", "j", ".x"]
+    async with database.transaction() as connection:
+        for sequence, name in enumerate(names, 1):
+            await log.add(connection, f"{job}{name}", sequence, CheckpointChanged())
+        found = await log.after(connection, job, 0)
+        assert [event.sequence for event in found] == [1, 2, 5]
+        assert [event.sequence for event in await log.after(connection, job, 2)] == [5]
+        cursor = await connection.execute("SET LOCAL enable_seqscan = off")
+        cursor = await connection.execute(
+            "EXPLAIN SELECT 1 FROM events WHERE (resource || '/') COLLATE \"C\" >= 'a/' AND"
+            " (resource || '/') COLLATE \"C\" < 'a0' AND sequence > 1"
+        )
+        assert "events_below" in str(await cursor.fetchall())

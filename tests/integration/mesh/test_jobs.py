@@ -295,3 +295,15 @@ async def test_the_event_of_a_resource_is_written_once_per_sequence(database: Da
     with pytest.raises(psycopg.errors.UniqueViolation):
         async with database.transaction() as connection:
             await announce_in(log)(connection, job, None)
+
+
+async def test_an_event_that_is_no_move_takes_the_next_sequence(database: Database, jobs: Jobs) -> None:
+    seen = await new_job(database, jobs, "j")
+    async with database.transaction() as connection:
+        assert await jobs.next_sequence(connection, seen.uid) == seen.sequence + 1
+    with pytest.raises(Aborted):
+        async with database.transaction() as connection:
+            await jobs.move(connection, seen, State.RUNNING)
+    now = await stored(database, jobs, "j")
+    async with database.transaction() as connection:
+        assert (await jobs.move(connection, now, State.RUNNING)).sequence == seen.sequence + 2

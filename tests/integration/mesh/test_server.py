@@ -20,7 +20,7 @@ from rlhf.dataset.v1.dataset_service_pb2_grpc import DatasetServiceStub
 
 from services.mesh import client, identity
 from services.mesh.errors import Aborted, InvalidArgument, NotFound, PlatformError, Violation
-from services.mesh.interceptors import DETAILS_KEY, _resource
+from services.mesh.interceptors import DETAILS_KEY, resource_of
 from tests.fix_member import SHAPES, SHAPES_SERVICE, call_shape, shapes_server, until
 
 TOO_MANY = tuple(Violation(f"training_job.params.field_{i}", "must be 更多 than " + "9" * 60) for i in range(200))
@@ -143,9 +143,9 @@ def test_the_resource_of_a_request() -> None:
     update = UpdateDatasetRequest()
     update.dataset.name = "projects/p/datasets/d"
     update.update_mask.paths.append("labels")
-    assert _resource(update) == "projects/p/datasets/d"
-    assert _resource(GetDatasetRequest(name="projects/p/datasets/d")) == "projects/p/datasets/d"
-    assert _resource(iter(())) == ""
+    assert resource_of(update) == "projects/p/datasets/d"
+    assert resource_of(GetDatasetRequest(name="projects/p/datasets/d")) == "projects/p/datasets/d"
+    assert resource_of(iter(())) == ""
 
 
 async def test_health_is_open(bare: grpc.aio.Channel) -> None:

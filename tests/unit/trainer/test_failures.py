@@ -1,0 +1,31 @@
+"""What a user is told of a run that failed, and what makes it worth another try."""
+
+from __future__ import annotations
+
+import pytest
+
+from services.trainer import training_handler
+from services.trainer.verl.failures import RayUnreachableError, explain
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (RayUnreachableError("AuthenticationError: whatever"), "RAY_UNREACHABLE"),
+        (RuntimeError("Failed to get node info … WrongClusterID: Perhaps the client …"), "RAY_UNREACHABLE"),
+        (ConnectionError("Could not find any running Ray instance"), "RAY_UNREACHABLE"),
+        (RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534"), "DISK_FULL"),
+        (OSError(28, "No space left on device"), "DISK_FULL"),
+        (RuntimeError("I/O error: No space left on device (os error 28)"), "DISK_FULL"),
+        (ValueError("learning rate"), "TRAINING_FAILED"),
+    ],
+)
+def test_reason(error: Exception, reason: str) -> None:
+    found = explain(error)
+    assert found.reason == reason
+    assert bool(found.remedy) == (reason != "TRAINING_FAILED")
+
+
+def test_what_is_not_the_jobs_fault_is_tried_again_and_what_would_fail_again_is_not() -> None:
+    assert "RAY_UNREACHABLE" in training_handler._DEATHS
+    assert not {"DISK_FULL", "OUT_OF_MEMORY", "TRAINING_FAILED"} & training_handler._DEATHS
