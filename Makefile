@@ -7,22 +7,30 @@ INSTALLED := $(VENV)/.installed
 # `make demo MODEL=smollm2`, `make demo SHORT=1`
 DEMO_FLAGS := $(if $(MODEL),--model $(MODEL)) $(if $(SHORT),--short)
 
-.PHONY: demo test check format proto clean
+.PHONY: demo test check check-page page format proto client clean
 
 demo: $(INSTALLED)
 	$(BIN)/rlhf demo $(DEMO_FLAGS)
 
-test: $(INSTALLED)
+test: $(INSTALLED) page
 	$(BIN)/python -m pytest --cov --cov-report=term
 
 # Style, types, import rules, contract. tests/contract holds what a linter can't say.
-check: $(INSTALLED)
+check: $(INSTALLED) check-page
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 	$(BIN)/buf lint
 	$(BIN)/python -m pytest -q tests/contract
+
+# Types, style and tests of the web page.
+check-page: $(INSTALLED)
+	$(BIN)/python hatch_build.py check
+
+# The web page, where its sources have changed.
+page: $(INSTALLED)
+	$(BIN)/python hatch_build.py
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
@@ -31,7 +39,12 @@ format: $(INSTALLED)
 proto: $(INSTALLED)
 	$(BIN)/python proto/generate.py
 
+# The synchronous client from the asynchronous one.
+client: $(INSTALLED)
+	$(BIN)/python -m services.client.unasync
+
 clean:
+	rm -rf services/gateway/web/dist services/gateway/web/node_modules
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis .coverage*
 
 $(INSTALLED): pyproject.toml deploy/install.sh

@@ -8,12 +8,10 @@ import typer
 
 from services.cli import output, schemas
 from services.cli.output import Column, DocumentOption
-from services.cli.session import Session, run
-from services.mesh.errors import NotFound
+from services.cli.session import run
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
-    from rlhf.trainer.v1.training_job_pb2 import Algorithm, Reward
 
 algorithm_app = typer.Typer(help="What a model can be trained with.", no_args_is_help=True)
 reward_app = typer.Typer(help="What an answer can be scored with.", no_args_is_help=True)
@@ -25,7 +23,7 @@ def list_algorithms(context: typer.Context, output_format: DocumentOption = "tab
 
     Example: `rlhf algorithm list`
     """
-    found = run(context, algorithms)
+    found = run(context, lambda client: client.algorithms.list())
     columns = [
         Column("ALGORITHM", lambda item: item.algorithm_id, whole=True),
         Column("DATASETS", lambda item: ", ".join(item.dataset_formats)),
@@ -44,7 +42,7 @@ def show_algorithm(
 
     Example: `rlhf algorithm show grpo`
     """
-    found = _named(run(context, algorithms), "algorithm_id", algorithm)
+    found = run(context, lambda client: client.algorithms.get(algorithm))
     _show(found, output_format, "set with: rlhf train " + algorithm + " --set PARAMETER=VALUE")
 
 
@@ -54,7 +52,7 @@ def list_rewards(context: typer.Context, output_format: DocumentOption = "table"
 
     Example: `rlhf reward list`
     """
-    found = run(context, rewards)
+    found = run(context, lambda client: client.rewards.list())
     columns = [
         Column("REWARD", lambda item: item.reward_id, whole=True),
         Column("SUMMARY", lambda item: item.summary),
@@ -72,25 +70,9 @@ def show_reward(
 
     Example: `rlhf reward show numeric`
     """
-    found = _named(run(context, rewards), "reward_id", reward)
+    found = run(context, lambda client: client.rewards.get(reward))
     hint = f"set with: --set reward.name={reward} --set reward.params.PARAMETER=VALUE"
     _show(found, output_format, hint)
-
-
-async def algorithms(session: Session) -> list[Algorithm]:
-    from rlhf.trainer.v1.trainer_service_pb2 import ListAlgorithmsRequest
-
-    from services.mesh.client import call
-
-    return list((await call(session.trainer.ListAlgorithms(ListAlgorithmsRequest()))).algorithms)
-
-
-async def rewards(session: Session) -> list[Reward]:
-    from rlhf.trainer.v1.trainer_service_pb2 import ListRewardsRequest
-
-    from services.mesh.client import call
-
-    return list((await call(session.trainer.ListRewards(ListRewardsRequest()))).rewards)
 
 
 def parameter_table(params_schema: Any) -> RenderableType:
@@ -104,14 +86,6 @@ def parameter_table(params_schema: Any) -> RenderableType:
         Column("WHAT IT IS", lambda item: item.description),
     ]
     return output.table(columns, schemas.parameters(MessageToDict(params_schema)))
-
-
-def _named(found: list[Any], field: str, name: str) -> Any:
-    for item in found:
-        if getattr(item, field) == name:
-            return item
-    kind, known = field.removesuffix("_id"), ", ".join(getattr(item, field) for item in found)
-    raise NotFound(f"{kind.upper()}_NOT_FOUND", f"there is no {kind} {name!r}; there are {known}")
 
 
 def _show(item: Any, output_format: str, hint: str) -> None:

@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from services.cli import completions, display, output, references
+from services.cli import completions, display, output
 from services.cli.output import Column, FormatOption
-from services.cli.session import Session, collect, run
-from services.mesh.errors import FailedPrecondition, NotFound
+from services.cli.session import collect, run
+from services.client import references
 
 if TYPE_CHECKING:
     from rlhf.type.v1.checkpoint_pb2 import Checkpoint
+
+    from services.client import AsyncClient
 
 app = typer.Typer(help="The models that jobs made, in Hugging Face form.", no_args_is_help=True)
 
@@ -35,9 +37,6 @@ def list_checkpoints(context: typer.Context, job: JobArgument, output_format: Fo
     Example: `rlhf checkpoint list grpo-k3x9qa`
     """
 
-    async def command(session: Session) -> list[Checkpoint]:
-        return await of_job(session, references.job(session.project, job))
-
     columns = [
         Column("CHECKPOINT", lambda item: references.short(item.name), whole=True),
         Column("STEP", lambda item: str(item.step), right=True),
@@ -47,7 +46,8 @@ def list_checkpoints(context: typer.Context, job: JobArgument, output_format: Fo
         Column("SCORE", lambda item: _metric(item, "validation/score/mean"), right=True),
         Column("CREATED", lambda item: display.age(item.create_time)),
     ]
-    output.show_list(run(context, command), columns, output_format, f"{job} has no checkpoints yet")
+    found = run(context, lambda client: collect(client.checkpoints.list(references.job(client.project, job))))
+    output.show_list(found, columns, output_format, f"{job} has no checkpoints yet")
 
 
 @app.command()
@@ -56,7 +56,7 @@ def show(context: typer.Context, checkpoint: CheckpointArgument, output_format: 
 
     Example: `rlhf checkpoint show grpo-k3x9qa/step-50`
     """
-    found = run(context, lambda session: resolve(session, checkpoint))
+    found = run(context, lambda client: resolve(client, checkpoint))
     output.show_one(found, _facts(found), output_format)
 
 
@@ -76,12 +76,10 @@ def download(
     """
     from services.cli import downloading
 
-    async def command(session: Session) -> Checkpoint:
-        found = await resolve(session, checkpoint)
-        if found.state != found.STATE_READY:
-            raise FailedPrecondition("CHECKPOINT_NOT_READY", f"{references.short(found.name)} is {state(found)}")
-        await downloading.checkpoint(session, found, to, force)
-        return found
+    async def command(client: AsyncClient) -> Checkpoint:
+        job, name = references.checkpoint(client.project, checkpoint)
+        with downloading.shown() as on_progress:
+            return await client.checkpoints.download(name or job, to, overwrite=force, on_progress=on_progress)
 
     found = run(context, command)
     files, size = len(found.files), display.size(found.size_bytes)
@@ -92,38 +90,10 @@ def download(
         output.hint(f'a Hugging Face folder: transformers.AutoModelForCausalLM.from_pretrained("{to}")')
 
 
-async def of_job(session: Session, job: str, limit: int = 0) -> list[Checkpoint]:
-    """The last first. Raises NotFound for the job."""
-    from rlhf.trainer.v1.trainer_service_pb2 import ListCheckpointsRequest
-
-    from services.mesh.client import call
-
-    def page(size: int, token: str):
-        return call(
-            session.trainer.ListCheckpoints(ListCheckpointsRequest(parent=job, page_size=size, page_token=token))
-        )
-
-    return await collect(page, lambda answer: answer.checkpoints, limit)
-
-
-async def last_ready(session: Session, job: str) -> Checkpoint:
-    """The job's READY checkpoint of the highest step. Raises NotFound."""
-    for found in await of_job(session, job):
-        if found.state == found.STATE_READY:
-            return found
-    raise NotFound("NO_CHECKPOINT", f"{references.short(job)} has no checkpoint that is ready", name=job)
-
-
-async def resolve(session: Session, text: str) -> Checkpoint:
+async def resolve(client: AsyncClient, text: str) -> Checkpoint:
     """The checkpoint with its files that `job`, `job/step-N` or a full name means. Raises NotFound."""
-    from rlhf.trainer.v1.trainer_service_pb2 import GetCheckpointRequest
-
-    from services.mesh.client import call
-
-    job, name = references.checkpoint(session.project, text)
-    if name is None:
-        name = (await last_ready(session, job)).name
-    return await call(session.trainer.GetCheckpoint(GetCheckpointRequest(name=name)))
+    job, name = references.checkpoint(client.project, text)
+    return await client.checkpoints.get(name or job)
 
 
 def state(checkpoint: Checkpoint) -> str:

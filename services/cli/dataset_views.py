@@ -6,8 +6,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from services.cli import display, output, references
+from services.cli import display, output
 from services.cli.output import Column
+from services.client import references
 
 if TYPE_CHECKING:
     from rlhf.dataset.v1.dataset_pb2 import Dataset, DatasetVersion, Upload, ValidationReport

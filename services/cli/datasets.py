@@ -7,14 +7,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from services.cli import assignments, completions, dataset_views, exits, output, references, uploading
+from services.cli import assignments, completions, dataset_views, exits, output, uploading
 from services.cli.output import DocumentOption, FormatOption
-from services.cli.session import Session, collect, run
+from services.cli.session import collect, run
+from services.client import references
 from services.mesh.errors import InvalidArgument, NotFound
 
 if TYPE_CHECKING:
-    from rlhf.dataset.v1.dataset_pb2 import Dataset, DatasetVersion, Format, Upload
+    from rlhf.dataset.v1.dataset_pb2 import Dataset, DatasetVersion, Upload
     from rlhf.dataset.v1.dataset_service_pb2 import Row
+
+    from services.client import AsyncClient
 
 app = typer.Typer(help="Datasets: files become versions of checked rows.", no_args_is_help=True)
 
@@ -52,11 +55,11 @@ def upload(
     - `rlhf dataset upload questions.csv.gz --name digits-held-out --format prompt --label split=test`
     """
     labels = assignments.labels(label or [])
-    uploading.check_file(file)
+    _check_file(file)
 
-    async def command(session: Session) -> Upload:
-        dataset = await ensure(session, references.dataset(session.project, name, "--name"), row_format, labels)
-        return await uploading.upload(session, dataset.name, file)
+    async def command(client: AsyncClient) -> Upload:
+        dataset = await ensure(client, references.dataset(client.project, name, "--name"), row_format, labels)
+        return await uploading.upload(client, dataset.name, file)
 
     done = run(context, command)
     dataset_views.show_upload(done, output_format)
@@ -70,7 +73,7 @@ def list_datasets(context: typer.Context, limit: LimitOption = 50, output_format
 
     Example: `rlhf dataset list -o json`
     """
-    found = run(context, lambda session: _list(session, limit))
+    found = run(context, lambda client: collect(client.datasets.list(limit=limit)))
     output.show_list(found, dataset_views.DATASETS, output_format, "no datasets; make one with `rlhf dataset upload`")
 
 
@@ -81,12 +84,12 @@ def show(context: typer.Context, dataset: DatasetArgument, output_format: Format
     Example: `rlhf dataset show digits:3`
     """
 
-    async def command(session: Session) -> tuple[Dataset, list[DatasetVersion]]:
-        name = references.dataset(session.project, dataset)
-        return await _get(session, name), await _versions(session, name)
+    async def command(client: AsyncClient) -> tuple[Dataset, list[DatasetVersion]]:
+        name = references.dataset(client.project, dataset)
+        return await client.datasets.get(name), await collect(client.dataset_versions.list(name))
 
     if ":" in dataset or "/versions/" in dataset:
-        version = run(context, lambda session: get_version(session, dataset))
+        version = run(context, lambda client: client.dataset_versions.get(_version(client, dataset)))
         output.show_one(version, dataset_views.version_facts(version), output_format)
         return
     found, versions = run(context, command)
@@ -108,7 +111,11 @@ def rows(
 
     Example: `rlhf dataset rows digits:3 --from 100 --limit 5`
     """
-    found = run(context, lambda session: _rows(session, dataset, first, limit))
+
+    async def command(client: AsyncClient) -> list[Row]:
+        return await collect(client.dataset_versions.rows(_version(client, dataset), first=first, limit=limit))
+
+    found = run(context, command)
     dataset_views.show_rows(found, output_format)
 
 
@@ -125,10 +132,11 @@ def download(
     """
     from services.cli import downloading
 
-    async def command(session: Session) -> Path:
-        version = await get_version(session, dataset)
+    async def command(client: AsyncClient) -> Path:
+        version = await client.dataset_versions.get(_version(client, dataset))
         target = to or Path(references.short(version.name).replace(":", "-") + ".jsonl")
-        await downloading.dataset_version(session, version, target, force)
+        with downloading.shown() as on_progress:
+            await client.dataset_versions.download(version.name, target, overwrite=force, on_progress=on_progress)
         return target
 
     output.say(f"wrote {run(context, command)}")
@@ -146,7 +154,7 @@ def delete(
     """
     if not yes:
         typer.confirm(f"Delete {dataset} and all of its versions?", abort=True, err=True)
-    run(context, lambda session: _delete(session, references.dataset(session.project, dataset)))
+    run(context, lambda client: client.datasets.delete(references.dataset(client.project, dataset)))
     output.say(f"deleted {dataset}")
 
 
@@ -156,108 +164,32 @@ def formats(context: typer.Context, output_format: DocumentOption = "table") -> 
 
     Example: `rlhf dataset formats`
     """
-    output.show_list(run(context, _formats), dataset_views.FORMATS, output_format, "no formats")
+    found = run(context, lambda client: client.datasets.formats())
+    output.show_list(found, dataset_views.FORMATS, output_format, "no formats")
 
 
-async def ensure(session: Session, name: str, row_format: str, labels: dict[str, str]) -> Dataset:
+async def ensure(client: AsyncClient, name: str, row_format: str, labels: dict[str, str]) -> Dataset:
     """The dataset, made when it is not there. Raises InvalidArgument on a format that is missing or another one."""
     try:
-        found = await _get(session, name)
+        found = await client.datasets.get(name)
     except NotFound:
-        return await _create(session, name, row_format, labels)
+        if not row_format:
+            known = ", ".join(each.format_id for each in await client.datasets.formats())
+            message = f"{references.short(name)} is new: say what its rows are, one of {known}"
+            raise InvalidArgument.of("--format", message) from None
+        return await client.datasets.create(name, row_format, labels=labels)
     if row_format not in ("", found.format):
         message = f"{references.short(name)} holds rows of format {found.format!r}; choose another --name for these"
         raise InvalidArgument.of("--format", message)
     return found
 
 
-async def get_version(session: Session, text: str) -> DatasetVersion:
-    """The version that `digits` or `digits:3` means. Raises NotFound."""
-    from rlhf.dataset.v1.dataset_service_pb2 import GetDatasetVersionRequest
-
-    from services.mesh.client import call
-
-    name = references.dataset_version(session.project, text)
-    return await call(session.datasets.GetDatasetVersion(GetDatasetVersionRequest(name=name)))
+def _version(client: AsyncClient, text: str) -> str:
+    return references.dataset_version(client.project, text)
 
 
-async def _create(session: Session, name: str, row_format: str, labels: dict[str, str]) -> Dataset:
-    import uuid
+def _check_file(path: Path) -> None:
+    """Before the mesh is asked for anything. Raises InvalidArgument where there is nothing to upload."""
+    from services.client.files import check_file
 
-    from rlhf.dataset.v1.dataset_pb2 import Dataset
-    from rlhf.dataset.v1.dataset_service_pb2 import CreateDatasetRequest
-
-    from services.mesh.client import call
-
-    if not row_format:
-        known = ", ".join(item.format_id for item in await _formats(session))
-        raise InvalidArgument.of("--format", f"{references.short(name)} is new: say what its rows are, one of {known}")
-    request = CreateDatasetRequest(
-        parent=name.rpartition("/datasets/")[0],
-        dataset=Dataset(format=row_format, labels=labels),
-        dataset_id=references.short(name),
-        request_id=str(uuid.uuid4()),
-    )
-    return await call(session.datasets.CreateDataset(request))
-
-
-async def _get(session: Session, name: str) -> Dataset:
-    from rlhf.dataset.v1.dataset_service_pb2 import GetDatasetRequest
-
-    from services.mesh.client import call
-
-    return await call(session.datasets.GetDataset(GetDatasetRequest(name=name)))
-
-
-async def _list(session: Session, limit: int) -> list[Dataset]:
-    from rlhf.dataset.v1.dataset_service_pb2 import ListDatasetsRequest
-
-    from services.mesh.client import call
-
-    def page(size: int, token: str):
-        request = ListDatasetsRequest(parent=session.project, page_size=size, page_token=token)
-        return call(session.datasets.ListDatasets(request))
-
-    return await collect(page, lambda answer: answer.datasets, limit)
-
-
-async def _versions(session: Session, dataset: str) -> list[DatasetVersion]:
-    from rlhf.dataset.v1.dataset_service_pb2 import ListDatasetVersionsRequest
-
-    from services.mesh.client import call
-
-    def page(size: int, token: str):
-        request = ListDatasetVersionsRequest(parent=dataset, page_size=size, page_token=token)
-        return call(session.datasets.ListDatasetVersions(request))
-
-    return await collect(page, lambda answer: answer.dataset_versions)
-
-
-async def _rows(session: Session, text: str, first: int, limit: int) -> list[Row]:
-    from rlhf.dataset.v1.dataset_service_pb2 import ListRowsRequest
-
-    from services.mesh.client import call
-
-    parent = references.dataset_version(session.project, text)
-
-    def page(size: int, token: str):
-        request = ListRowsRequest(parent=parent, page_size=size, page_token=token, first_row_index=first)
-        return call(session.datasets.ListRows(request))
-
-    return await collect(page, lambda answer: answer.rows, limit)
-
-
-async def _delete(session: Session, name: str) -> None:
-    from rlhf.dataset.v1.dataset_service_pb2 import DeleteDatasetRequest
-
-    from services.mesh.client import call
-
-    await call(session.datasets.DeleteDataset(DeleteDatasetRequest(name=name)))
-
-
-async def _formats(session: Session) -> list[Format]:
-    from rlhf.dataset.v1.dataset_service_pb2 import ListFormatsRequest
-
-    from services.mesh.client import call
-
-    return list((await call(session.datasets.ListFormats(ListFormatsRequest()))).formats)
+    check_file(path)

@@ -7,8 +7,9 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from services.cli import display, output, references
+from services.cli import display, output
 from services.cli.output import Column
+from services.client import references
 
 if TYPE_CHECKING:
     from rlhf.trainer.v1.training_job_pb2 import TrainingJob

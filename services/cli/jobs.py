@@ -11,17 +11,19 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from services.cli import completions, display, exits, job_views, output, references
+from services.cli import completions, display, exits, job_views, output
 from services.cli.output import DocumentOption, FormatOption
-from services.cli.session import Session, collect, run
+from services.cli.session import collect, run
+from services.client import references
 from services.mesh.errors import InvalidArgument
 
 if TYPE_CHECKING:
-    from rlhf.trainer.v1.training_job_pb2 import TrainingJob
     from rlhf.type.v1.job_state_pb2 import JobState
     from rlhf.type.v1.log_line_pb2 import LogLine
     from rlhf.type.v1.metric_point_pb2 import MetricPoint
     from rlhf.type.v1.sample_pb2 import Sample
+
+    from services.client import AsyncClient
 
 app = typer.Typer(help="Training jobs, from queued to ended.", no_args_is_help=True)
 
@@ -44,7 +46,7 @@ def list_jobs(
     Example: `rlhf job list --state running --state queued`
     """
     states = [_state(text) for text in state or []]
-    found = run(context, lambda session: find_jobs(session, states, limit))
+    found = run(context, lambda client: collect(client.training_jobs.list(states=states, limit=limit)))
     output.show_list(found, job_views.JOBS, output_format, "no jobs; start one with `rlhf train`")
 
 
@@ -54,7 +56,7 @@ def show(context: typer.Context, job: JobArgument, output_format: FormatOption =
 
     Example: `rlhf job show grpo-k3x9qa`
     """
-    found = run(context, lambda session: get(session, references.job(session.project, job)))
+    found = run(context, lambda client: client.training_jobs.get(references.job(client.project, job)))
     output.show_one(found, job_views.facts(found), output_format)
 
 
@@ -68,7 +70,7 @@ def watch(context: typer.Context, job: JobArgument, output_format: FormatOption 
     """
     from services.cli import watching
 
-    found = run(context, lambda session: get(session, references.job(session.project, job)))
+    found = run(context, lambda client: client.training_jobs.get(references.job(client.project, job)))
     watching.watch_until_end(context, found.name, output_format)
 
 
@@ -78,7 +80,7 @@ def cancel(context: typer.Context, job: JobArgument, output_format: FormatOption
 
     Example: `rlhf job cancel grpo-k3x9qa`
     """
-    found = run(context, lambda session: cancel_job(session, references.job(session.project, job)))
+    found = run(context, lambda client: client.training_jobs.cancel(references.job(client.project, job)))
     output.show_row(found, job_views.JOBS, output_format)
 
 
@@ -97,8 +99,8 @@ def logs(
     Example: `rlhf job logs grpo-k3x9qa --tail 50 --follow`
     """
 
-    async def command(session: Session) -> None:
-        await _logs(session, references.job(session.project, job), follow, tail, output_format)
+    async def command(client: AsyncClient) -> None:
+        await _logs(client, references.job(client.project, job), follow, tail, output_format)
 
     try:
         run(context, command)
@@ -119,9 +121,12 @@ def samples(
 
     Example: `rlhf job samples grpo-k3x9qa --split validation --step 100`
     """
-    found = run(
-        context, lambda session: list_samples(session, references.job(session.project, job), step, split, limit)
-    )
+
+    async def command(client: AsyncClient) -> list[Sample]:
+        name = references.job(client.project, job)
+        return await collect(client.training_jobs.samples(name, step=step, split=split, limit=limit))
+
+    found = run(context, command)
     columns = job_views.samples_table(found, _SAMPLE_WIDTH)
     output.show_list(found, columns, output_format, f"{job} has no such samples yet")
 
@@ -146,7 +151,7 @@ def metrics(
     - `rlhf job metrics grpo-k3x9qa -o csv > metrics.csv`
     """
     patterns = metric or []
-    points = run(context, lambda session: stored_points(session, references.job(session.project, job), patterns))
+    points = run(context, lambda client: stored_points(client, references.job(client.project, job), patterns))
     if output_format == "table" or not all_attempts:
         points = job_views.effective(points)
     _show_metrics(points, output_format, hide_raw=not patterns)
@@ -171,85 +176,24 @@ def _show_metrics(points: list[MetricPoint], output_format: str, hide_raw: bool)
         output.say("no such metrics yet")
 
 
-async def get(session: Session, name: str) -> TrainingJob:
-    """Raises NotFound."""
-    from rlhf.trainer.v1.trainer_service_pb2 import GetTrainingJobRequest
-
-    from services.mesh.client import call
-
-    return await call(session.trainer.GetTrainingJob(GetTrainingJobRequest(name=name)))
-
-
-async def stored_points(session: Session, job: str, patterns: list[str]) -> list[MetricPoint]:
+async def stored_points(client: AsyncClient, job: str, patterns: list[str]) -> list[MetricPoint]:
     """The points so far whose metric fits one of the patterns (all, without one)."""
-    from rlhf.trainer.v1.trainer_service_pb2 import StreamMetricsRequest
-
-    found: list[MetricPoint] = []
-    cursor = 0
-
-    def open_stream():
-        return session.trainer.StreamMetrics(StreamMetricsRequest(name=job, after_ordinal=cursor, stored_only=True))
-
-    async for reply in session.resume(open_stream, output.hint):
-        found.extend(point for point in reply.points if _fits(point.metric, patterns))
-        cursor = reply.last_ordinal
-    return found
+    points = client.training_jobs.metrics(job, follow=False)
+    return [point async for point in points if _fits(point.metric, patterns)]
 
 
-async def list_samples(session: Session, job: str, step: int | None, split: str, limit: int) -> list[Sample]:
-    from rlhf.trainer.v1.trainer_service_pb2 import ListSamplesRequest
-
-    from services.mesh.client import call
-
-    def page(size: int, token: str):
-        request = ListSamplesRequest(parent=job, page_size=size, page_token=token, step=step, split=split)
-        return call(session.trainer.ListSamples(request))
-
-    return await collect(page, lambda answer: answer.samples, limit)
-
-
-async def find_jobs(session: Session, states: list, limit: int) -> list[TrainingJob]:
-    from rlhf.trainer.v1.trainer_service_pb2 import ListTrainingJobsRequest
-
-    from services.mesh.client import call
-
-    def page(size: int, token: str):
-        request = ListTrainingJobsRequest(parent=session.project, page_size=size, page_token=token, states=states)
-        return call(session.trainer.ListTrainingJobs(request))
-
-    return await collect(page, lambda answer: answer.training_jobs, limit)
-
-
-async def cancel_job(session: Session, name: str) -> TrainingJob:
-    from rlhf.trainer.v1.trainer_service_pb2 import CancelTrainingJobRequest
-
-    from services.mesh.client import call
-
-    return await call(session.trainer.CancelTrainingJob(CancelTrainingJobRequest(name=name)))
-
-
-async def _logs(session: Session, job: str, follow: bool, tail: int, output_format: str) -> None:
+async def _logs(client: AsyncClient, job: str, follow: bool, tail: int, output_format: str) -> None:
     """The stored lines, of them the last `tail`; then, to follow, the lines after those."""
-    from rlhf.trainer.v1.trainer_service_pb2 import StreamLogsRequest
-
-    cursor, stored_only = 0, tail > 0 or not follow
-
-    def open_stream():
-        return session.trainer.StreamLogs(StreamLogsRequest(name=job, after_ordinal=cursor, stored_only=stored_only))
-
-    kept: collections.deque[LogLine] = collections.deque(maxlen=tail or None)
-    async for reply in session.resume(open_stream, output.hint):
-        cursor = reply.last_ordinal
-        if tail:
-            kept.extend(reply.lines)
-        else:
-            _print_lines(reply.lines, output_format)
-    _print_lines(kept, output_format)
-    if follow and stored_only:
-        stored_only = False
-        async for reply in session.resume(open_stream, output.hint):
-            cursor = reply.last_ordinal
-            _print_lines(reply.lines, output_format)
+    cursor = 0
+    if tail:
+        kept: collections.deque[LogLine] = collections.deque(maxlen=tail)
+        async for line in client.training_jobs.logs(job, follow=False):
+            kept.append(line)
+        _print_lines(kept, output_format)
+        cursor = kept[-1].ordinal if kept else 0
+    if follow or not tail:
+        async for line in client.training_jobs.logs(job, after_ordinal=cursor, follow=follow):
+            _print_lines([line], output_format)
 
 
 def _print_lines(lines: Iterable[LogLine], output_format: str) -> None:

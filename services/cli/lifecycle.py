@@ -18,11 +18,12 @@ from services.cli.narration import narrate_start, narrate_stop
 from services.cli.session import options_of
 from services.cli.supervisor import leftovers, state
 from services.cli.supervisor.state import MeshState, Phase, ProcessState, Stage
+from services.mesh import identity
 from services.mesh.embedded import procfs
 from services.mesh.embedded.home import Home
 from services.mesh.embedded.process import log_tail
 from services.mesh.errors import PlatformError
-from services.mesh.settings import child_environment
+from services.mesh.settings import member_environment
 
 # Longer than all grace periods in a row.
 _STOP_SECONDS = 180.0
@@ -32,6 +33,7 @@ def register(app: typer.Typer) -> None:
     app.command("up")(up)
     app.command("down")(down)
     app.command("status")(status)
+    app.command("token")(token)
 
 
 def up(
@@ -73,7 +75,7 @@ def start_supervisor(home: Home) -> subprocess.Popen[bytes]:
     with home.log("supervisor").open("ab") as log:
         return subprocess.Popen(
             [sys.executable, "-P", "-m", "services.cli.supervisor"],
-            env=child_environment(RLHF_HOME=str(home.root)),
+            env=member_environment(RLHF_HOME=str(home.root)),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -107,7 +109,8 @@ def _show_address(home: Home) -> None:
         endpoints = json.loads(home.endpoints.read_text())
     except (OSError, ValueError):
         return
-    facts = [("HTTP", endpoints["http"]), ("gRPC", endpoints["grpc"]), ("token", str(home.token))]
+    http = f"{endpoints['http']}  (open it in a browser; `rlhf token` signs you in)"
+    facts = [("HTTP", http), ("gRPC", endpoints["grpc"]), ("token", str(home.token))]
     output.messages().print(output.grid(facts))
 
 
@@ -120,6 +123,7 @@ def down(
     known = state.read(home.state)
     if known is None or not (known.alive() or leftovers.find(known) or leftovers.detached(home.root, ())):
         output.say(f"the mesh is not up (home {home.root})")
+        home.remove_temporary()
         return
     if known.alive() and not force:
         os.kill(known.supervisor.pid, signal.SIGTERM)
@@ -131,6 +135,7 @@ def down(
             procfs.kill([known.supervisor.pid])
         for name in asyncio.run(leftovers.end_all(home.root, known, 0.0 if force else 10.0)):
             output.say(f"  {name} ended")
+        home.remove_temporary()
     home.endpoints.unlink(missing_ok=True)
     output.say("the mesh is down")
 
@@ -149,6 +154,11 @@ def status(context: typer.Context, format: output.DocumentOption = "table") -> N
         output.say(f"the mesh is not up (home {home.root}): start it with `rlhf up`")
     if not is_up:
         raise typer.Exit(exits.NOT_UP)
+
+
+def token(context: typer.Context) -> None:
+    """Print the token of this home's mesh: the web page and other clients sign in with it."""
+    sys.stdout.write(f"{identity.read_token(_home(context).token)}\n")
 
 
 def _phase(known: MeshState) -> str:

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from services.cli import assignments, completions, display, exits, output, references
+from services.cli import assignments, completions, display, exits, output
 from services.cli.output import Column, FormatOption
-from services.cli.session import Session, collect, run
+from services.cli.session import collect, run
+from services.client import references
 from services.mesh.errors import InvalidArgument, Violation
 
 if TYPE_CHECKING:
     from rlhf.trainer.v1.model_pb2 import Model, ModelSource
+
+    from services.client import AsyncClient
 
 app = typer.Typer(help="Models that jobs start from.", no_args_is_help=True)
 
 ModelArgument = Annotated[
     str, typer.Argument(metavar="MODEL", help="Its name, such as `tiny`.", autocompletion=completions.models)
 ]
-_POLL_SECONDS = 0.5
 
 
 @app.command("import")
@@ -51,9 +52,9 @@ def import_model(
     """
     labels = assignments.labels(label or [])
 
-    async def command(session: Session) -> Model:
-        described = build_source(source, init, characters, tokenizer, seed, session.project)
-        return await importing(session, name, described, labels, wait)
+    async def command(client: AsyncClient) -> Model:
+        described = build_source(source, init, characters, tokenizer, seed, client.project)
+        return await importing(client, name, described, labels, wait)
 
     model = run(context, command)
     output.show_one(model, facts(model), output_format)
@@ -80,7 +81,7 @@ def list_models(
         Column("SIZE", lambda model: display.size(model.size_bytes), right=True),
         Column("CREATED", lambda model: display.age(model.create_time)),
     ]
-    found = run(context, lambda session: _list(session, limit))
+    found = run(context, lambda client: collect(client.models.list(limit=limit)))
     output.show_list(found, columns, output_format, "no models; make one with `rlhf model import`")
 
 
@@ -90,7 +91,7 @@ def show_model(context: typer.Context, model: ModelArgument, output_format: Form
 
     Example: `rlhf model show tiny`
     """
-    found = run(context, lambda session: get(session, references.model(session.project, model)))
+    found = run(context, lambda client: client.models.get(references.model(client.project, model)))
     output.show_one(found, facts(found), output_format)
 
 
@@ -100,7 +101,7 @@ def delete_model(context: typer.Context, model: ModelArgument) -> None:
 
     Example: `rlhf model delete tiny`
     """
-    run(context, lambda session: _delete(session, references.model(session.project, model)))
+    run(context, lambda client: client.models.delete(references.model(client.project, model)))
     output.say(f"deleted {model}")
 
 
@@ -130,58 +131,13 @@ def build_source(
     return ModelSource(init=made)
 
 
-async def importing(session: Session, name: str, source: ModelSource, labels: dict[str, str], wait: bool) -> Model:
+async def importing(client: AsyncClient, name: str, source: ModelSource, labels: dict[str, str], wait: bool) -> Model:
     """Import, and where asked to wait, follow until READY or FAILED."""
-    import uuid
-
-    from rlhf.trainer.v1.model_pb2 import Model
-    from rlhf.trainer.v1.trainer_service_pb2 import ImportModelRequest
-
-    from services.mesh.client import call
-
-    request = ImportModelRequest(
-        parent=session.project,
-        model=Model(source=source, labels=labels),
-        model_id=name,
-        request_id=str(uuid.uuid4()),
-    )
-    model = await call(session.trainer.ImportModel(request))
+    model = await client.models.import_model(references.model(client.project, name), source, labels=labels)
     if not wait:
         return model
     with output.messages().status(f"importing {name}"):
-        while model.state == Model.STATE_IMPORTING:
-            await asyncio.sleep(_POLL_SECONDS)
-            model = await get(session, model.name)
-    return model
-
-
-async def get(session: Session, name: str) -> Model:
-    """Raises NotFound."""
-    from rlhf.trainer.v1.trainer_service_pb2 import GetModelRequest
-
-    from services.mesh.client import call
-
-    return await call(session.trainer.GetModel(GetModelRequest(name=name)))
-
-
-async def _list(session: Session, limit: int) -> list[Model]:
-    from rlhf.trainer.v1.trainer_service_pb2 import ListModelsRequest
-
-    from services.mesh.client import call
-
-    def page(size: int, token: str):
-        request = ListModelsRequest(parent=session.project, page_size=size, page_token=token)
-        return call(session.trainer.ListModels(request))
-
-    return await collect(page, lambda answer: answer.models, limit)
-
-
-async def _delete(session: Session, name: str) -> None:
-    from rlhf.trainer.v1.trainer_service_pb2 import DeleteModelRequest
-
-    from services.mesh.client import call
-
-    await call(session.trainer.DeleteModel(DeleteModelRequest(name=name)))
+        return await client.models.wait(model.name)
 
 
 def failed(model: Model) -> bool:

@@ -7,7 +7,8 @@ import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from services.cli import display, job_views, references
+from services.cli import display, job_views
+from services.client import references
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import copy
 import functools
-import secrets
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,17 +12,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from services.cli import assignments, catalogue, checkpoints, completions, job_views, models, output, references
+from services.cli import assignments, catalogue, completions, job_views, output
 from services.cli.output import FormatOption
-from services.cli.session import Options, Session, options_of, run, with_session
-from services.mesh.errors import NotFound, PlatformError
+from services.cli.session import Options, options_of, run, with_client
+from services.client import references
+from services.mesh.errors import PlatformError
 
 if TYPE_CHECKING:
     from rlhf.trainer.v1.training_job_pb2 import Algorithm, TrainingJob
 
+    from services.client import AsyncClient
+
 _TEMPLATE = "ALGORITHM"
-# Crockford's base 32 without the letters that are read as digits.
-_ID_LETTERS = "0123456789abcdefghjkmnpqrstvwxyz"
 _PATIENCE_SECONDS = 5.0
 
 
@@ -119,11 +119,11 @@ def train(
     """
     params, labels = assignments.parameters(set_ or [], set_file), assignments.labels(label or [])
 
-    async def command(session: Session) -> TrainingJob:
-        described = await describe(session, str(context.info_name), model, dataset, validation, params)
+    async def command(client: AsyncClient) -> TrainingJob:
+        described = await describe(client, str(context.info_name), model, dataset, validation, params)
         described.priority, described.placement.resources.gpu_count = priority, gpus
         described.labels.update(labels)
-        return await create(session, described, name, dry_run)
+        return await client.training_jobs.submit(described, name, validate_only=dry_run)
 
     _show(context, run(context, command), watch, dry_run, output_format)
 
@@ -143,67 +143,12 @@ def _show(context: typer.Context, job: TrainingJob, watch: bool, dry_run: bool, 
 
 
 async def describe(
-    session: Session, algorithm: str, model: str, dataset: str, validation: str, params: dict[str, Any]
+    client: AsyncClient, algorithm: str, model: str, dataset: str, validation: str, params: dict[str, Any]
 ) -> TrainingJob:
     """The job that short names and parameters describe. Raises InvalidArgument, NotFound."""
-    from rlhf.trainer.v1.training_job_pb2 import TrainingJob
-
-    project = session.project
-    job = TrainingJob(
-        algorithm=algorithm,
-        base_model=await base_model(session, model),
-        dataset_version=references.dataset_version(project, dataset, "--dataset"),
-    )
-    if validation:
-        job.validation_dataset_version = references.dataset_version(project, validation, "--validation")
-    job.params.update(params)
-    return job
-
-
-async def base_model(session: Session, text: str) -> str:
-    """The reference that `tiny` (a model, else a job's last checkpoint) or `job/step-100` means. Raises NotFound."""
-    job, checkpoint = None, None
-    if text.count("/") == 1 or "/trainingJobs/" in text:
-        job, checkpoint = references.checkpoint(session.project, text, "--model")
-    if checkpoint is not None:
-        return checkpoint
-    if job is None:
-        name = references.model(session.project, text, "--model")
-        try:
-            return (await models.get(session, name)).name
-        except NotFound:
-            if name == text:
-                raise
-        job = references.job(session.project, text, "--model")
-    try:
-        return (await checkpoints.last_ready(session, job)).name
-    except NotFound as error:
-        if error.reason == "NO_CHECKPOINT":
-            raise
-        raise NotFound("MODEL_NOT_FOUND", f"there is no model and no job {text!r}", name=text) from None
-
-
-async def create(session: Session, job: TrainingJob, name: str = "", validate_only: bool = False) -> TrainingJob:
-    """Create it; the call may be repeated by the connection without making two. Raises what the mesh answers."""
-    import uuid
-
-    from rlhf.trainer.v1.trainer_service_pb2 import CreateTrainingJobRequest
-
-    from services.mesh.client import call
-
-    request = CreateTrainingJobRequest(
-        parent=session.project,
-        training_job=job,
-        training_job_id=name or new_id(job.algorithm),
-        request_id=str(uuid.uuid4()),
-        validate_only=validate_only,
-    )
-    return await call(session.trainer.CreateTrainingJob(request))
-
-
-def new_id(prefix: str) -> str:
-    """`grpo-k3x9qa`: short enough to type, 30 bits of chance. The server would make a UUID."""
-    return f"{prefix.replace('_', '-')}-{''.join(secrets.choice(_ID_LETTERS) for _ in range(6))}"
+    version = references.dataset_version(client.project, dataset, "--dataset")
+    held_out = references.dataset_version(client.project, validation, "--validation") if validation else ""
+    return await client.training_jobs.describe(algorithm, model, version, held_out, params)
 
 
 @dataclass(frozen=True)
@@ -222,7 +167,8 @@ def _registry(options: Options) -> _Registry:
     """Asked once, though a help page needs it several times."""
 
     async def command() -> _Registry:
-        return _Registry(tuple(await asyncio.wait_for(with_session(options, catalogue.algorithms), _PATIENCE_SECONDS)))
+        async with asyncio.timeout(_PATIENCE_SECONDS):
+            return _Registry(tuple(await with_client(options, lambda client: client.algorithms.list())))
 
     try:
         return asyncio.run(command())

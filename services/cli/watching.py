@@ -6,17 +6,20 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
-from services.cli import checkpoints, exits, job_views, jobs, output, progress, references
+from services.cli import exits, job_views, output, progress
 from services.cli.progress import Progress
-from services.cli.session import Session, run
+from services.cli.session import collect, run
+from services.client import references
 from services.mesh.errors import PlatformError
 
 if TYPE_CHECKING:
     from rlhf.trainer.v1.training_job_pb2 import TrainingJob
+
+    from services.client import AsyncClient
 
 _POLL_SECONDS = 2.0
 # A pipe gets a line so often at most.
@@ -30,7 +33,7 @@ def watch_until_end(context: typer.Context, name: str, output_format: str) -> No
     """Follow a job, then show it. Raises typer.Exit with 1 where it failed, 130 on Ctrl-C."""
     output.hint(f"watching {references.short(name)}; Ctrl-C stops the watching, not the job")
     try:
-        job = run(context, lambda session: follow(session, name))
+        job = run(context, lambda client: follow(client, name))
     except KeyboardInterrupt:
         output.say(f"the job goes on; come back with: rlhf job watch {references.short(name)}")
         output.hint(f"end it with: rlhf job cancel {references.short(name)}")
@@ -60,12 +63,12 @@ def show_end(job: TrainingJob, next_steps: bool = True) -> None:
         output.hint(f"what it printed: rlhf job logs {name} --tail 50")
 
 
-async def follow(session: Session, name: str) -> TrainingJob:
+async def follow(client: AsyncClient, name: str) -> TrainingJob:
     """Show a job's progress until it has ended; the job as it ended."""
-    state = Progress(await jobs.get(session, name))
+    state = Progress(await client.training_jobs.get(name))
     async with _shown(state) as say:
-        states, points = (asyncio.create_task(f(session, name, state, say)) for f in (_watch_states, _watch_points))
-        tasks = [states, points, asyncio.create_task(_poll(session, name, state, say))]
+        states, points = (asyncio.create_task(f(client, name, state, say)) for f in (_watch_events, _watch_points))
+        tasks = [states, points, asyncio.create_task(_poll(client, name, state, say))]
         try:
             while not states.done():
                 done, _ = await asyncio.wait(
@@ -78,53 +81,35 @@ async def follow(session: Session, name: str) -> TrainingJob:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-        await _refresh(session, name, state, say)
+        await _refresh(client, name, state, say)
     return state.job
 
 
-async def _watch_states(session: Session, name: str, state: Progress, say: Say) -> None:
+async def _watch_events(client: AsyncClient, name: str, state: Progress, say: Say) -> None:
     """Until the job has ended."""
-    from rlhf.trainer.v1.trainer_service_pb2 import WatchTrainingJobRequest
-
-    cursor = state.job.sequence
-
-    def open_stream() -> Any:
-        return session.trainer.WatchTrainingJob(WatchTrainingJobRequest(name=name, after_sequence=cursor))
-
-    while True:
-        async for reply in session.resume(open_stream, say):
-            cursor = max(cursor, reply.sequence)
-            if reply.HasField("training_job"):
-                _say_all(say, state.take_job(reply.training_job))
-        if job_views.ended(state.job):
-            return
-        await asyncio.sleep(_POLL_SECONDS)
+    async for event in client.training_jobs.events(name, after_sequence=state.job.sequence):
+        if event.HasField("training_job"):
+            _say_all(say, state.take_job(event.training_job))
+        elif event.HasField("checkpoint"):
+            _say_all(say, state.take_checkpoints([event.checkpoint]))
 
 
-async def _watch_points(session: Session, name: str, state: Progress, say: Say) -> None:
-    from rlhf.trainer.v1.trainer_service_pb2 import StreamMetricsRequest
-
-    cursor, names = 0, [metric for metric, _ in progress.SHOWN]
-
-    def open_stream() -> Any:
-        return session.trainer.StreamMetrics(StreamMetricsRequest(name=name, after_ordinal=cursor, metrics=names))
-
-    async for reply in session.resume(open_stream, lambda text: None):
-        cursor = max(cursor, reply.last_ordinal)
-        state.take_points(reply.points)
+async def _watch_points(client: AsyncClient, name: str, state: Progress, say: Say) -> None:
+    async for point in client.training_jobs.metrics(name, [metric for metric, _ in progress.SHOWN]):
+        state.take_points([point])
 
 
-async def _poll(session: Session, name: str, state: Progress, say: Say) -> None:
-    """Phase, step and checkpoints, which no stream carries; until the job has ended."""
+async def _poll(client: AsyncClient, name: str, state: Progress, say: Say) -> None:
+    """Phase and step, which no stream carries; until the job has ended."""
     while not job_views.ended(state.job):
         with contextlib.suppress(PlatformError):  # the streams tell of a lost connection, and give up when it is time
-            await _refresh(session, name, state, say)
+            await _refresh(client, name, state, say)
         await asyncio.sleep(_POLL_SECONDS)
 
 
-async def _refresh(session: Session, name: str, state: Progress, say: Say) -> None:
-    found = await checkpoints.of_job(session, name)
-    _say_all(say, state.take_job(await jobs.get(session, name)))
+async def _refresh(client: AsyncClient, name: str, state: Progress, say: Say) -> None:
+    found = await collect(client.checkpoints.list(name))
+    _say_all(say, state.take_job(await client.training_jobs.get(name)))
     _say_all(say, state.take_checkpoints(found))
 
 

@@ -6,8 +6,13 @@ Short forms are ids in the project at hand: `digits` (a model, a dataset, a job)
 
 from __future__ import annotations
 
+import secrets
+
 from services.mesh import names
 from services.mesh.errors import InvalidArgument
+
+# Crockford's base 32 without the letters that are read as digits.
+_ID_LETTERS = "0123456789abcdefghjkmnpqrstvwxyz"
 
 
 def project(id_: str) -> str:
@@ -57,6 +62,11 @@ def short(name: str) -> str:
     if parts[-2:-1] == ["versions"]:
         return f"{parts[-3]}:{parts[-1]}"
     return f"{parts[-3]}/{parts[-1]}" if parts[-2:-1] == ["checkpoints"] else parts[-1]
+
+
+def new_id(prefix: str) -> str:
+    """`grpo-k3x9qa`: short enough to type, 30 bits of chance. The server would make a UUID."""
+    return f"{prefix.replace('_', '-')}-{''.join(secrets.choice(_ID_LETTERS) for _ in range(6))}"
 
 
 def _resource(parent: str, collection: str, pattern: str, text: str, field: str) -> str:

@@ -13,13 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from services.cli import display, job_views, jobs, output, references, train
+from services.cli import display, job_views, jobs, output
 from services.cli.demo import measuring, steps
 from services.cli.output import Column
-from services.cli.session import Session
+from services.client import references
 
 if TYPE_CHECKING:
     from rlhf.type.v1.sample_pb2 import Sample
+
+    from services.client import AsyncClient
 
 EXAMPLES, HELD_OUT = 96, 24
 _STEPS, _SHORT_STEPS = 12, 2
@@ -53,22 +55,22 @@ def write(seed: int, folder: Path) -> Files:
     return files
 
 
-async def run(session: Session, seed: int, short: bool) -> bool:
+async def run(client: AsyncClient, home: Path, seed: int, short: bool) -> bool:
     """Whether the loss fell; a run cut short is not asked for that."""
-    run_id = train.new_id("smollm2")
+    run_id = references.new_id("smollm2")
     steps.title(f"SmolLM2-135M-Instruct learns to answer sums with the number alone (seed {seed})")
-    files = await asyncio.to_thread(write, seed, session.options.home / "demo" / run_id)
+    files = await asyncio.to_thread(write, seed, home / "demo" / run_id)
     output.say(f"{EXAMPLES} examples, {HELD_OUT} held out: {files.examples.parent}")
-    await steps.upload(session, f"{run_id}-examples", "messages", files.examples)
-    await steps.upload(session, f"{run_id}-held-out", "prompt", files.held_out)
-    await _import(session, run_id)
+    await steps.upload(client, f"{run_id}-examples", "messages", files.examples)
+    await steps.upload(client, f"{run_id}-held-out", "prompt", files.held_out)
+    await _import(client, home, run_id)
     params = {**_PARAMS, "seed": seed, "steps": _SHORT_STEPS if short else _STEPS}
     job = await steps.train_on(
-        session, f"{run_id}-sft", "sft", run_id, f"{run_id}-examples", f"{run_id}-held-out", params
+        client, f"{run_id}-sft", "sft", run_id, f"{run_id}-examples", f"{run_id}-held-out", params
     )
-    before = await measuring.samples(session, job.name, 0)
-    after = await measuring.samples(session, job.name, job.steps)
-    fell = await _show_loss(session, job.name)
+    before = await measuring.samples(client, job.name, 0)
+    after = await measuring.samples(client, job.name, job.steps)
+    fell = await _show_loss(client, job.name)
     output.show()
     output.show(_answers(await asyncio.to_thread(measuring.questions, files.held_out), before, after))
     output.show()
@@ -78,19 +80,19 @@ async def run(session: Session, seed: int, short: bool) -> bool:
     return fell or short
 
 
-async def _import(session: Session, name: str) -> None:
+async def _import(client: AsyncClient, home: Path, name: str) -> None:
     from rlhf.trainer.v1.model_pb2 import ModelSource
 
     from services.cli.demo import smollm2
 
     with output.messages().status("fetching SmolLM2 and converting it (once, about a minute)"):
-        folder = await asyncio.to_thread(smollm2.prepare, session.options.home / "models")
-    await steps.make_model(session, name, ModelSource(path=str(folder)))
+        folder = await asyncio.to_thread(smollm2.prepare, home / "models")
+    await steps.make_model(client, name, ModelSource(path=str(folder)))
 
 
-async def _show_loss(session: Session, job: str) -> bool:
+async def _show_loss(client: AsyncClient, job: str) -> bool:
     """Say the loss of the first and the last step; whether it fell."""
-    points = job_views.effective(await jobs.stored_points(session, job, ["train/loss"]))
+    points = job_views.effective(await jobs.stored_points(client, job, ["train/loss"]))
     if not points:
         return False
     first, last = points[0].value, points[-1].value

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from services.cli import display, output, references, train
+from services.cli import display, output
 from services.cli.demo import measuring, problems, report, steps
 from services.cli.demo.measuring import Measurement
 from services.cli.demo.settings import Settings
 from services.cli.demo.steps import Trained
-from services.cli.session import Session
+from services.client import references
+
+if TYPE_CHECKING:
+    from services.client import AsyncClient
 
 _SHOWN_ANSWERS = 8
 
@@ -19,9 +22,9 @@ _SHOWN_ANSWERS = 8
 class Digits:
     """One run, under names that no other run has."""
 
-    def __init__(self, session: Session, settings: Settings, seed: int) -> None:
-        self._session, self._settings, self._seed = session, settings, seed
-        self._id = train.new_id("demo")
+    def __init__(self, client: AsyncClient, home: Path, settings: Settings, seed: int) -> None:
+        self._client, self._home, self._settings, self._seed = client, home, settings, seed
+        self._id = references.new_id("demo")
         self._questions: list[str] = []
 
     async def run(self, compare: bool) -> bool:
@@ -49,7 +52,7 @@ class Digits:
 
     async def _prepare(self) -> None:
         """Generate and upload the three sets, make the model."""
-        sizes, folder = self._settings.sizes, self._session.options.home / "demo" / self._id
+        sizes, folder = self._settings.sizes, self._home / "demo" / self._id
         files = await asyncio.to_thread(problems.write, self._seed, sizes, folder)
         self._questions = await asyncio.to_thread(measuring.questions, files.held_out)
         steps.title(f"Sorting the digits of numbers with {sizes.digits} digits (seed {self._seed})")
@@ -61,7 +64,7 @@ class Digits:
         await self._make_model()
 
     async def _upload(self, name: str, row_format: str, file: Path) -> None:
-        await steps.upload(self._session, f"{self._id}-{name}", row_format, file)
+        await steps.upload(self._client, f"{self._id}-{name}", row_format, file)
 
     async def _make_model(self) -> None:
         from rlhf.trainer.v1.model_pb2 import ModelSource
@@ -69,11 +72,11 @@ class Digits:
         source = ModelSource()
         source.init.config.update(self._settings.config)
         source.init.characters.alphabet, source.init.seed = problems.ALPHABET, self._seed
-        await steps.make_model(self._session, self._id, source)
+        await steps.make_model(self._client, self._id, source)
 
     async def _train(self, algorithm: str, model: str, data: str, params: dict[str, Any], suffix: str = "") -> Trained:
         return await steps.train_on(
-            self._session,
+            self._client,
             f"{self._id}-{suffix or algorithm}",
             algorithm,
             model,
@@ -83,12 +86,12 @@ class Digits:
         )
 
     async def _measure(self, title: str, job: Trained, step: int) -> Measurement:
-        return await measuring.measured(self._session, job.name, step, title, self._questions)
+        return await measuring.measured(self._client, job.name, step, title, self._questions)
 
     async def _go_on_with_sft(self, sft: Trained, grpo: Trained) -> Trained:
         """SFT gone on with for as long as GRPO's steps took, by the pace that each had here."""
-        sft_seconds, sft_steps = await measuring.training_seconds(self._session, sft.name, "train/loss")
-        grpo_seconds, _ = await measuring.training_seconds(self._session, grpo.name, "reward/mean")
+        sft_seconds, sft_steps = await measuring.training_seconds(self._client, sft.name, "train/loss")
+        grpo_seconds, _ = await measuring.training_seconds(self._client, grpo.name, "reward/mean")
         more = max(1, round(grpo_seconds / sft_seconds * sft_steps))
         output.say(f"GRPO's steps took {display.duration(grpo_seconds)}, in which SFT does {more} steps more")
         return await self._train("sft", sft.name, "examples", {**self._settings.sft, "steps": more}, "more-sft")

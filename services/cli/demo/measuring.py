@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING
 
 from services.cli import display, job_views, jobs
 from services.cli.demo.statistics import Interval, wilson
-from services.cli.session import Session
+from services.cli.session import collect
 from services.mesh.errors import FailedPrecondition
 
 if TYPE_CHECKING:
     from rlhf.type.v1.metric_point_pb2 import MetricPoint
     from rlhf.type.v1.sample_pb2 import Sample
+
+    from services.client import AsyncClient
 
 
 @dataclass(frozen=True)
@@ -47,18 +49,18 @@ class Measurement:
         return wilson(self.right, self.count)
 
 
-async def measured(session: Session, job: str, step: int, title: str, questions: Sequence[str]) -> Measurement:
+async def measured(client: AsyncClient, job: str, step: int, title: str, questions: Sequence[str]) -> Measurement:
     """From the job's metrics and samples at `step`. `questions` are the held-out ones, by row.
 
     Raises FailedPrecondition where it measured nothing there.
     """
-    points = job_views.effective(await jobs.stored_points(session, job, ["validation/score/*"]))
+    points = job_views.effective(await jobs.stored_points(client, job, ["validation/score/*"]))
     means = _at(points, "validation/score/mean", step)
     counts = _at(points, "validation/score/count", step)
     if not means or not counts:
         raise FailedPrecondition("NOT_MEASURED", f"{job} has no held-out score at step {step}")
     count = round(counts[-1])
-    answers = [_answer(sample, questions) for sample in await samples(session, job, step)]
+    answers = [_answer(sample, questions) for sample in await samples(client, job, step)]
     return Measurement(title, round(means[-1] * count), count, tuple(answers))
 
 
@@ -68,19 +70,19 @@ def questions(file: Path) -> list[str]:
         return [json.loads(line)["prompt"][-1]["content"] for line in lines]
 
 
-async def samples(session: Session, job: str, step: int) -> list[Sample]:
+async def samples(client: AsyncClient, job: str, step: int) -> list[Sample]:
     """The validation samples of a step, each row once, by row."""
-    found = await jobs.list_samples(session, job, step, "validation", 0)
+    found = await collect(client.training_jobs.samples(job, step=step, split="validation"))
     newest = {sample.row_index: sample for sample in found}
     return [newest[row] for row in sorted(newest)]
 
 
-async def training_seconds(session: Session, job: str, metric: str) -> tuple[float, int]:
+async def training_seconds(client: AsyncClient, job: str, metric: str) -> tuple[float, int]:
     """How long the steps of a job took, start-up and checkpoints left out, and how many there were.
 
     Between the reports of the first and the last step, and one step more for the first.
     """
-    points = job_views.effective(await jobs.stored_points(session, job, [metric]))
+    points = job_views.effective(await jobs.stored_points(client, job, [metric]))
     if len(points) < 2:
         raise FailedPrecondition("NOT_MEASURED", f"{job} reported {metric} fewer than twice")
     spanned = display.seconds(points[-1].observe_time) - display.seconds(points[0].observe_time)

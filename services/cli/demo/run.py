@@ -6,13 +6,17 @@ import asyncio
 import subprocess
 import sys
 import time
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from services.cli import display, exits, jobs, output
-from services.cli.session import Options, Session, find, options_of, with_session
+from services.cli import display, exits, output
+from services.cli.session import Options, options_of, with_client
 from services.mesh.errors import PlatformError
+
+if TYPE_CHECKING:
+    from services.client import AsyncClient
 
 
 def register(app: typer.Typer) -> None:
@@ -48,7 +52,9 @@ def demo(
     options = options_of(context)
     ensure_up(options)
     try:
-        succeeded = asyncio.run(with_session(options, lambda session: _run(session, model, seed, short, compare)))
+        succeeded = asyncio.run(
+            with_client(options, lambda client: _run(client, options.home, model, seed, short, compare))
+        )
         output.say(f"all of it took {display.duration(time.monotonic() - started)}")
     finally:
         if down:
@@ -59,23 +65,23 @@ def demo(
         raise typer.Exit(exits.FAILED)
 
 
-async def _run(session: Session, model: str, seed: int, short: bool, compare: bool) -> bool:
+async def _run(client: AsyncClient, home: Path, model: str, seed: int, short: bool, compare: bool) -> bool:
     from services.cli.demo import chat, digits
     from services.cli.demo.settings import FULL, SHORT
 
     if model == "smollm2":
-        return await chat.run(session, seed, short)
-    return await digits.Digits(session, SHORT if short else FULL, seed).run(compare)
+        return await chat.run(client, home, seed, short)
+    return await digits.Digits(client, home, SHORT if short else FULL, seed).run(compare)
 
 
 def ensure_up(options: Options) -> None:
     """Bring the mesh up where it is not. Raises typer.Exit where that fails."""
 
-    async def ask(session: Session) -> None:
-        await jobs.find_jobs(session, [], 1)
+    async def ask(client: AsyncClient) -> None:
+        await client.algorithms.list()
 
     try:
-        asyncio.run(with_session(options, ask))
+        asyncio.run(with_client(options, ask))
         return
     except PlatformError as error:
         if error.code != "UNAVAILABLE" or options.server:
@@ -83,7 +89,6 @@ def ensure_up(options: Options) -> None:
     code = _rlhf("up")
     if code != exits.OK:
         raise typer.Exit(code)
-    find(options)
 
 
 def _rlhf(command: str) -> int:

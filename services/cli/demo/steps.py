@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from services.cli import datasets, exits, job_views, jobs, models, output, train, uploading, watching
-from services.cli.session import Session
+from services.cli import datasets, exits, job_views, models, output, train, uploading, watching
+
+if TYPE_CHECKING:
+    from services.client import AsyncClient
 
 
 @dataclass(frozen=True)
@@ -26,21 +28,21 @@ def title(text: str) -> None:
     output.say(text, style="bold")
 
 
-async def upload(session: Session, name: str, row_format: str, file: Path) -> None:
+async def upload(client: AsyncClient, name: str, row_format: str, file: Path) -> None:
     """Raises typer.Exit where the file was not taken."""
     from services.cli import dataset_views
 
-    dataset = await datasets.ensure(session, f"{session.project}/datasets/{name}", row_format, {})
-    done = await uploading.upload(session, dataset.name, file)
+    dataset = await datasets.ensure(client, f"{client.project}/datasets/{name}", row_format, {})
+    done = await uploading.upload(client, dataset.name, file)
     if done.state != done.STATE_SUCCEEDED:
         dataset_views.show_upload(done, "table")
         raise typer.Exit(exits.FAILED)
     output.hint(f"uploaded {name}: {done.report.row_count} rows of format {row_format}")
 
 
-async def make_model(session: Session, name: str, source: Any) -> None:
+async def make_model(client: AsyncClient, name: str, source: Any) -> None:
     """Import a model and wait for it. Raises typer.Exit where that fails."""
-    made = await models.importing(session, name, source, {}, wait=True)
+    made = await models.importing(client, name, source, {}, wait=True)
     if models.failed(made):
         output.say(made.error.message)
         raise typer.Exit(exits.FAILED)
@@ -48,16 +50,18 @@ async def make_model(session: Session, name: str, source: Any) -> None:
 
 
 async def train_on(
-    session: Session, name: str, algorithm: str, model: str, data: str, held_out: str, params: dict[str, Any]
+    client: AsyncClient, name: str, algorithm: str, model: str, data: str, held_out: str, params: dict[str, Any]
 ) -> Trained:
     """Create a job, show it until it ends. Ctrl-C cancels it. Raises typer.Exit where it does not succeed."""
     title(f"{algorithm.upper()}: {params['steps']} steps")
-    job = await train.create(session, await train.describe(session, algorithm, model, data, held_out, params), name)
+    job = await client.training_jobs.submit(
+        await train.describe(client, algorithm, model, data, held_out, params), name
+    )
     try:
-        job = await watching.follow(session, job.name)
+        job = await watching.follow(client, job.name)
     except asyncio.CancelledError:
         output.say("interrupted; the job is cancelled")
-        await jobs.cancel_job(session, job.name)
+        await client.training_jobs.cancel(job.name)
         raise
     watching.show_end(job, next_steps=False)
     if job_views.state(job) != "SUCCEEDED":

@@ -10,7 +10,7 @@ from services.cli.supervisor import mesh
 from services.cli.supervisor.group import Supervisor
 from services.mesh.embedded import Home
 from services.mesh.errors import PlatformError
-from services.mesh.settings import Environment, child_environment, default_home
+from services.mesh.settings import Environment, default_home, member_environment
 from services.mesh.telemetry import configure_logging
 
 
@@ -20,7 +20,7 @@ def make() -> Supervisor:
     home = Home(default_home(environment).resolve())
     options = mesh.Options.read(environment)
     home.make()
-    return Supervisor(home, functools.partial(mesh.build, home, options, child_environment()), mesh.KEEP)
+    return Supervisor(home, functools.partial(mesh.build, home, options, member_environment()), mesh.KEEP)
 
 
 def main() -> int:

@@ -1,8 +1,11 @@
-"""One process of the mesh: started when those it needs are ready, started again when it dies, stopped at the end."""
+"""One process of the mesh: started when those it needs are ready, started again when it dies or hangs, stopped at the
+end.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -20,6 +23,10 @@ _FIRST_PAUSE_SECONDS = 0.2
 _LONGEST_PAUSE_SECONDS = 10.0
 # Who ran this long before it died starts again without delay.
 _STEADY_SECONDS = 30.0
+# So often it is asked for a sign of life within the time that it may be silent.
+_ASKED = 6
+# It takes more than one unanswered question: the machine, or we, may have slept meanwhile.
+_SILENCES = 3
 
 
 class Child:
@@ -86,13 +93,36 @@ class Child:
         if self._process is None:
             return False
         since = time.monotonic()
-        code = await self._process.wait()
+        health = asyncio.create_task(self._until_silent(self._process), name=f"health of {self.program.name}")
+        try:
+            code = await self._process.wait()
+        finally:
+            health.cancel()
         await process.end_session(self._process.pid)
         self._process = None
-        message = process.ending(code)
+        message = "did not answer" if health.done() and not health.cancelled() else process.ending(code)
         log.warning("%s ended with %s; starting it again", self.program.name, message)
         self._set(Stage.RESTARTING, id=None, restarts=self.state.restarts + 1, message=message)
         return time.monotonic() - since > _STEADY_SECONDS
+
+    async def _until_silent(self, running: Running) -> None:
+        """Kill it when it has given no sign of life for too long. A process that is stopped takes no other signal."""
+        pause = self.program.patience_seconds / _ASKED
+        silences, last = 0, time.monotonic()
+        while silences < _SILENCES or time.monotonic() - last < self.program.patience_seconds:
+            await asyncio.sleep(pause)
+            if await self._answers(pause):
+                silences, last = 0, time.monotonic()
+            else:
+                silences += 1
+        log.error("%s has not answered for %.0f s; killing it", self.program.name, time.monotonic() - last)
+        procfs.kill([running.pid])
+
+    async def _answers(self, seconds: float) -> bool:
+        with contextlib.suppress(Exception):
+            async with asyncio.timeout(seconds):
+                return await (self.program.answers or self.program.ready)()
+        return False
 
     async def _end(self) -> None:
         """After a start that failed: it may live without being ready."""

@@ -18,7 +18,7 @@ from services.cli.supervisor import leftovers, logs, state
 from services.cli.supervisor.child import Child
 from services.cli.supervisor.state import MeshState, Phase
 from services.mesh.embedded import Home, procfs
-from services.mesh.embedded.home import write_private
+from services.mesh.embedded.home import make_private, write_private
 from services.mesh.embedded.process import Adopted, Program
 from services.mesh.errors import FailedPrecondition, PlatformError
 
@@ -104,6 +104,7 @@ class Supervisor:
         found = leftovers.find(state.read(self._home.state))
         kept = {name: each for name, each in found.items() if name in self._keep}
         await leftovers.end(each for name, each in found.items() if name not in kept)
+        make_private(self._home.temporary)
         plan = self._make_plan(kept)
         self._services = [each.program.name for each in plan.services]
         for planned in (*plan.foundations, *plan.services):
@@ -152,6 +153,7 @@ class Supervisor:
         await leftovers.end(leftovers.detached(self._home.root, running))
         for name in reversed([name for name in names if name not in self._services]):
             await self._end(name)
+        self._home.remove_temporary()
         self._write(phase, message=message)
         log.info("the mesh is %s", phase)
 

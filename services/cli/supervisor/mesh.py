@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from services.mesh.embedded import Home, Nats, Postgres, RayHead, default_resour
 from services.mesh.embedded.home import write_private
 from services.mesh.embedded.ports import is_free
 from services.mesh.embedded.process import Program
-from services.mesh.settings import Environment
+from services.mesh.settings import Environment, TelemetrySettings
 
 # Ray and a training that runs in it outlive a supervisor that is killed.
 KEEP = frozenset({"ray"})
@@ -37,6 +37,9 @@ class Options:
     grpc_listen: str
     # Ray GPUs for training; 0 takes what the machine has.
     slots: int
+    # Whoever gives no sign of life for so long is killed and started again.
+    patience_seconds: float = 60.0
+    telemetry: TelemetrySettings = field(default_factory=TelemetrySettings)
 
     @classmethod
     def read(cls, environment: Environment) -> Options:
@@ -49,6 +52,8 @@ class Options:
             http_listen=environment.address("RLHF_GATEWAY_HTTP_LISTEN", ""),
             grpc_listen=environment.address("RLHF_GATEWAY_GRPC_LISTEN", ""),
             slots=environment.integer("RLHF_TRAINER_SLOTS", 0, 0, 100_000),
+            telemetry=TelemetrySettings.read(environment),
+            patience_seconds=environment.number("RLHF_SUPERVISOR_PATIENCE_SECONDS", 60, 5, 86_400),
         )
         environment.done()
         return options
@@ -85,11 +90,37 @@ def build(home: Home, options: Options, inherited: Mapping[str, str], kept: Coll
     services = {name: f"{_HOST}:{ports.take(name)}" for name in _SERVICES}
     http = options.http_listen or f"{_HOST}:{ports.take('gateway.http')}"
     grpc = options.grpc_listen or f"{_HOST}:{ports.take('gateway.grpc')}"
+    pages = _pages(options, ports)
     ports.save()
-    environment = {
-        **marked,
-        **embedded.environment,
+    environment = {**marked, **embedded.environment, **_told(home, options, inherited, services, http, grpc)}
+    # Not Ray: only a training needs it, and waits for it by itself.
+    needs = tuple(each.program.name for each in embedded.programs if each.program.name not in KEEP)
+    make = _Maker(home, environment, needs, pages)
+    programs = [program for name, address in services.items() for program in make.service(name, address)]
+    http, grpc = _reachable(http), _reachable(grpc)
+    endpoints = {
+        "http": f"http://{http}",
+        "grpc": grpc,
+        "services": services,
+        "home": str(home.root),
+        "token_file": str(home.token),
+        "metrics": {name: f"http://{_reachable(address)}/metrics" for name, address in pages.items()},
+        **embedded.endpoints,
+    }
+    return Plan(
+        [_patient(planned, options) for planned in embedded.programs],
+        [_patient(planned, options) for planned in (*programs, make.gateway(http, grpc))],
+        endpoints,
+    )
+
+
+def _told(
+    home: Home, options: Options, inherited: Mapping[str, str], services: Mapping[str, str], http: str, grpc: str
+) -> dict[str, str]:
+    """What the services learn of the home and of each other."""
+    return {
         "PYTHONUNBUFFERED": "1",
+        "TMPDIR": str(home.temporary),
         "RLHF_HOME": str(home.root),
         "RLHF_TOKEN_FILE": str(home.token),
         "RLHF_ARTIFACTS_URL": options.artifacts_url or f"file://{home.root}/artifacts",
@@ -103,20 +134,19 @@ def build(home: Home, options: Options, inherited: Mapping[str, str], kept: Coll
             for side in ("LISTEN", "TARGET")
         },
     }
-    # Not Ray: only a training needs it, and waits for it by itself.
-    needs = tuple(each.program.name for each in embedded.programs if each.program.name not in KEEP)
-    make = _Maker(home, environment, needs)
-    programs = [program for name, address in services.items() for program in make.service(name, address)]
-    http, grpc = _reachable(http), _reachable(grpc)
-    endpoints = {
-        "http": f"http://{http}",
-        "grpc": grpc,
-        "services": services,
-        "home": str(home.root),
-        "token_file": str(home.token),
-        **embedded.endpoints,
-    }
-    return Plan(embedded.programs, [*programs, make.gateway(http, grpc)], endpoints)
+
+
+def _pages(options: Options, ports: Ports) -> dict[str, str]:
+    """Address by process of what Prometheus scrapes. Of the setting only the host counts: each has its own port."""
+    if not (listen := options.telemetry.prometheus_listen):
+        return {}
+    host = listen.rpartition(":")[0]
+    names = [*(name for service in _SERVICES for name in (service, f"{service}.worker")), "gateway"]
+    return {name: f"{host}:{ports.take(f'{name}.metrics')}" for name in names}
+
+
+def _patient(planned: Planned, options: Options) -> Planned:
+    return replace(planned, program=replace(planned.program, patience_seconds=options.patience_seconds))
 
 
 @dataclass(frozen=True)
@@ -130,7 +160,9 @@ class _Embedded:
 def _embed(home: Home, options: Options, ports: Ports, marked: Mapping[str, str]) -> _Embedded:
     """PostgreSQL, NATS and Ray, or the addresses of others."""
     # They see none of our settings, secrets least of all.
-    bare = {key: value for key, value in marked.items() if key == MARK or not key.startswith(("RLHF_", "RAY_"))}
+    bare = {
+        key: value for key, value in marked.items() if key == MARK or not key.startswith(("RLHF_", "RAY_", "OTEL_"))
+    }
     programs: list[Program] = []
     environment: dict[str, str] = {}
     if not (postgres_url := options.postgres_url):
@@ -171,23 +203,30 @@ class _Maker:
     home: Home
     environment: Mapping[str, str]
     needs: tuple[str, ...]
+    # Address by process of what Prometheus scrapes.
+    pages: Mapping[str, str]
 
     def service(self, name: str, address: str) -> tuple[Planned, Planned]:
         """The service and its worker."""
         worker = f"{name}.worker"
+        ready_file = self._ready_file(worker)
+        serving, answering = probes.grpc_serving(address), probes.grpc_answering(address)
         return (
-            self._program(name, f"services.{name}", probes.grpc_serving(address), address),
-            self._program(worker, f"services.{worker}", probes.file_there(self._ready_file(worker))),
+            self._program(name, f"services.{name}", serving, answering, address),
+            self._program(worker, f"services.{worker}", probes.file_there(ready_file), probes.file_touched(ready_file)),
         )
 
     def gateway(self, http: str, grpc: str) -> Planned:
         ready = probes.every(probes.http_ok(http, "/healthz"), probes.grpc_serving(grpc))
-        return self._program("gateway", "services.gateway", ready, f"http://{http}")
+        answering = probes.every(probes.http_answering(http, "/healthz"), probes.grpc_answering(grpc))
+        return self._program("gateway", "services.gateway", ready, answering, f"http://{http}")
 
     def _ready_file(self, name: str) -> Path:
         return self.home.run / f"{name}.ready"
 
-    def _program(self, name: str, module: str, ready: probes.Probe, address: str = "") -> Planned:
+    def _program(
+        self, name: str, module: str, ready: probes.Probe, answers: probes.Probe, address: str = ""
+    ) -> Planned:
         ready_file = self._ready_file(name)
 
         async def prepare() -> None:
@@ -197,10 +236,15 @@ class _Maker:
             name=name,
             # -P: a folder `services` where `rlhf up` was called is not ours.
             arguments=(sys.executable, "-P", "-m", module),
-            environment={**self.environment, "RLHF_READY_FILE": str(ready_file)},
+            environment={
+                **self.environment,
+                "RLHF_READY_FILE": str(ready_file),
+                **({"RLHF_PROMETHEUS_LISTEN": self.pages[name]} if name in self.pages else {}),
+            },
             log=self.home.log(name),
             prepare=prepare,
             ready=ready,
+            answers=answers,
             stop_seconds=15.0,
             address=address,
         )

@@ -1,4 +1,4 @@
-"""When a process counts as ready. Each probe is asked again until it says yes; an exception means no."""
+"""When a process counts as ready, and as alive. An exception means no."""
 
 from __future__ import annotations
 
@@ -14,35 +14,73 @@ Probe = Callable[[], Awaitable[bool]]
 
 def grpc_serving(address: str) -> Probe:
     async def probe() -> bool:
-        async with grpc.aio.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
-            check = channel.unary_unary(
-                f"/{health.SERVICE_NAME}/Check",
-                request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
-                response_deserializer=health_pb2.HealthCheckResponse.FromString,
-            )
-            reply = await check(health_pb2.HealthCheckRequest(), timeout=1.0)
-        return reply.status == health_pb2.HealthCheckResponse.SERVING
+        return await _health(address) == health_pb2.HealthCheckResponse.SERVING
 
     return probe
+
+
+def grpc_answering(address: str) -> Probe:
+    """Whatever it says of itself: one that waits for another is alive."""
+
+    async def probe() -> bool:
+        await _health(address)
+        return True
+
+    return probe
+
+
+async def _health(address: str) -> int:
+    async with grpc.aio.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
+        check = channel.unary_unary(
+            f"/{health.SERVICE_NAME}/Check",
+            request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
+            response_deserializer=health_pb2.HealthCheckResponse.FromString,
+        )
+        reply = await check(health_pb2.HealthCheckRequest(), timeout=1.0)
+    return reply.status
 
 
 def http_ok(address: str, path: str) -> Probe:
-    host, _, port = address.rpartition(":")
-
     async def probe() -> bool:
-        reader, writer = await asyncio.open_connection(host, int(port))
-        try:
-            writer.write(f"GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n".encode())
-            return b" 200 " in await reader.readline()
-        finally:
-            writer.close()
+        return b" 200 " in await _status_line(address, path)
 
     return probe
+
+
+def http_answering(address: str, path: str) -> Probe:
+    """Whatever the status: one that turns requests away, because it has too many, is alive."""
+
+    async def probe() -> bool:
+        return (await _status_line(address, path)).startswith(b"HTTP/")
+
+    return probe
+
+
+async def _status_line(address: str, path: str) -> bytes:
+    host, _, port = address.rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    try:
+        writer.write(f"GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n".encode())
+        return await reader.readline()
+    finally:
+        writer.close()
 
 
 def file_there(path: Path) -> Probe:
     async def probe() -> bool:
         return path.exists()  # noqa: ASYNC240 - one stat
+
+    return probe
+
+
+def file_touched(path: Path) -> Probe:
+    """Whether the file was touched since the last time it was asked about, whatever the clock says: it may jump."""
+    seen: int | None = None
+
+    async def probe() -> bool:
+        nonlocal seen
+        before, seen = seen, path.stat().st_mtime_ns  # noqa: ASYNC240 - one stat
+        return seen != before
 
     return probe
 

@@ -131,16 +131,16 @@ class FakeTrainer(TrainerServiceServicer):
         found.move(job_state_pb2.JOB_STATE_CANCELLING)
         return found.job
 
-    async def WatchTrainingJob(self, request: Any, context: Any) -> AsyncIterator[rpc.WatchTrainingJobResponse]:
+    async def StreamJobEvents(self, request: Any, context: Any) -> AsyncIterator[rpc.StreamJobEventsResponse]:
         found, sequence = self._find(request.name), request.after_sequence
         while True:
             for state in [state for state in found.states if state.sequence > sequence]:
                 sequence = state.sequence
-                yield rpc.WatchTrainingJobResponse(training_job=state, sequence=sequence)
+                yield rpc.StreamJobEventsResponse(training_job=state, last_sequence=sequence)
                 self._break()
             if found.ended:
                 return
-            yield rpc.WatchTrainingJobResponse(sequence=sequence)
+            yield rpc.StreamJobEventsResponse(last_sequence=sequence)
             self._break()
             await asyncio.sleep(0.02)
 

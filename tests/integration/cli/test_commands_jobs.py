@@ -101,13 +101,15 @@ async def test_watching_survives_connections_that_break(mesh: FakeMesh) -> None:
 
 
 async def test_ctrl_c_stops_the_watching_and_not_the_job(mesh: FakeMesh) -> None:
-    mesh.trainer.step_seconds = 0.3
+    mesh.trainer.step_seconds = 2
     await mesh.rlhf(*train("sft", "--name", "run"))
     process = await mesh.begin("job", "watch", "run")
     assert process.stderr is not None
     async with asyncio.timeout(30):
-        while b"training" not in await process.stderr.readline():
-            pass
+        line = b""
+        while b"training" not in line:
+            line = await process.stderr.readline()
+            assert line, "it has ended"
     process.send_signal(signal.SIGINT)
     _, err = await asyncio.wait_for(process.communicate(), 30)
     assert process.returncode == 130

@@ -6,9 +6,11 @@ import json
 import os
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from services.cli import lifecycle
 from services.cli.supervisor import mesh, state
 from services.cli.supervisor.logs import rotate
 from services.cli.supervisor.state import MeshState, Phase
@@ -92,6 +94,34 @@ def test_services_learn_all_addresses_and_the_embedded_parts_no_secret(root: Hom
     words = " ".join(word for each in (*plan.foundations, *plan.services) for word in each.program.arguments)
     assert not any(password in words for password in passwords)
     assert not any(password in repr(plan.services[0].program) for password in passwords)
+
+
+def test_each_process_has_a_page_for_prometheus_where_it_is_asked_for(root: Home) -> None:
+    asked = options(RLHF_TELEMETRY="prometheus,otlp", RLHF_PROMETHEUS_LISTEN="127.0.0.1:9000")
+    inherited = {"RLHF_TELEMETRY": "prometheus,otlp", "OTEL_EXPORTER_OTLP_HEADERS": "api-key=secret"}
+    plan = mesh.build(root, asked, inherited, ())
+    pages = plan.endpoints["metrics"]
+    assert list(pages) == [each.program.name for each in plan.services]
+    assert len(set(pages.values())) == len(pages) and "http://127.0.0.1:9000/metrics" not in pages.values()
+    for planned in plan.services:
+        told = planned.program.environment
+        assert pages[planned.program.name] == f"http://{told['RLHF_PROMETHEUS_LISTEN']}/metrics"
+        assert told["RLHF_TELEMETRY"] == "prometheus,otlp"
+        assert told["OTEL_EXPORTER_OTLP_HEADERS"] == "api-key=secret"
+    assert not any("secret" in str(dict(planned.program.environment)) for planned in plan.foundations)
+    plain = mesh.build(root, options(), {}, ())
+    assert plain.endpoints["metrics"] == {}
+    assert not any("RLHF_PROMETHEUS_LISTEN" in planned.program.environment for planned in plain.services)
+
+
+def test_the_supervisor_gets_the_settings_of_whoever_starts_it(root: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Addresses with passwords too: it hands them on to the services."""
+    given: dict[str, Any] = {}
+    monkeypatch.setattr("services.cli.lifecycle.subprocess.Popen", lambda *_, **options: given.update(options))
+    monkeypatch.setenv("RLHF_POSTGRES_URL", "postgresql://u:p@elsewhere/d")
+    lifecycle.start_supervisor(root)
+    assert given["env"]["RLHF_POSTGRES_URL"] == "postgresql://u:p@elsewhere/d"
+    assert given["env"]["RLHF_HOME"] == str(root.root)
 
 
 def test_second_plan_of_a_home_has_the_same_addresses_and_passwords(root: Home) -> None:

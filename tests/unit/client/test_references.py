@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from services.cli import references
+from services.client import references
 from services.mesh.errors import InvalidArgument
 
 P = "projects/default"

@@ -1,0 +1,1 @@
+"""Generated from `services.client._async` by `services.client.unasync`: never edited."""

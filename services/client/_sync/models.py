@@ -1,0 +1,69 @@
+"""Models that jobs start from."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+
+from google.protobuf.empty_pb2 import Empty
+from rlhf.trainer.v1 import trainer_service_pb2 as rpc
+from rlhf.trainer.v1.model_pb2 import Model, ModelSource
+
+from services.client import references
+from services.client._sync.resource import Resource
+from services.client.sync import sleep
+from services.mesh.errors import DeadlineExceeded
+
+_POLL_SECONDS = 0.5
+
+
+class Models(Resource):
+    def import_model(
+        self,
+        name: str,
+        source: ModelSource | str,
+        *,
+        display_name: str = "",
+        labels: Mapping[str, str] | None = None,
+        validate_only: bool = False,
+    ) -> Model:
+        """Begin to copy, hash and load a model: `hf:organisation/name`, a folder on the server, or a ModelSource, which
+        can also make one from scratch. `wait` for it. Raises AlreadyExists, InvalidArgument."""
+        if isinstance(source, str):
+            source = ModelSource(hub=source) if source.startswith("hf:") else ModelSource(path=source)
+        full = references.model(self._project, name, "name")
+        request = rpc.ImportModelRequest(
+            parent=full.rpartition("/models/")[0],
+            model=Model(source=source, display_name=display_name, labels=labels or {}),
+            model_id=full.rpartition("/")[2],
+            request_id=str(uuid.uuid4()),
+            validate_only=validate_only,
+        )
+        return self._calls.call("ImportModel", request, Model)
+
+    def get(self, name: str) -> Model:
+        """Raises NotFound."""
+        request = rpc.GetModelRequest(name=references.model(self._project, name, "name"))
+        return self._calls.call("GetModel", request, Model)
+
+    def list(self, *, limit: int = 0) -> Iterator[Model]:
+        """Newest first; 0 takes all."""
+        request = rpc.ListModelsRequest(parent=self._project)
+        return self._calls.pages("ListModels", request, rpc.ListModelsResponse, lambda page: page.models, limit)
+
+    def wait(self, name: str, *, timeout_seconds: float | None = None) -> Model:
+        """The model once it is READY or FAILED. Raises DeadlineExceeded after `timeout_seconds`."""
+        deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
+        while True:
+            found = self.get(name)
+            if found.state != Model.STATE_IMPORTING:
+                return found
+            if deadline is not None and time.monotonic() + _POLL_SECONDS > deadline:
+                raise DeadlineExceeded("WAITED_TOO_LONG", f"{name} is still being imported", name=found.name)
+            sleep(_POLL_SECONDS)
+
+    def delete(self, name: str) -> None:
+        """Raises NotFound, FailedPrecondition while a job that has not ended starts from it."""
+        request = rpc.DeleteModelRequest(name=references.model(self._project, name, "name"))
+        self._calls.call("DeleteModel", request, Empty)

@@ -1,0 +1,184 @@
+"""Training jobs, from queued to ended, and what they report."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing
+from typing import Any
+
+from rlhf.trainer.v1 import trainer_service_pb2 as rpc
+from rlhf.trainer.v1.model_pb2 import Model
+from rlhf.trainer.v1.training_job_pb2 import TrainingJob
+from rlhf.type.v1.job_state_pb2 import JobState
+from rlhf.type.v1.log_line_pb2 import LogLine
+from rlhf.type.v1.metric_point_pb2 import MetricPoint
+from rlhf.type.v1.sample_pb2 import Sample
+
+from services.client import references
+from services.client._sync.checkpoints import Checkpoints
+from services.client._sync.resource import Resource
+from services.mesh.errors import NotFound
+
+ENDED = (JobState.JOB_STATE_SUCCEEDED, JobState.JOB_STATE_FAILED, JobState.JOB_STATE_CANCELLED)
+
+
+class TrainingJobs(Resource):
+    def create(
+        self,
+        algorithm: str,
+        *,
+        model: str,
+        dataset: str,
+        validation: str = "",
+        params: Mapping[str, Any] | None = None,
+        name: str = "",
+        priority: int = 0,
+        gpus: int = 0,
+        labels: Mapping[str, str] | None = None,
+        validate_only: bool = False,
+    ) -> TrainingJob:
+        """Everything is checked first: InvalidArgument holds every violation. A `name` is made up where it is empty.
+
+        `model` is a model, a checkpoint (`job/step-100`) or a job, for its last one; `dataset` and `validation` are
+        versions (`digits:3`) or datasets, for their newest. Raises NotFound, AlreadyExists.
+        """
+        described = self.describe(algorithm, model, dataset, validation, params or {})
+        described.priority, described.placement.resources.gpu_count = priority, gpus
+        described.labels.update(labels or {})
+        return self.submit(described, name, validate_only=validate_only)
+
+    def describe(
+        self, algorithm: str, model: str, dataset: str, validation: str, params: Mapping[str, Any]
+    ) -> TrainingJob:
+        """The job that short names and parameters mean, made nowhere yet. Raises InvalidArgument, NotFound."""
+        job = TrainingJob(
+            algorithm=algorithm,
+            base_model=self.base_model(model),
+            dataset_version=references.dataset_version(self._project, dataset, "dataset"),
+        )
+        if validation:
+            version = references.dataset_version(self._project, validation, "validation_dataset")
+            job.validation_dataset_version = version
+        job.params.update(dict(params))
+        return job
+
+    def submit(self, job: TrainingJob, name: str = "", *, validate_only: bool = False) -> TrainingJob:
+        """Create what `job` describes."""
+        full = references.job(self._project, name or references.new_id(job.algorithm), "name")
+        request = rpc.CreateTrainingJobRequest(
+            parent=full.rpartition("/trainingJobs/")[0],
+            training_job=job,
+            training_job_id=full.rpartition("/")[2],
+            request_id=str(uuid.uuid4()),
+            validate_only=validate_only,
+        )
+        return self._calls.call("CreateTrainingJob", request, TrainingJob)
+
+    def get(self, name: str) -> TrainingJob:
+        """Raises NotFound."""
+        request = rpc.GetTrainingJobRequest(name=self._full(name))
+        return self._calls.call("GetTrainingJob", request, TrainingJob)
+
+    def list(self, *, states: Sequence[JobState.ValueType] = (), limit: int = 0) -> Iterator[TrainingJob]:
+        """Newest first, those in one of `states` (empty takes every state); 0 takes all."""
+        request = rpc.ListTrainingJobsRequest(parent=self._project, states=states)
+        reply = rpc.ListTrainingJobsResponse
+        return self._calls.pages("ListTrainingJobs", request, reply, lambda page: page.training_jobs, limit)
+
+    def cancel(self, name: str) -> TrainingJob:
+        """Ends at its next step; its checkpoints stay. Raises NotFound, FailedPrecondition where it has ended."""
+        request = rpc.CancelTrainingJobRequest(name=self._full(name))
+        return self._calls.call("CancelTrainingJob", request, TrainingJob)
+
+    def wait(self, name: str, *, timeout_seconds: float | None = None) -> TrainingJob:
+        """The job once it has ended, however it did. Raises DeadlineExceeded after `timeout_seconds`."""
+        job = self.get(name)
+        deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
+        while job.state not in ENDED:
+            left = None if deadline is None else deadline - time.monotonic()
+            for _ in self.events(job.name, after_sequence=job.sequence, timeout_seconds=left):
+                pass
+            job = self.get(job.name)
+        return job
+
+    def events(
+        self, name: str, *, after_sequence: int = 0, follow: bool = True, timeout_seconds: float | None = None
+    ) -> Generator[rpc.StreamJobEventsResponse, None]:
+        """States, checkpoints and errors after `after_sequence` (a `last_sequence`, or the `sequence` of a job), until
+        the job has ended; without `follow` those until now. Goes on after a broken connection: nothing is missed or
+        comes twice. Raises DeadlineExceeded after `timeout_seconds`."""
+        full, cursor = self._full(name), after_sequence
+        deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
+
+        def request() -> rpc.StreamJobEventsRequest:
+            return rpc.StreamJobEventsRequest(name=full, after_sequence=cursor, stored_only=not follow)
+
+        opened = self._calls.resume("StreamJobEvents", request, rpc.StreamJobEventsResponse, deadline)
+        with closing(opened) as replies:
+            for reply in replies:
+                cursor = max(cursor, reply.last_sequence)
+                if reply.WhichOneof("event"):
+                    yield reply
+
+    def metrics(
+        self, name: str, metrics: Sequence[str] = (), *, after_ordinal: int = 0, follow: bool = True
+    ) -> Generator[MetricPoint, None]:
+        """Points after `after_ordinal` of these metrics (`reward/*` is a prefix; none means all), until the job has
+        ended; without `follow` those until now. Goes on after a broken connection: nothing is missed or comes twice."""
+        full, cursor = self._full(name), after_ordinal
+
+        def request() -> rpc.StreamMetricsRequest:
+            return rpc.StreamMetricsRequest(name=full, after_ordinal=cursor, metrics=metrics, stored_only=not follow)
+
+        with closing(self._calls.resume("StreamMetrics", request, rpc.StreamMetricsResponse)) as replies:
+            for reply in replies:
+                cursor = max(cursor, reply.last_ordinal)
+                for point in reply.points:
+                    yield point
+
+    def logs(self, name: str, *, after_ordinal: int = 0, follow: bool = True) -> Generator[LogLine, None]:
+        """Lines after `after_ordinal` that the job's processes printed, until it has ended; without `follow` those
+        until now. Goes on after a broken connection: nothing is missed or comes twice."""
+        full, cursor = self._full(name), after_ordinal
+
+        def request() -> rpc.StreamLogsRequest:
+            return rpc.StreamLogsRequest(name=full, after_ordinal=cursor, stored_only=not follow)
+
+        with closing(self._calls.resume("StreamLogs", request, rpc.StreamLogsResponse)) as replies:
+            for reply in replies:
+                cursor = max(cursor, reply.last_ordinal)
+                for line in reply.lines:
+                    yield line
+
+    def samples(self, name: str, *, step: int | None = None, split: str = "", limit: int = 0) -> Iterator[Sample]:
+        """What the model answered. `split` is `validation`, `rollout` or empty for both; 0 takes all."""
+        request = rpc.ListSamplesRequest(parent=self._full(name), step=step, split=split)
+        return self._calls.pages("ListSamples", request, rpc.ListSamplesResponse, lambda page: page.samples, limit)
+
+    def base_model(self, text: str) -> str:
+        """The full name of what `tiny` (a model, else a job's last checkpoint) or `job/step-100` means. Raises
+        NotFound."""
+        job, checkpoint = None, None
+        if text.count("/") == 1 or "/trainingJobs/" in text:
+            job, checkpoint = references.checkpoint(self._project, text, "model")
+        if checkpoint is not None:
+            return checkpoint
+        if job is None:
+            name = references.model(self._project, text, "model")
+            try:
+                return (self._calls.call("GetModel", rpc.GetModelRequest(name=name), Model)).name
+            except NotFound:
+                if name == text:
+                    raise
+            job = references.job(self._project, text, "model")
+        try:
+            return (Checkpoints(self._calls, self._project).last_ready(job)).name
+        except NotFound as error:
+            if error.reason == "NO_CHECKPOINT":
+                raise
+            raise NotFound("MODEL_NOT_FOUND", f"there is no model and no job {text!r}", name=text) from None
+
+    def _full(self, name: str) -> str:
+        return references.job(self._project, name, "name")

@@ -1,0 +1,69 @@
+"""The client is what the contract says: every RPC, every message type right, one source for both kinds."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from pathlib import Path
+
+import pytest
+from google.protobuf.descriptor import MethodDescriptor
+from rlhf.dataset.v1 import dataset_service_pb2
+from rlhf.trainer.v1 import trainer_service_pb2
+
+import services.client
+from services.client import AsyncClient, Client, unasync
+
+HERE = Path(unasync.__file__).parent
+SERVICES = (
+    dataset_service_pb2.DESCRIPTOR.services_by_name["DatasetService"],
+    trainer_service_pb2.DESCRIPTOR.services_by_name["TrainerService"],
+)
+METHODS: dict[str, MethodDescriptor] = {method.name: method for service in SERVICES for method in service.methods}
+RESOURCES = [name for name, value in vars(Client(server="x:1", token="x")).items() if hasattr(value, "_calls")]
+
+
+def calls() -> list[tuple[str, str]]:
+    """(RPC, source of the reply's type) of every call that the client makes."""
+    found = []
+    for path in (HERE / "_async").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            first = node.args[0] if isinstance(node, ast.Call) and node.args else None
+            if isinstance(node, ast.Call) and isinstance(first, ast.Constant) and first.value in METHODS:
+                found.append((str(first.value), ast.unparse(node.args[2])))
+    return found
+
+
+def test_what_is_checked_in_is_generated_from_the_source() -> None:
+    made = unasync.made()
+    checked_in = {path.name: path.read_text() for path in (HERE / "_sync").glob("*.py")}
+    assert checked_in == made, "run `python -m services.client.unasync`"
+
+
+def test_every_rpc_of_the_contract_is_reached() -> None:
+    assert {rpc for rpc, _ in calls()} == set(METHODS)
+
+
+def test_a_reply_has_the_type_of_its_rpc() -> None:
+    """`reply`, a variable, is set the line before to the same word."""
+    for rpc, reply in calls():
+        if reply != "reply":
+            expected = METHODS[rpc].output_type.name
+            assert reply.rpartition(".")[2] == expected, rpc
+
+
+def test_both_kinds_have_the_same_members() -> None:
+    asynchronous, synchronous = AsyncClient(server="x:1", token="x"), Client(server="x:1", token="x")
+    assert len(RESOURCES) == 8
+    for name in RESOURCES:
+        theirs, ours = getattr(asynchronous, name), getattr(synchronous, name)
+        members = [member for member in dir(theirs) if not member.startswith("_")]
+        assert members == [member for member in dir(ours) if not member.startswith("_")]
+        for member in members:
+            parameters = [list(inspect.signature(getattr(each, member)).parameters) for each in (theirs, ours)]
+            assert parameters[0] == parameters[1], f"{name}.{member}"
+
+
+@pytest.mark.parametrize("name", services.client.__all__)
+def test_what_is_exported_is_there(name: str) -> None:
+    assert getattr(services.client, name).__name__ == name

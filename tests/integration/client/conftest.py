@@ -1,0 +1,164 @@
+"""The services and the gateway as processes over PostgreSQL and NATS; runs follow a script, all else is real."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from services.client import AsyncClient, Client
+from services.mesh import embedded, identity
+from services.mesh.embedded.ports import free_port
+from tests.fix_embedded import held_in_a_thread
+from tests.fix_relay import Relay, relay
+from tests.integration.trainer.test_runs import ready_model, scripted_python
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """A gateway at `port`, whose home names it; the model `base`, whose jobs are scripted."""
+
+    home: Path
+    port: int
+    http_port: int
+
+
+@contextlib.contextmanager
+def process(module: str, values: dict[str, str], home: Path) -> Iterator[None]:
+    """`python -m module`, once it is ready, until the block ends."""
+    ready, log = home / f"{module}.ready", home / f"{module}.log"
+    with log.open("ab") as output:
+        child = subprocess.Popen(
+            [sys.executable, "-m", module],
+            env={**os.environ, **values, "RLHF_READY_FILE": str(ready)},
+            stdout=output,
+            stderr=output,
+        )
+    try:
+        deadline = time.monotonic() + 60
+        while not ready.exists():
+            assert child.poll() is None and time.monotonic() < deadline, log.read_text()[-3000:]
+            time.sleep(0.02)
+        yield
+        assert child.poll() is None, f"{module} has ended: {child.returncode}\n{log.read_text()[-3000:]}"
+    finally:
+        child.send_signal(signal.SIGTERM)
+        child.wait(20)
+
+
+@pytest.fixture(scope="session")
+def mesh(
+    postgres_server: embedded.Postgres, nats_server: embedded.Nats, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Mesh]:
+    home = tmp_path_factory.mktemp("client") / "home"
+    (home / "run").mkdir(parents=True)
+    home.chmod(0o700)
+    identity.ensure_token(home / "token")
+    with psycopg.connect(postgres_server.administrator_url, autocommit=True) as connection:
+        connection.execute("DROP DATABASE IF EXISTS client_tests WITH (FORCE)")
+        connection.execute("CREATE DATABASE client_tests OWNER rlhf STRATEGY file_copy")
+    url = postgres_server.url.rpartition("/")[0] + "/client_tests"
+    taken: set[int] = set()
+    dataset, trainer, grpc, http = (free_port(taken) for _ in range(4))
+    values = {
+        "RLHF_HOME": str(home),
+        "RLHF_POSTGRES_URL": url,
+        "RLHF_NATS_URL": nats_server.url,
+        "RLHF_DATASET_LISTEN": f"127.0.0.1:{dataset}",
+        "RLHF_DATASET_TARGET": f"127.0.0.1:{dataset}",
+        "RLHF_TRAINER_LISTEN": f"127.0.0.1:{trainer}",
+        "RLHF_TRAINER_TARGET": f"127.0.0.1:{trainer}",
+        "RLHF_GATEWAY_GRPC_LISTEN": f"127.0.0.1:{grpc}",
+        "RLHF_GATEWAY_HTTP_LISTEN": f"127.0.0.1:{http}",
+        "RLHF_RAY_ADDRESS": "127.0.0.1:1",
+        "RLHF_TRAINER_WORKER_PYTHON": str(scripted_python(home)),
+        "RLHF_TRAINER_LEASE_SECONDS": "2",
+        "SCRIPT": json.dumps({"step_seconds": 0.005, "save_at": [20, 40]}),
+    }
+    (home / "run" / "endpoints.json").write_text(
+        json.dumps({"http": f"http://127.0.0.1:{http}", "grpc": f"127.0.0.1:{grpc}"})
+    )
+    modules = ("dataset", "dataset.worker", "trainer", "trainer.worker", "gateway")
+    with contextlib.ExitStack() as stack:
+        for module in modules:
+            stack.enter_context(process(f"services.{module}", values, home))
+            if module == "trainer":
+                asyncio.run(ready_model(home, url))
+        yield Mesh(home, grpc, http)
+
+
+@pytest.fixture
+def client(mesh: Mesh) -> Iterator[Client]:
+    with Client(home=mesh.home) as made:
+        yield made
+
+
+@pytest.fixture
+async def async_client(mesh: Mesh) -> AsyncIterator[AsyncClient]:
+    async with AsyncClient(home=mesh.home) as made:
+        yield made
+
+
+@pytest.fixture
+def cutting(mesh: Mesh) -> Iterator[Relay]:
+    """Before the gateway; cuts connections when it is told to."""
+    with held_in_a_thread(lambda: relay(mesh.port)) as made:
+        yield made
+
+
+@pytest.fixture
+def cut_client(mesh: Mesh, cutting: Relay) -> Iterator[tuple[Client, list[str]]]:
+    """A client behind `cutting`, and what it was told about losses."""
+    told: list[str] = []
+    with Client(f"127.0.0.1:{cutting.port}", home=mesh.home, on_lost=told.append) as made:
+        yield made, told
+
+
+@pytest.fixture
+def version(client: Client) -> str:
+    """A dataset version with rows to train on."""
+    return upload_rows(client, "examples")
+
+
+def rows(count: int) -> list[dict[str, object]]:
+    return [
+        {"messages": [{"role": "user", "content": f"What is {n}?"}, {"role": "assistant", "content": str(n)}]}
+        for n in range(count)
+    ]
+
+
+def upload_rows(client: Client, dataset: str, count: int = 64) -> str:
+    """The version of a dataset that is made where it is not there."""
+    from services.client import json_lines
+    from services.mesh.errors import NotFound
+
+    try:
+        client.datasets.get(dataset)
+    except NotFound:
+        client.datasets.create(dataset, "messages")
+    done = client.uploads.upload(dataset, json_lines(rows(count)), file_name="rows.jsonl")
+    assert done.dataset_version, done
+    return done.dataset_version
+
+
+@pytest.fixture
+def new_job(client: Client, version: str) -> Callable[..., str]:
+    """Creates a job whose run follows the script."""
+
+    def create(steps: int = 40, **more: object) -> str:
+        params = {"batch_size": 8, "max_length": 32, "steps": steps}
+        job = client.training_jobs.create("sft", model="base", dataset=version, params=params, **more)  # type: ignore[arg-type]
+        return job.name
+
+    return create
