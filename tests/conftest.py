@@ -1,3 +1,10 @@
 """Fixtures lie in `fix_*.py`, by subject."""
 
-pytest_plugins = ["tests.fix_embedded", "tests.fix_live", "tests.fix_member", "tests.fix_runner"]
+pytest_plugins = [
+    "tests.fix_browser",
+    "tests.fix_embedded",
+    "tests.fix_live",
+    "tests.fix_member",
+    "tests.fix_runner",
+    "tests.fix_telemetry",
+]

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +32,18 @@ class LiveMesh:
     """A mesh that is up. Everything goes through the command, as a user would do it."""
 
     home: Path
+    # More of its environment.
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {**os.environ, "RLHF_HOME": str(self.home), "COLUMNS": "120", "NO_COLOR": "1", **self.settings}
 
     def rlhf(self, *arguments: str, check: bool = True, timeout: float = 300) -> subprocess.CompletedProcess[str]:
         """Run the command; its output is in the error where it fails."""
         done = subprocess.run(
             [sys.executable, "-m", "services.cli", *arguments],
-            env={**os.environ, "RLHF_HOME": str(self.home), "COLUMNS": "120", "NO_COLOR": "1"},
+            env=self.environment,
             capture_output=True,
             text=True,
             timeout=timeout,
@@ -52,12 +59,12 @@ class LiveMesh:
 
     def kill(self, *processes: str) -> None:
         """kill -9, and wait until the supervisor has new ones ready."""
-        old = self._pids()
+        old = self.pids()
         for process in processes:
             os.kill(old[process], signal.SIGKILL)
 
         def are_back() -> bool:
-            ready = self._pids()
+            ready = self.pids()
             return all(ready.get(process, old[process]) != old[process] for process in processes)
 
         wait_until(are_back, f"{', '.join(processes)} to be back", 120)
@@ -94,7 +101,7 @@ class LiveMesh:
         newest = max(plans, key=lambda path: int(path.parent.name))
         return int(json.loads((newest.parent / "runner.json").read_text())["pid"])
 
-    def _pids(self) -> dict[str, int]:
+    def pids(self) -> dict[str, int]:
         """Of every process that is ready."""
         rows = self.json("status", check=False)["processes"]
         return {row["name"]: row["pid"] for row in rows if row["state"] == "ready"}
@@ -118,17 +125,21 @@ def alive(pid: int) -> bool:
 @pytest.fixture(scope="session")
 def live_mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveMesh]:
     """Two slots, a tiny model `tiny`, datasets `examples`, `prompts` and `held-out` of sorted digits."""
-    home = tmp_path_factory.mktemp("live")
+    with live_home(tmp_path_factory.mktemp("live")) as mesh:
+        yield mesh
+
+
+@contextlib.contextmanager
+def live_home(home: Path, **settings: str) -> Iterator[LiveMesh]:
+    """A mesh in `home`, up and filled as `live_mesh` is; down after the block."""
     home.chmod(0o700)
-    mesh = LiveMesh(home)
-    os.environ["RLHF_TRAINER_SLOTS"] = "2"
+    mesh = LiveMesh(home, {"RLHF_TRAINER_SLOTS": "2", **settings})
     try:
         mesh.rlhf("up")
         _fill(mesh, home / "files")
         yield mesh
     finally:
         mesh.rlhf("down", check=False)
-        del os.environ["RLHF_TRAINER_SLOTS"]
 
 
 def _fill(mesh: LiveMesh, folder: Path) -> None:

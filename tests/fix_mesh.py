@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from services.cli.supervisor import leftovers
-from services.mesh.embedded import Home, RayHead, default_resources, procfs
+from services.mesh.embedded import Home, procfs
 
 
 class Mesh:
@@ -57,6 +56,8 @@ def embedded_mesh(root: Path, **settings: str) -> Iterator[Mesh]:
         done = mesh.rlhf("down")
         left = mesh.processes()
         procfs.kill(left)
-        shutil.rmtree(RayHead(mesh.home.ray, 0, default_resources(1)).temporary, ignore_errors=True)
+        files = [folder for folder in (mesh.home.temporary, mesh.home.ray_temporary) if folder.exists()]
+        mesh.home.remove_temporary()
     assert done.returncode == 0, done.stderr
     assert left == []
+    assert files == []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rlhf.event.v1 import checkpoint_created_pb2
+from rlhf.event.v1 import checkpoint_changed_pb2
 
 from services.mesh.events import EventLog
 from services.mesh.jobs import Announce, Job, Jobs, State
@@ -28,11 +28,13 @@ def jobs_of(database: Database, log: EventLog) -> Jobs:
 
 
 class CheckpointAnnouncer:
-    """Announces READY checkpoints. A step that a later attempt makes again is announced with that attempt's number."""
+    """Announces every state of a checkpoint, in the order of its job's events."""
 
-    def __init__(self, log: EventLog) -> None:
+    def __init__(self, jobs: Jobs, log: EventLog) -> None:
+        self._jobs = jobs
         self._log = log
 
     async def __call__(self, connection: Connection, checkpoint: Checkpoint) -> None:
-        event = checkpoint_created_pb2.CheckpointCreated(checkpoint=wire.checkpoint(checkpoint))
-        await self._log.add(connection, checkpoint.name, checkpoint.attempt, event)
+        event = checkpoint_changed_pb2.CheckpointChanged(checkpoint=wire.checkpoint(checkpoint))
+        sequence = await self._jobs.next_sequence(connection, checkpoint.job_uid)
+        await self._log.add(connection, checkpoint.name, sequence, event)

@@ -1,4 +1,4 @@
-"""Taking in what a run saved: weights go to the artifact store, the row tells what is READY, an event announces it."""
+"""Taking in what a run saved: weights go to the artifact store, the row tells its state, an event announces it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from services.trainer.store import checkpoints as store
 
 log = logging.getLogger(__name__)
 
-# Announces a checkpoint that has become READY, in the transaction that stores it.
+# Announces a checkpoint's state, in the transaction that stores it; the job's row is locked.
 AnnounceCheckpoint = Callable[[Connection, Checkpoint], Awaitable[None]]
 
 
@@ -58,8 +58,7 @@ class CheckpointIntake:
 
     async def store(self, connection: Connection, checkpoint: Checkpoint) -> None:
         await store.put(connection, checkpoint)
-        if checkpoint.state is CheckpointState.READY:
-            await self._announce(connection, checkpoint)
+        await self._announce(connection, checkpoint)
 
 
 def training_state_sha256(path: Path) -> str:

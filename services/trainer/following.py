@@ -7,20 +7,22 @@ the offset, what was not is read again.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from services.mesh.errors import Aborted
 from services.mesh.job import Lease, storable
 from services.mesh.jobs import Jobs
 from services.mesh.postgres import Connection, Database
 from services.trainer import plan as plans
-from services.trainer import spool
+from services.trainer import run_trace, spool
 from services.trainer.checkpoint_intake import CheckpointIntake
 from services.trainer.entities import Checkpoint, LogLine, MetricPoint, Sample, SpoolPosition
+from services.trainer.lag import Lag
 from services.trainer.runners import Run
 from services.trainer.runners.local import OUTPUT_FILE
 from services.trainer.series import series_topic
@@ -28,6 +30,11 @@ from services.trainer.store import series as store
 
 READ_BYTES = 1 << 20
 MAX_LINE_CHARACTERS = 8192
+# How long after a look at the files that found nothing the next one comes: part of what a watcher waits for a point.
+POLL_SECONDS = 0.02
+# Storing takes at most one part in so many of the time, so that many busy runs share a machine in larger batches.
+_REST_SHARE = 4
+_REST_MAX_SECONDS = 0.1
 _TAIL_BYTES = 1 << 16
 
 
@@ -41,7 +48,16 @@ class _Batch:
     lines: list[LogLine] = field(default_factory=list)
     checkpoints: list[Checkpoint] = field(default_factory=list)
     progress: dict[str, Any] = field(default_factory=dict)
+    spans: list[spool.Span] = field(default_factory=list)
     end: spool.End | None = None
+
+
+class Advance(NamedTuple):
+    """What one `advance` came to: the run's End once it is read, and whether there was anything, and checkpoints."""
+
+    end: spool.End | None = None
+    anything: bool = False
+    checkpoints: bool = False
 
 
 class Follower:
@@ -53,30 +69,64 @@ class Follower:
         self._intake = intake
         self._lease = lease
         self._run = run
+        self.lag = Lag(run.folder / plans.SPOOL_FILE)
+        # Up to where the run is stored; None where only the database knows.
+        self._position: SpoolPosition | None = None
+        # How the files stood when nothing new was in them.
+        self._nothing_in: tuple[bool, int, int] | None = None
+        self._rest_seconds = POLL_SECONDS
 
-    async def advance(self) -> tuple[spool.End | None, bool]:
-        """Store what is new. Returns the run's End once it is read, and whether there was anything new.
+    async def rest(self) -> None:
+        """Wait before the next `advance`; not at all while a backlog is worked off."""
+        await asyncio.sleep(self._rest_seconds)
+
+    async def advance(self) -> Advance:
+        """Store what is new.
 
         Raises Aborted when the lease is lost, Unavailable when the database is.
         """
-        async with self._database.transaction() as connection:
-            position = await store.position(connection, self._lease.job.uid)
-        assert position is not None, "an attempt begins with its position"
-        was_alive = self._run.is_alive()
-        records, record_offset = await asyncio.to_thread(
-            spool.read_from, self._run.folder / plans.SPOOL_FILE, position.record_offset_bytes, READ_BYTES
+        began = time.monotonic()
+        self._rest_seconds = POLL_SECONDS
+        # Seen before they are read: whatever is written meanwhile is found the next time.
+        files = (
+            self._run.is_alive(),
+            _size(self._run.folder / plans.SPOOL_FILE),
+            _size(self._run.folder / OUTPUT_FILE),
         )
-        texts, output_offset = await asyncio.to_thread(
-            _read_lines, self._run.folder / OUTPUT_FILE, position.output_offset_bytes, not was_alive
-        )
+        if files == self._nothing_in:
+            return Advance()
+        position = self._position or await self._stored_position()
+        records, texts, after = await asyncio.to_thread(self._read, position, not files[0])
         if not records and not texts:
-            return None, False
-        batch = _Batch(replace(position, record_offset_bytes=record_offset, output_offset_bytes=output_offset))
+            self._position, self._nothing_in = position, files
+            self.lag.stored(after.record_offset_bytes)
+            return Advance()
+        batch = _Batch(after)
         for record in records:
             await self._take(record, batch)
         _take_lines(texts, datetime.now(UTC), batch)
+        # Should storing fail, the database knows whether it did.
+        self._position = None
         await self._store(position, batch)
-        return batch.end, True
+        self._position = batch.position
+        self.lag.stored(batch.position.record_offset_bytes)
+        for span in batch.spans:
+            run_trace.export(span)
+        self._rest_seconds = 0 if _far(position, after) else _rest_after(time.monotonic() - began)
+        return Advance(batch.end, anything=True, checkpoints=bool(batch.checkpoints))
+
+    async def _stored_position(self) -> SpoolPosition:
+        async with self._database.transaction() as connection:
+            position = await store.position(connection, self._lease.job.uid)
+        assert position is not None, "an attempt begins with its position"
+        return position
+
+    def _read(self, position: SpoolPosition, to_the_end: bool) -> tuple[list[spool.Record], list[str], SpoolPosition]:
+        """Records and lines of output from `position` on, and the position after them."""
+        folder = self._run.folder
+        records, record_offset = spool.read_from(folder / plans.SPOOL_FILE, position.record_offset_bytes, READ_BYTES)
+        texts, output_offset = _read_lines(folder / OUTPUT_FILE, position.output_offset_bytes, to_the_end)
+        return records, texts, replace(position, record_offset_bytes=record_offset, output_offset_bytes=output_offset)
 
     def stored_end(self) -> spool.End | None:
         """The End of a run that was read to its end before."""
@@ -100,6 +150,8 @@ class Follower:
         elif isinstance(record, spool.Checkpoint):
             # Its files are copied and hashed here, before the transaction.
             batch.checkpoints.append(await self._intake.take(self._lease.job, batch.position.attempt, record, at))
+        elif isinstance(record, spool.Span):
+            batch.spans.append(record)
         elif isinstance(record, spool.Problem):
             _take_lines([f"[{record.severity}] {record.message} {record.remedy}".rstrip()], at, batch)
         else:
@@ -162,6 +214,25 @@ def _take_lines(texts: Iterable[str], at: datetime, batch: _Batch) -> None:
         batch.position = replace(batch.position, log_ordinal=batch.position.log_ordinal + 1)
         line = storable(text)[:MAX_LINE_CHARACTERS]
         batch.lines.append(LogLine(batch.position.log_ordinal, batch.position.attempt, line, at))
+
+
+def _far(before: SpoolPosition, after: SpoolPosition) -> bool:
+    """Whether so much was read that there may well be more."""
+    records = after.record_offset_bytes - before.record_offset_bytes
+    output = after.output_offset_bytes - before.output_offset_bytes
+    return max(records, output) > READ_BYTES // 2
+
+
+def _rest_after(storing_seconds: float) -> float:
+    return min(max(POLL_SECONDS, _REST_SHARE * storing_seconds), _REST_MAX_SECONDS)
+
+
+def _size(path: Path) -> int:
+    """In bytes; a file that does not exist yet is an empty one."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def _read_lines(path: Path, offset: int, to_the_end: bool) -> tuple[list[str], int]:

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from typing import TypeVar
 from uuid import UUID
 
 from services.mesh import names
 from services.mesh.errors import InvalidArgument
-from services.mesh.jobs import TERMINAL, Job, Jobs, job_topic
+from services.mesh.jobs import Jobs
 from services.mesh.pages import Page, PageRequest
-from services.mesh.postgres import Connection, Database, wait
+from services.mesh.postgres import Database
 from services.trainer.entities import LogLine, MetricPoint, Sample
+from services.trainer.feeds import BATCH, Batch, Feeds, Source
 from services.trainer.store import series as store
 
 T = TypeVar("T", MetricPoint, LogLine)
 
-BATCH = 1000
 HEARTBEAT_SECONDS = 10.0
 
 
@@ -31,26 +32,39 @@ class Series:
     def __init__(self, database: Database, jobs: Jobs) -> None:
         self._database = database
         self._jobs = jobs
+        self._feeds = Feeds(database, jobs)
 
     def metrics(
         self, name: str, after: int, wanted: Sequence[str], stored_only: bool
-    ) -> AsyncIterator[list[MetricPoint]]:
-        """Batches of at most 1000 points in order; an empty batch is a heartbeat. `reward/*` wants a prefix."""
-        exact = [metric for metric in wanted if not metric.endswith("*")]
-        prefixes = [metric[:-1] for metric in wanted if metric.endswith("*")]
+    ) -> AsyncIterator[Batch[MetricPoint]]:
+        """Batches of at most 1000 points in order; an empty one is a heartbeat. `reward/*` wants a prefix."""
+        exact = tuple(sorted({metric for metric in wanted if not metric.endswith("*")}))
+        prefixes = tuple(sorted({metric[:-1] for metric in wanted if metric.endswith("*")}))
 
-        async def read(connection: Connection, job: Job, ordinal: int) -> list[MetricPoint]:
-            return await store.metrics_after(connection, job.uid, ordinal, exact, prefixes, BATCH)
+        def source(uid: UUID) -> Source[MetricPoint]:
+            return Source(
+                key=(uid, exact, prefixes),
+                job_name=name,
+                topic=series_topic(uid),
+                read=lambda connection, ordinal: store.metrics_after(connection, uid, ordinal, exact, prefixes, BATCH),
+                end=lambda connection: store.last_metric(connection, uid),
+            )
 
-        return self._follow(name, after, read, stored_only)
+        return self._follow(name, after, source, stored_only)
 
-    def logs(self, name: str, after: int, stored_only: bool) -> AsyncIterator[list[LogLine]]:
-        """Batches of at most 1000 lines in order; an empty batch is a heartbeat."""
+    def logs(self, name: str, after: int, stored_only: bool) -> AsyncIterator[Batch[LogLine]]:
+        """Batches of at most 1000 lines in order; an empty one is a heartbeat."""
 
-        async def read(connection: Connection, job: Job, ordinal: int) -> list[LogLine]:
-            return await store.logs_after(connection, job.uid, ordinal, BATCH)
+        def source(uid: UUID) -> Source[LogLine]:
+            return Source(
+                key=(uid, "logs"),
+                job_name=name,
+                topic=series_topic(uid),
+                read=lambda connection, ordinal: store.logs_after(connection, uid, ordinal, BATCH),
+                end=lambda connection: store.last_log(connection, uid),
+            )
 
-        return self._follow(name, after, read, stored_only)
+        return self._follow(name, after, source, stored_only)
 
     async def samples(self, name: str, step: int | None, split: str, page: PageRequest) -> Page[Sample]:
         """In the order they were stored."""
@@ -62,23 +76,23 @@ class Series:
         return page.page(rows, lambda sample: (sample.ordinal,))
 
     async def _follow(
-        self, name: str, after: int, read: Callable[[Connection, Job, int], Awaitable[list[T]]], stored_only: bool
-    ) -> AsyncIterator[list[T]]:
+        self, name: str, after: int, source_of: Callable[[UUID], Source[T]], stored_only: bool
+    ) -> AsyncIterator[Batch[T]]:
         names.parse(names.TRAINING_JOB, name)
         if after < 0:
             raise InvalidArgument.of("after_ordinal", f"must not be negative (got {after})")
         async with self._database.transaction() as connection:
-            topics = (job_topic(name), series_topic((await self._jobs.get(connection, name)).uid))
-        with self._database.notices.subscribe(*topics) as written:
-            while True:
-                async with self._database.transaction() as connection:
-                    # The job is read first: once it has ended, nothing comes after what is read next.
-                    job = await self._jobs.get(connection, name)
-                    items = await read(connection, job, after)
-                if items:
-                    after = items[-1].ordinal
-                    yield items
-                elif stored_only or job.state in TERMINAL:
-                    return
-                elif not await wait(written, HEARTBEAT_SECONDS):
-                    yield []
+            source = source_of((await self._jobs.get(connection, name)).uid)
+        batches = self._stored(source, after) if stored_only else self._feeds.follow(source, after, HEARTBEAT_SECONDS)
+        async with contextlib.aclosing(batches):
+            async for batch in batches:
+                yield batch
+
+    async def _stored(self, source: Source[T], after: int) -> AsyncGenerator[Batch[T], None]:
+        while True:
+            async with self._database.transaction() as connection:
+                items = await source.read(connection, after)
+            if not items:
+                return
+            yield Batch(after, items[-1].ordinal, items)
+            after = items[-1].ordinal

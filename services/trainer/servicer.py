@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from typing import Any
+from collections.abc import AsyncIterator, Callable
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 from google.protobuf import empty_pb2
-from rlhf.event.v1 import training_job_changed_pb2
 from rlhf.trainer.v1 import model_pb2, training_job_pb2
 from rlhf.trainer.v1 import trainer_service_pb2 as pb
 from rlhf.trainer.v1.trainer_service_pb2_grpc import TrainerServiceServicer
@@ -17,10 +17,15 @@ from services.mesh.requests import RequestKey
 from services.trainer import wire
 from services.trainer.algorithms import algorithms
 from services.trainer.checkpoints import Checkpoints
+from services.trainer.entities import LogLine, MetricPoint
+from services.trainer.feeds import Batch
 from services.trainer.models import Models
 from services.trainer.rewards import rewards
 from services.trainer.series import Series
 from services.trainer.training_jobs import TrainingJobs
+
+T = TypeVar("T", MetricPoint, LogLine)
+M = TypeVar("M")
 
 
 class Servicer(TrainerServiceServicer):
@@ -29,6 +34,8 @@ class Servicer(TrainerServiceServicer):
         self._jobs = jobs
         self._series = series
         self._checkpoints = checkpoints
+        # Of batches that many streams send; each is forgotten with its batch.
+        self._messages: WeakKeyDictionary[Batch[Any], Any] = WeakKeyDictionary()
 
     async def ImportModel(self, request: pb.ImportModelRequest, context: Any) -> model_pb2.Model:
         new = wire.new_model(request)
@@ -72,31 +79,25 @@ class Servicer(TrainerServiceServicer):
     ) -> training_job_pb2.TrainingJob:
         return wire.training_job(await self._jobs.cancel(request.name))
 
-    async def WatchTrainingJob(
-        self, request: pb.WatchTrainingJobRequest, context: Any
-    ) -> AsyncIterator[pb.WatchTrainingJobResponse]:
-        sequence = request.after_sequence
-        async for event in self._jobs.watch(request.name, sequence):
-            if event is None:
-                yield pb.WatchTrainingJobResponse(sequence=sequence)
-            else:
-                sequence = event.sequence
-                job = event.message(training_job_changed_pb2.TrainingJobChanged).training_job
-                yield pb.WatchTrainingJobResponse(training_job=job, sequence=sequence)
+    async def StreamJobEvents(
+        self, request: pb.StreamJobEventsRequest, context: Any
+    ) -> AsyncIterator[pb.StreamJobEventsResponse]:
+        last = request.after_sequence
+        async for event in self._jobs.events(request.name, last, request.stored_only):
+            for message in wire.job_event(event) if event else [pb.StreamJobEventsResponse(last_sequence=last)]:
+                last = message.last_sequence
+                yield message
 
     async def StreamMetrics(
         self, request: pb.StreamMetricsRequest, context: Any
     ) -> AsyncIterator[pb.StreamMetricsResponse]:
-        last = request.after_ordinal
-        async for points in self._series.metrics(request.name, last, request.metrics, request.stored_only):
-            last = points[-1].ordinal if points else last
-            yield pb.StreamMetricsResponse(points=map(wire.metric_point, points), last_ordinal=last)
+        wanted, after = request.metrics, request.after_ordinal
+        async for batch in self._series.metrics(request.name, after, wanted, request.stored_only):
+            yield self._once(batch, wire.metric_points)
 
     async def StreamLogs(self, request: pb.StreamLogsRequest, context: Any) -> AsyncIterator[pb.StreamLogsResponse]:
-        last = request.after_ordinal
-        async for lines in self._series.logs(request.name, last, request.stored_only):
-            last = lines[-1].ordinal if lines else last
-            yield pb.StreamLogsResponse(lines=map(wire.log_line, lines), last_ordinal=last)
+        async for batch in self._series.logs(request.name, request.after_ordinal, request.stored_only):
+            yield self._once(batch, wire.log_lines)
 
     async def ListSamples(self, request: pb.ListSamplesRequest, context: Any) -> pb.ListSamplesResponse:
         step = request.step if request.HasField("step") else None
@@ -123,6 +124,12 @@ class Servicer(TrainerServiceServicer):
 
     async def ListRewards(self, request: pb.ListRewardsRequest, context: Any) -> pb.ListRewardsResponse:
         return pb.ListRewardsResponse(rewards=(wire.reward(*item) for item in rewards.items()))
+
+    def _once(self, batch: Batch[T], make: Callable[[Batch[T]], M]) -> M:
+        """The message that `make` makes of it, the same for every stream."""
+        if batch not in self._messages:
+            self._messages[batch] = make(batch)
+        return self._messages[batch]
 
 
 def _page(request: Any, *filters: object) -> PageRequest:

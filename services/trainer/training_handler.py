@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from services.mesh import client, params
+from services.mesh import client, params, tracing
 from services.mesh.artifacts import ArtifactStore
-from services.mesh.errors import Aborted, FailedPrecondition, PlatformError, Unavailable
+from services.mesh.errors import NO_ROOM, Aborted, FailedPrecondition, PlatformError, ResourceExhausted, Unavailable
 from services.mesh.jobs import Jobs, Lease, State
 from services.mesh.postgres import Database
 from services.mesh.worker import Ending, Retry
@@ -33,8 +34,16 @@ POLL_SECONDS = 0.1
 EXIT_SECONDS = 30.0
 # Training states kept for a resume: the newest, and one to fall back on.
 KEPT_TRAINING_STATES = 2
+# Before the second try of a run that died. Each later pause is twice as long, and no two jobs wait equally long: what
+# killed one has often killed many.
 _RETRY_SECONDS = 5.0
-_DIED = "the training process died without a word; the last log lines may tell why"
+_LONGEST_RETRY_SECONDS = 300.0
+_DISK_SECONDS = 10.0
+# What every reason of an attempt begins with that counts as a death.
+_DIED = "the training process died"
+# Ends that are no fault of the job: what it ran on went away under it.
+_DEATHS = frozenset({"RAY_UNREACHABLE", "WORKER_DIED", "NODE_DIED"})
+_DEATH_REMEDY = "read the last log lines; a process that was killed has often run out of memory: lower micro_batch_size"
 
 
 @dataclass(frozen=True)
@@ -78,7 +87,18 @@ class TrainingHandler:
             if client.is_transient(error):
                 raise Retry(str(error), _RETRY_SECONDS) from error
             raise
-        ending = await self._follow(lease, run, cancelled)
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise
+            await self._report(lease, "waiting_for_disk")
+            raise Retry(f"there is no room left on the disk of {self._settings.mesh.home}", _DISK_SECONDS) from error
+        try:
+            ending = await self._follow(lease, run, cancelled)
+        except Exception as error:
+            if not _leaves_it_running(error):
+                run.kill()
+                await self._exited(run)
+            raise
         if ending.state is not State.FAILED:
             await asyncio.to_thread(self._tidy, lease)
         return ending
@@ -111,8 +131,7 @@ class TrainingHandler:
 
     async def _bring(self, lease: Lease, spec: TrainingSpec) -> _Inputs:
         """Rows and weights on this host, verified."""
-        async with self._database.transaction() as connection:
-            await self._jobs.report(connection, lease, {"phase": "preparing"})
+        await self._report(lease, "preparing")
         data = self._folder(lease) / "data"
         model = await self._artifacts.fetch(spec.base_manifest_sha256, self._settings.cache_folder / "models")
         train = await self._rows(spec.dataset_version, data / "train.jsonl")
@@ -157,17 +176,22 @@ class TrainingHandler:
             validation_rows=spec.validation_rows,
             resume_from=resume,
             work_dir=str(folder),
+            traceparent=tracing.traceparent(),
         )
         return algorithm.plan(params.parse(algorithm.Params, spec.params), plan_inputs)
 
     async def _follow(self, lease: Lease, run: Run, cancelled: asyncio.Event) -> Ending:
         follower = Follower(self._database, self._jobs, self._intake, lease, run)
+        with follower.lag.observed():
+            return await self._read_on(follower, lease, run, cancelled)
+
+    async def _read_on(self, follower: Follower, lease: Lease, run: Run, cancelled: asyncio.Event) -> Ending:
         kill_at: float | None = None
         while True:
             alive = run.is_alive()
             try:
-                end, anything = await follower.advance()
-                if anything:
+                end, anything, checkpoints_came = await follower.advance()
+                if checkpoints_came:
                     await self._prune(lease)
             except Unavailable:
                 await asyncio.sleep(1)
@@ -176,22 +200,29 @@ class TrainingHandler:
                 if error.reason != "SPOOL_MOVED":
                     raise
                 continue
+            except ResourceExhausted:
+                # No room for a checkpoint: it stays where the run wrote it, and training goes on.
+                await self._report(lease, "waiting_for_disk")
+                await asyncio.sleep(_DISK_SECONDS)
+                continue
             if not alive and not anything:
                 end = end or follower.stored_end()
-            if end is not None:
+            if end is not None or (not alive and not anything):
                 await self._exited(run)
-                return self._ending(end, cancelled)
-            if not alive and not anything:
-                return await self._crashed(lease, cancelled)
+                return await self._ended(lease, end, cancelled)
             if cancelled.is_set() and kill_at is None:
                 run.request_stop()
                 kill_at = time.monotonic() + self._settings.cancel_grace_seconds
             if kill_at is not None and time.monotonic() > kill_at:
                 run.kill()
-            if not anything:
-                await asyncio.sleep(POLL_SECONDS)
+            await follower.rest()
 
-    def _ending(self, end: spool.End, cancelled: asyncio.Event) -> Ending:
+    async def _ended(self, lease: Lease, end: spool.End | None, cancelled: asyncio.Event) -> Ending:
+        """How a run that is gone has ended; None when it said nothing: killed, out of memory, or the host went down."""
+        if end is None:
+            return await self._died(lease, f"{_DIED} without a word", cancelled)
+        if end.outcome == "failed" and end.reason in _DEATHS:
+            return await self._died(lease, f"{_DIED}: {end.reason}: {end.message}", cancelled)
         if end.outcome == "succeeded":
             return Ending(State.SUCCEEDED)
         if end.outcome == "stopped" and not cancelled.is_set():
@@ -200,18 +231,20 @@ class TrainingHandler:
         if end.outcome == "stopped":
             return Ending(State.CANCELLED)
         message = f"{end.message}\nWhat to do: {end.remedy}" if end.remedy else end.message
-        return Ending(State.FAILED, FailedPrecondition(end.reason or "TRAINING_FAILED", message, step=end.step))
+        error = FailedPrecondition(end.reason or "TRAINING_FAILED", message, step=end.step, remedy=end.remedy)
+        return Ending(State.FAILED, error)
 
-    async def _crashed(self, lease: Lease, cancelled: asyncio.Event) -> Ending:
-        """The process is gone and said nothing: killed, out of memory, or the host went down."""
+    async def _died(self, lease: Lease, reason: str, cancelled: asyncio.Event) -> Ending:
+        """Try again from the newest checkpoint, so often; while it waits the job holds neither slot nor worker."""
         if cancelled.is_set():
             return Ending(State.CANCELLED)
         async with self._database.transaction() as connection:
             attempts = (await self._jobs.attempts(connection, [lease.job.uid]))[lease.job.uid]
-        deaths = 1 + sum(attempt.end_reason == _DIED for attempt in attempts)
+        deaths = 1 + sum(attempt.end_reason.startswith(_DIED) for attempt in attempts)
         if deaths > self._settings.max_retries:
-            return Ending(State.FAILED, PlatformError("RUN_DIED", f"{_DIED}; tried {deaths} times"))
-        raise Retry(_DIED, _RETRY_SECONDS * deaths)
+            message = f"{reason}; tried {deaths} times\nWhat to do: {_DEATH_REMEDY}"
+            return Ending(State.FAILED, PlatformError("RUN_DIED", message, remedy=_DEATH_REMEDY))
+        raise Retry(reason, retry_seconds(deaths))
 
     async def _exited(self, run: Run) -> None:
         """Wait until the process is gone, so that its slots are free when the job has ended."""
@@ -220,6 +253,11 @@ class TrainingHandler:
             if time.monotonic() > give_up:
                 run.kill()
             await asyncio.sleep(POLL_SECONDS)
+        run.clear()
+
+    async def _report(self, lease: Lease, phase: str) -> None:
+        async with self._database.transaction() as connection:
+            await self._jobs.report(connection, lease, {"phase": phase})
 
     async def _prune(self, lease: Lease) -> None:
         """Delete training states that no resume will want."""
@@ -242,3 +280,14 @@ class TrainingHandler:
     def _run(self, lease: Lease, attempt: int) -> LocalRun:
         folder = self._folder(lease) / "attempts" / str(attempt)
         return LocalRun(folder, self._settings.worker_python, self._environment)
+
+
+def retry_seconds(deaths: int) -> float:
+    """The pause before the next try: exponential, more or less by half at random."""
+    pause = min(_RETRY_SECONDS * 2 ** (deaths - 1), _LONGEST_RETRY_SECONDS)
+    return pause * random.uniform(0.5, 1.5)  # noqa: S311 - not a secret
+
+
+def _leaves_it_running(error: Exception) -> bool:
+    """Whether the run goes on without us, for the next holder of the lease."""
+    return isinstance(error, Unavailable) or (isinstance(error, Aborted) and error.reason == "LEASE_LOST")

@@ -1,4 +1,4 @@
-"""Training jobs: accept, show, list, cancel, watch."""
+"""Training jobs: accept, show, list, cancel, follow."""
 
 from __future__ import annotations
 
@@ -40,13 +40,10 @@ class TrainingJob:
 class TrainingJobs:
     """Use cases. Also the look-ups that a check needs."""
 
-    def __init__(
-        self, database: Database, jobs: Jobs, log: EventLog, changed_type: str, datasets: DatasetClient, site: Site
-    ) -> None:
+    def __init__(self, database: Database, jobs: Jobs, log: EventLog, datasets: DatasetClient, site: Site) -> None:
         self._database = database
         self._jobs = jobs
         self._log = log
-        self._changed_type = changed_type
         self._datasets = datasets
         self._site = site
 
@@ -99,18 +96,24 @@ class TrainingJobs:
             attempts = await self._jobs.attempts(connection, [job.uid])
         return _training_job(job, attempts[job.uid])
 
-    async def watch(self, name: str, after_sequence: int) -> AsyncIterator[StoredEvent | None]:
-        """Every change after `after_sequence`, then each as it happens, until the job has ended. None is a beat."""
+    async def events(self, name: str, after_sequence: int, stored_only: bool) -> AsyncIterator[StoredEvent | None]:
+        """Every event after `after_sequence`, then each as it happens, until the job has ended. None is a beat."""
         names.parse(names.TRAINING_JOB, name)
+        if after_sequence < 0:
+            raise InvalidArgument.of("after_sequence", f"must not be negative (got {after_sequence})")
         with self._database.notices.subscribe(job_topic(name)) as changed:
             while True:
                 async with self._database.transaction() as connection:
                     job = await self._jobs.get(connection, name)
-                    events = await self._log.after(connection, self._changed_type, name, after_sequence)
+                    # Progress wakes the watchers of a job too, and far more often than an event.
+                    news = job.sequence > after_sequence
+                    events = await self._log.after(connection, name, after_sequence) if news else []
                 for event in events:
                     after_sequence = event.sequence
                     yield event
-                if job.state in TERMINAL and after_sequence >= job.sequence:
+                if after_sequence < job.sequence:
+                    continue
+                if stored_only or job.state in TERMINAL:
                     return
                 if not await wait(changed, HEARTBEAT_SECONDS):
                     yield None

@@ -6,16 +6,17 @@ import inspect
 from datetime import datetime
 from typing import Any
 
-from google.protobuf import json_format, struct_pb2, timestamp_pb2
-from google.rpc import code_pb2, error_details_pb2, status_pb2
-from rlhf.event.v1 import training_job_changed_pb2
+from google.rpc import error_details_pb2
+from rlhf.event.v1 import checkpoint_changed_pb2, training_job_changed_pb2
 from rlhf.trainer.v1 import model_pb2, trainer_service_pb2, training_job_pb2
 from rlhf.type.v1 import checkpoint_pb2, job_state_pb2, log_line_pb2, metric_point_pb2, placement_pb2, sample_pb2
 
 from services.mesh import params, registry
 from services.mesh.artifacts import ArtifactFile, Manifest
-from services.mesh.interceptors import DOMAIN
+from services.mesh.errors import InvalidArgument
+from services.mesh.events import StoredEvent
 from services.mesh.jobs import Attempt, Job, State
+from services.mesh.messages import status, struct, timestamp, to_struct
 from services.trainer.algorithms import Algorithm
 from services.trainer.entities import (
     Checkpoint,
@@ -27,10 +28,9 @@ from services.trainer.entities import (
     Sample,
     TrainingSpec,
 )
+from services.trainer.feeds import Batch
 from services.trainer.rewards import Reward
 from services.trainer.training_jobs import TrainingJob
-
-JOB_CHANGED = training_job_changed_pb2.TrainingJobChanged.DESCRIPTOR.full_name
 
 
 def new_model(request: trainer_service_pb2.ImportModelRequest) -> NewModel:
@@ -63,7 +63,7 @@ def model(row: Model, files: tuple[ArtifactFile, ...] = ()) -> model_pb2.Model:
         manifest_sha256=row.manifest_sha256,
         size_bytes=row.size_bytes,
         files=_files(files),
-        error=status(row.error),
+        error=status(row.error) if row.error else None,
         create_time=timestamp(row.create_time),
         labels=row.labels,
     )
@@ -127,6 +127,35 @@ def job_changed(job: Job, attempts: list[Attempt], before: State | None) -> trai
     return training_job_changed_pb2.TrainingJobChanged(training_job=training_job(found), previous_state=previous)
 
 
+def job_event(event: StoredEvent) -> list[trainer_service_pb2.StreamJobEventsResponse]:
+    """What a stream sends for an event of a job: of a failure, why it failed before the state it led to."""
+    last = event.sequence
+    if event.type == checkpoint_changed_pb2.CheckpointChanged.DESCRIPTOR.full_name:
+        checkpoint = event.message(checkpoint_changed_pb2.CheckpointChanged).checkpoint
+        return [trainer_service_pb2.StreamJobEventsResponse(checkpoint=checkpoint, last_sequence=last)]
+    job = event.message(training_job_changed_pb2.TrainingJobChanged).training_job
+    sent = [trainer_service_pb2.StreamJobEventsResponse(training_job=job, last_sequence=last)]
+    if error := _job_error(job, event.create_time):
+        # Who resumes between the two reads the error again rather than never its consequence.
+        sent.insert(0, trainer_service_pb2.StreamJobEventsResponse(job_error=error, last_sequence=last - 1))
+    return sent
+
+
+def _job_error(job: training_job_pb2.TrainingJob, at: datetime) -> training_job_pb2.JobError | None:
+    """Why the job failed, or why its last attempt did when that is what sent it back to the queue."""
+    last = job.attempts[-1] if job.attempts else training_job_pb2.JobAttempt()
+    if job.state == job_state_pb2.JOB_STATE_FAILED:
+        info = error_details_pb2.ErrorInfo()
+        remedy = next((info.metadata.get("remedy", "") for detail in job.error.details if detail.Unpack(info)), "")
+        return training_job_pb2.JobError(status=job.error, remedy=remedy, attempt=last.number)
+    # Both are the time of the one transaction that wrote them; an earlier attempt has another.
+    ended_now = last.end_reason and last.end_time == timestamp(at)
+    if job.state != job_state_pb2.JOB_STATE_QUEUED or not ended_now:
+        return None
+    why = status({"code": "ABORTED", "reason": "ATTEMPT_ENDED", "message": last.end_reason})
+    return training_job_pb2.JobError(status=why, attempt=last.number, retried=True)
+
+
 def _spec(spec: TrainingSpec) -> training_job_pb2.TrainingJob:
     resources = placement_pb2.Resources(gpu_count=spec.slots)
     return training_job_pb2.TrainingJob(
@@ -177,6 +206,15 @@ def metric_point(point: MetricPoint) -> metric_point_pb2.MetricPoint:
     )
 
 
+def metric_points(batch: Batch[MetricPoint]) -> trainer_service_pb2.StreamMetricsResponse:
+    points = map(metric_point, batch.items)
+    return trainer_service_pb2.StreamMetricsResponse(points=points, last_ordinal=batch.through)
+
+
+def log_lines(batch: Batch[LogLine]) -> trainer_service_pb2.StreamLogsResponse:
+    return trainer_service_pb2.StreamLogsResponse(lines=map(log_line, batch.items), last_ordinal=batch.through)
+
+
 def log_line(line: LogLine) -> log_line_pb2.LogLine:
     return log_line_pb2.LogLine(
         text=line.text, observe_time=timestamp(line.observe_time), attempt=line.attempt, ordinal=line.ordinal
@@ -223,45 +261,13 @@ def job_state(state: State) -> job_state_pb2.JobState.ValueType:
 
 
 def states(values: Any) -> list[State]:
-    """States that a filter names; one that the platform never gives finds nothing and is left out."""
-    wanted = (job_state_pb2.JobState.Name(value).removeprefix("JOB_STATE_") for value in values)
-    return [State(name) for name in wanted if name in State.__members__]
-
-
-def status(error: dict[str, Any] | None) -> status_pb2.Status:
-    """A stored error as google.rpc.Status; empty for none."""
-    if not error:
-        return status_pb2.Status()
-    found = status_pb2.Status(code=code_pb2.Code.Value(error["code"]), message=error["message"])
-    metadata = {key: str(value) for key, value in error.get("metadata", {}).items()}
-    info = error_details_pb2.ErrorInfo(reason=error.get("reason", ""), domain=DOMAIN, metadata=metadata)
-    found.details.add().Pack(info)
-    return found
-
-
-def timestamp(moment: datetime | None) -> timestamp_pb2.Timestamp | None:
-    if moment is None:
-        return None
-    message = timestamp_pb2.Timestamp()
-    message.FromDatetime(moment)
-    return message
-
-
-def struct(message: struct_pb2.Struct) -> dict[str, Any]:
-    """A Struct holds every number as a double; whole ones are read as integers, as their JSON was written."""
-    return _whole(json_format.MessageToDict(message))
-
-
-def _whole(value: Any) -> Any:
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    if isinstance(value, dict):
-        return {key: _whole(item) for key, item in value.items()}
-    return [_whole(item) for item in value] if isinstance(value, list) else value
-
-
-def to_struct(values: dict[str, Any]) -> struct_pb2.Struct:
-    return json_format.ParseDict(values, struct_pb2.Struct())
+    """States that a filter names. Raises InvalidArgument for one that no job has: left out it would find every job."""
+    named = {number: name.removeprefix("JOB_STATE_") for name, number in job_state_pb2.JobState.items()}
+    found = [named.get(value, "") for value in values]
+    if unknown := sorted({value for value, name in zip(values, found, strict=True) if name not in State.__members__}):
+        states = ", ".join(State.__members__)
+        raise InvalidArgument.of("states", f"must be of {states} (got the number {unknown[0]})")
+    return [State(name) for name in found]
 
 
 def _files(files: tuple[ArtifactFile, ...]) -> list[checkpoint_pb2.ArtifactFile]:

@@ -34,3 +34,7 @@ class Run(Protocol):
     def kill(self) -> None:
         """End the process and what it started, now."""
         ...
+
+    def clear(self) -> None:
+        """Remove what a process that is gone has kept outside its folder."""
+        ...

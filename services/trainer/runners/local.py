@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -28,10 +31,19 @@ class LocalRun:
         self._environment = dict(environment)
         self._process: subprocess.Popen[bytes] | None = None
 
+    @property
+    def temporary(self) -> Path:
+        """Where its processes keep locks and sockets, whose paths have to be short."""
+        digest = hashlib.sha256(os.fsencode(self.folder.resolve())).hexdigest()[:16]
+        return Path(tempfile.gettempdir()) / f"rlhf-run-{digest}"
+
     async def start(self, plan: LaunchPlan) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         write_atomically(self.folder / plans.CONTROL_FILE, b'{"action": "run"}')
         write_atomically(self.folder / plans.PLAN_FILE, plans.encode(plan))
+        self.clear()
+        # Fails where somebody else has made it: the name can be guessed.
+        self.temporary.mkdir(mode=0o700, parents=True)
         lock = os.open(self.folder / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -41,7 +53,7 @@ class LocalRun:
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=output,
-                    env=self._environment,
+                    env={**self._environment, "TMPDIR": str(self.temporary)},
                     cwd=self.folder,
                     start_new_session=True,
                     pass_fds=[lock],
@@ -72,6 +84,9 @@ class LocalRun:
         if pid is not None and self.is_alive():
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(pid, signal.SIGKILL)
+
+    def clear(self) -> None:
+        shutil.rmtree(self.temporary, ignore_errors=True)
 
     def _recorded_pid(self) -> int | None:
         """The process id that the run wrote down; sure to be its own while the lock is held."""

@@ -88,6 +88,12 @@ async def forget_training_states(connection: Connection, job_uid: UUID, keep: in
     return [row[0] async for row in cursor]
 
 
+async def by_state(connection: Connection) -> dict[str, dict[tuple[tuple[str, str], ...], float]]:
+    """How many there are; a figure of the census."""
+    cursor = await connection.execute("SELECT state, count(*) FROM checkpoints GROUP BY state")
+    return {"rlhf.checkpoint.count": {(("rlhf.checkpoint.state", state),): float(n) async for state, n in cursor}}
+
+
 async def _many(connection: Connection, query: str, parameters: tuple[Any, ...]) -> list[Checkpoint]:
     async with connection.cursor(row_factory=class_row(Checkpoint)) as cursor:
         await cursor.execute(query.encode(), parameters)

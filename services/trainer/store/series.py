@@ -90,6 +90,23 @@ async def metrics_after(
         return await cursor.fetchall()
 
 
+async def last_metric(connection: Connection, job_uid: UUID) -> int:
+    """The highest ordinal; 0 where there is none."""
+    return await _last(connection, "metric_points", job_uid)
+
+
+async def last_log(connection: Connection, job_uid: UUID) -> int:
+    """The highest ordinal; 0 where there is none."""
+    return await _last(connection, "log_lines", job_uid)
+
+
+async def _last(connection: Connection, table: str, job_uid: UUID) -> int:
+    query = f"SELECT coalesce(max(ordinal), 0) FROM {table} WHERE job_uid = %s"
+    row = await (await connection.execute(query.encode(), (job_uid,))).fetchone()
+    assert row is not None
+    return row[0]
+
+
 async def logs_after(connection: Connection, job_uid: UUID, ordinal: int, limit: int) -> list[LogLine]:
     async with connection.cursor(row_factory=class_row(LogLine)) as cursor:
         await cursor.execute(

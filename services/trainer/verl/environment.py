@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import os
+import secrets
+import tempfile
 
 from services.trainer.plan import Device
 
 PLUGIN = "services.trainer.verl.plugin"
+SETUP_HOOK = "services.trainer.verl.hooks.install_common"
+# 32 bytes in hexadecimal: who holds them may speak with the run's queue.
+SECRET = "RLHF_RUN_SECRET"  # noqa: S105 - its name
+# A folder of the run's own, where its training processes find each other.
+RENDEZVOUS = "RLHF_RUN_RENDEZVOUS"
 
 
 def variables(device: Device) -> dict[str, str]:
@@ -17,16 +24,25 @@ def variables(device: Device) -> dict[str, str]:
         # Models come from folders; nothing is asked of a hub.
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
+        # Where locks and sockets lie; the worker's folder for this run, which goes with it.
+        "TMPDIR": tempfile.gettempdir(),
         "RAY_USAGE_STATS_ENABLED": "0",
         "HYDRA_FULL_ERROR": "1",
     }
     if device == "cuda":
         return {**common, "VERL_PLATFORM": "cuda"}
     # With more threads than cores a batch took forty times as long.
+    # gloo listens on the interface of the host's name unless told; a CPU run is on one machine.
+    common["GLOO_SOCKET_IFNAME"] = "lo"
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     return {**common, **threads, "VERL_PLATFORM": "cpu", "CUDA_VISIBLE_DEVICES": ""}
 
 
-def apply(device: Device) -> None:
+def of_one_run(rendezvous: str) -> dict[str, str]:
+    """What the processes of one attempt share with each other and with nobody else."""
+    return {SECRET: secrets.token_hex(32), RENDEZVOUS: rendezvous}
+
+
+def apply(values: dict[str, str]) -> None:
     """Set this process's environment; to be called before verl is imported."""
-    os.environ.update(variables(device))
+    os.environ.update(values)

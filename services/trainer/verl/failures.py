@@ -20,6 +20,10 @@ class Failure:
     traceback: str
 
 
+class RayUnreachableError(Exception):
+    """Ray did not take us in, for whatever reason it gives."""
+
+
 @dataclass(frozen=True)
 class Known:
     """A failure by its exception's type name and text."""
@@ -30,14 +34,21 @@ class Known:
     remedy: str
 
 
+_START_RAY = "start Ray, or see its log if it runs"
+_FREE_DISK = "free space on the disk of the home, or save less often; then start the job again"
 # First match wins.
 CATALOGUE = (
     Known("TOO_FEW_SLOTS", "TooFewSlotsError", "", "lower the job's slots, or add machines to the cluster"),
     Known("NO_TRAINABLE_ROWS", "NoRowsError", "", "raise max_length or max_prompt_length, or shorten the rows"),
     Known("OUT_OF_MEMORY", "OutOfMemoryError|OutOfMemory|MemoryError", "", "lower micro_batch_size, or use lora"),
     Known("OUT_OF_MEMORY", ".*", r"out of memory|can't allocate memory", "lower micro_batch_size, or use lora"),
-    Known("DISK_FULL", ".*", r"No space left on device", "free disk space, or save less often"),
-    Known("RAY_UNREACHABLE", "ConnectionError|.*", r"[Cc]ould not (find|connect).*(Ray|GCS)|ray start", "start Ray"),
+    Known("DISK_FULL", ".*", r"No space left on device", _FREE_DISK),
+    # What torch.save says where the file cannot grow; the number of the error is lost on the way.
+    Known("DISK_FULL", "RuntimeError", r"inline_container.*unexpected pos|PytorchStreamWriter failed", _FREE_DISK),
+    Known("RAY_UNREACHABLE", "RayUnreachableError", "", _START_RAY),
+    Known("RAY_UNREACHABLE", ".*", r"[Cc]ould not (find|connect).*(Ray|GCS)|ray start", _START_RAY),
+    # It has been started again under the run, which belongs to the one before.
+    Known("RAY_UNREACHABLE", ".*", r"WrongClusterID|Failed to get node info|GCS.*(unavailable|restarted)", _START_RAY),
     Known(
         "WORKER_DIED",
         "ActorDiedError|RayActorError|WorkerCrashedError|ActorUnavailableError|OwnerDiedError",

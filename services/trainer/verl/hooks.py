@@ -12,18 +12,25 @@ import importlib.util
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+from services.trainer.verl.environment import RENDEZVOUS, SECRET
 
 Hook = Callable[[Any], None]
 # The name under which verl's configuration chooses our rollout engine.
 ROLLOUT = "transformers"
+_installed: set[str] = set()
 
 
 def install(table: dict[str, Hook]) -> None:
-    """Run each hook on its module: now where it is already imported, else as soon as it is."""
+    """Run each hook once on its module: now where it is already imported, else as soon as it is."""
     pending = {}
     for name, hook in table.items():
+        if name in _installed:
+            continue
+        _installed.add(name)
         if name in sys.modules:
             hook(sys.modules[name])
         else:
@@ -74,10 +81,17 @@ def cpu_engines(module: Any) -> None:
 
 
 def cpu_process_group(module: Any) -> None:
-    """verl asks torch for "cpu:gloo,cpu:gloo", which is refused for naming a device twice."""
+    """verl asks torch for "cpu:gloo,cpu:gloo", which is refused for naming a device twice. And the processes of a group
+    meet by a file: torch's TCP store would listen on every interface of the machine, for whoever comes.
+    """
     original = module.initialize_global_process_group_ray
 
     def from_ray(timeout_second: int | None = None, backend: str | None = None) -> Any:
+        group = f"{os.environ['WG_PREFIX']}-{os.environ['MASTER_PORT']}"
+        # The processes of a group are on one node, which need not be the runner's.
+        folder = Path(os.environ[RENDEZVOUS])
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.environ["DIST_INIT_METHOD"] = f"file://{folder}/{group}"
         return original(timeout_second=timeout_second, backend=backend or "cpu:gloo")
 
     def plain(timeout_second: int = 36000) -> tuple[int, ...]:
@@ -123,6 +137,34 @@ def queue_storage(module: Any) -> None:
     module.SimpleStorageUnit = _Changed(module.SimpleStorageUnit, "options", lambda options: {**options, "num_cpus": 0})
 
 
+def queue_sockets(module: Any) -> None:
+    """The queue's sockets take messages, pickled ones too, from whoever connects: any user of the machine, or of the
+    network, could run code in the training. See `secured_socket`.
+    """
+    module.unsecured_socket = module.create_zmq_socket
+    module.create_zmq_socket = secured_socket
+
+
+def secured_socket(ctx: Any, socket_type: Any, *args: Any, **kwargs: Any) -> Any:
+    """A socket that speaks only with who knows the server's public key, which follows from the secret of the run and is
+    published nowhere (RFC 26/CURVEZMQ). Ray sends the queue's classes by value and this function by its name.
+    """
+    import zmq
+    from transfer_queue.utils import zmq_utils
+    from zmq.utils import z85
+
+    socket = vars(zmq_utils)["unsecured_socket"](ctx, socket_type, *args, **kwargs)
+    server_secret = z85.encode(bytes.fromhex(os.environ[SECRET]))
+    server_public = zmq.curve_public(server_secret)
+    if socket_type == zmq.ROUTER:
+        socket.curve_server = True
+        socket.curve_publickey, socket.curve_secretkey = server_public, server_secret
+    else:
+        socket.curve_publickey, socket.curve_secretkey = zmq.curve_keypair()
+        socket.curve_serverkey = server_public
+    return socket
+
+
 def _in_job_namespace(options: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in options.items() if key != "namespace"}
 
@@ -142,9 +184,15 @@ class _Changed:
         return lambda *args, **kwargs: found(*args, **self._change(kwargs))
 
 
+def install_common() -> None:
+    """What Ray calls first in every process of a job: the queue's own do not import verl, and so not our plugin."""
+    install(COMMON)
+
+
 # For every platform, and for CPU besides.
 COMMON: dict[str, Hook] = {
     "transfer_queue.interface": queue_controller,
+    "transfer_queue.utils.zmq_utils": queue_sockets,
     "transfer_queue.storage.bootstrap.simple_storage_bootstrap": queue_storage,
 }
 CPU: dict[str, Hook] = {

@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,27 +20,37 @@ import msgspec
 
 from services.trainer import plan as plans
 from services.trainer.plan import LaunchPlan
+from services.trainer.run_trace import TracedSpool
 from services.trainer.spool import End, Phase, Problem, SpoolWriter
-from services.trainer.verl import environment
+from services.trainer.verl import environment, hooks
 from services.trainer.verl.control import Control, StopRequestedError
-from services.trainer.verl.failures import explain
+from services.trainer.verl.failures import RayUnreachableError, explain
 
 if TYPE_CHECKING:
     from services.trainer.verl.context import RunContext
     from services.trainer.verl.side_process import SideProcess
 
 
+# How long the last record may wait for room on the disk. A run that ends without it counts as one that died.
+LAST_WORD_SECONDS = 300.0
+
+
 def main(folder: Path) -> int:
     """Run the attempt in `folder`. 0 when an End record was written, whatever the outcome."""
     folder = folder.resolve()
     identify(folder)
-    spool = SpoolWriter(folder / plans.SPOOL_FILE)
+    spool = TracedSpool(folder / plans.SPOOL_FILE)
     try:
         spool.append(Phase(phase="starting"))
         plan = plans.read(folder)
-        # verl reads it when it is imported, which is why the imports of this file stop short of verl.
-        environment.apply(plan.device)
-        end = _run(folder, plan, spool)
+        spool.begin(plan)
+        with tempfile.TemporaryDirectory(prefix="rlhf-rendezvous-", ignore_cleanup_errors=True) as rendezvous:
+            variables = environment.variables(plan.device) | environment.of_one_run(rendezvous)
+            # verl reads it when it is imported, which is why the imports of this file stop short of verl.
+            environment.apply(variables)
+            # Before anything imports the queue.
+            hooks.install_common()
+            end = _run(folder, plan, spool, variables)
     except BaseException as error:
         failure = explain(error)
         end = End(
@@ -51,7 +62,7 @@ def main(folder: Path) -> int:
             traceback=failure.traceback,
         )
     spool.append(end)
-    return 0
+    return 0 if spool.drain(LAST_WORD_SECONDS) else 1
 
 
 def identify(folder: Path) -> None:
@@ -64,7 +75,7 @@ def identify(folder: Path) -> None:
     partial.replace(folder / plans.RUNNER_FILE)
 
 
-def _run(folder: Path, plan: LaunchPlan, spool: SpoolWriter) -> End:
+def _run(folder: Path, plan: LaunchPlan, spool: SpoolWriter, variables: dict[str, str]) -> End:
     from services.trainer.verl.checkpoints import CheckpointPublisher
     from services.trainer.verl.context import RunContext
     from services.trainer.verl.reporting import StepReporter
@@ -81,7 +92,7 @@ def _run(folder: Path, plan: LaunchPlan, spool: SpoolWriter) -> End:
     _sample_base_model(plan, side)
     failure: End | None = None
     try:
-        _train(RunContext(plan, spool, reporter, publisher), control)
+        _train(RunContext(plan, spool, reporter, publisher), control, variables)
     except StopRequestedError:
         return End(outcome="stopped", step=start, reason="STOP_REQUESTED")
     except BaseException as error:
@@ -107,18 +118,21 @@ def _sample_base_model(plan: LaunchPlan, side: SideProcess) -> None:
         side.check(CheckRequest(step=0, path=plan.model_path, kind="full", checkpoint=False))
 
 
-def _train(context: RunContext, control: Control) -> None:
+def _train(context: RunContext, control: Control, variables: dict[str, str]) -> None:
     import ray
 
     from services.trainer.verl import slots
 
     plan: LaunchPlan = context.plan
-    ray.init(
-        address=plan.ray_address,
-        namespace=plan.ray_namespace,
-        runtime_env={"env_vars": environment.variables(plan.device)},
-        logging_level=logging.ERROR,
-    )
+    try:
+        ray.init(
+            address=plan.ray_address,
+            namespace=plan.ray_namespace,
+            runtime_env={"env_vars": variables, "worker_process_setup_hook": environment.SETUP_HOOK},
+            logging_level=logging.ERROR,
+        )
+    except Exception as error:
+        raise RayUnreachableError(f"{type(error).__name__}: {error}") from None
     try:
         control.catch_termination()
         waiting = Phase(phase="waiting_for_slots", total_steps=plan.total_steps)

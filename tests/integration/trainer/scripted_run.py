@@ -17,12 +17,14 @@ from pathlib import Path
 from services.mesh.artifacts import Manifest
 from services.trainer import spool
 from services.trainer.plan import read
+from services.trainer.run_trace import TracedSpool
 
 
 def main(folder: Path) -> None:
     plan = read(folder)
     (folder / "runner.json").write_text(json.dumps({"pid": os.getpid()}))
-    writer = spool.SpoolWriter(folder / "spool.jsonl")
+    writer = TracedSpool(folder / "spool.jsonl")
+    writer.begin(plan)
     script = json.loads(os.environ["SCRIPT"])
     start = plan.resume_from.step if plan.resume_from else 0
     writer.append(spool.Phase(phase="training", step=start, total_steps=plan.total_steps))
@@ -41,10 +43,9 @@ def main(folder: Path) -> None:
         if told or (stop and not script.get("deaf")):
             writer.append(spool.End(outcome="stopped", step=step))
             return
-        if step == script.get("fail_at"):
-            end = spool.End(
-                outcome="failed", step=step, reason="OUT_OF_MEMORY", message="no room", remedy="smaller batch"
-            )
+        if step == script.get("fail_at") and plan.attempt <= script.get("fail_attempts", 99):
+            reason = script.get("fail_reason", "OUT_OF_MEMORY")
+            end = spool.End(outcome="failed", step=step, reason=reason, message="no room", remedy="smaller batch")
             writer.append(end)
             return
     writer.append(spool.End(outcome="succeeded", step=plan.total_steps))

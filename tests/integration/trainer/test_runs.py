@@ -8,6 +8,7 @@ import json
 import math
 import os
 import sys
+import tempfile
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +27,7 @@ from rlhf.type.v1 import checkpoint_pb2, job_state_pb2, metric_point_pb2
 
 from services.mesh import client, names
 from services.mesh.artifacts import ArtifactStore
-from services.mesh.errors import AlreadyExists, FailedPrecondition
+from services.mesh.errors import AlreadyExists, FailedPrecondition, InvalidArgument
 from services.mesh.server import Process
 from services.trainer import app
 from services.trainer.settings import Settings
@@ -62,6 +63,7 @@ class Bench:
     values: dict[str, str]
     home: Path
     trainer: TrainerServiceStub
+    trainer_port: int
     database_url: str
     workers: list[Process] = field(default_factory=list)
 
@@ -100,13 +102,22 @@ class Bench:
         request = pb.StreamMetricsRequest(name=name, metrics=wanted)
         return [p async for reply in client.stream(self.trainer.StreamMetrics(request)) for p in reply.points]
 
+    async def events(self, name: str, **how: Any) -> list[pb.StreamJobEventsResponse]:
+        request = pb.StreamJobEventsRequest(name=name, **how)
+        replies = client.stream(self.trainer.StreamJobEvents(request))
+        return [reply async for reply in replies if reply.WhichOneof("event")]
+
     async def checkpoints(self, name: str) -> list[checkpoint_pb2.Checkpoint]:
         found = await client.call(self.trainer.ListCheckpoints(pb.ListCheckpointsRequest(parent=name)))
         return list(found.checkpoints)
 
 
 @pytest.fixture
-async def bench(home: Path, postgres_url: str, nats_url: str, tmp_path: Path) -> AsyncIterator[Bench]:
+async def bench(
+    home: Path, postgres_url: str, nats_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Bench]:
+    # Where runs that a test leaves alive keep their temporary folders.
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     dataset_server = grpc.aio.server()
     add_DatasetServiceServicer_to_server(Rows(), dataset_server)
     dataset_port = dataset_server.add_insecure_port("127.0.0.1:0")
@@ -124,7 +135,7 @@ async def bench(home: Path, postgres_url: str, nats_url: str, tmp_path: Path) ->
     await server.start()
     await ready_model(home, postgres_url)
     channel = client.connect(f"127.0.0.1:{server.port}", (home / "token").read_text().strip())
-    found = Bench(values, home, TrainerServiceStub(channel), postgres_url)
+    found = Bench(values, home, TrainerServiceStub(channel), server.port, postgres_url)
     yield found
     for worker in found.workers:
         await worker.stop()
@@ -140,6 +151,17 @@ def scripted_python(folder: Path) -> Path:
     path.write_text(f'#!/bin/sh\nexec {sys.executable} {script} "$@"\n')
     path.chmod(0o755)
     return path
+
+
+def _told(message: pb.StreamJobEventsResponse) -> str:
+    """A message of the stream in a few words."""
+    kind = message.WhichOneof("event")
+    if kind == "job_error":
+        return f"error of attempt {message.job_error.attempt}"
+    if kind == "checkpoint":
+        state = checkpoint_pb2.Checkpoint.State.Name(message.checkpoint.state).removeprefix("STATE_")
+        return f"{message.checkpoint.name.rpartition('/')[2]} {state}"
+    return job_state_pb2.JobState.Name(message.training_job.state).removeprefix("JOB_STATE_")
 
 
 async def ready_model(home: Path, postgres_url: str) -> None:
@@ -193,9 +215,14 @@ async def test_checkpoints_are_listed_downloaded_and_announced(bench: Bench, mon
         [reply async for reply in client.stream(bench.trainer.DownloadCheckpoint(request))]
     async with await psycopg.AsyncConnection.connect(bench.database_url) as connection:
         cursor = await connection.execute(
-            "SELECT resource FROM trainer.events WHERE type = 'rlhf.event.v1.CheckpointCreated'"
+            "SELECT resource, payload->'checkpoint'->>'state' FROM trainer.events"
+            " WHERE type = 'rlhf.event.v1.CheckpointChanged' ORDER BY ordinal"
         )
-        assert await cursor.fetchall() == [(last.name,)]
+        announced = [
+            (spoilt.name, "STATE_VERIFYING"), (spoilt.name, "STATE_CORRUPT"),
+            (last.name, "STATE_VERIFYING"), (last.name, "STATE_READY"),
+        ]  # fmt: skip
+        assert await cursor.fetchall() == announced
     left = list(bench.home.glob("trainer/jobs/*/attempts/*/checkpoints"))
     assert left == [], "weights are in the artifact store; copies beside the run are gone"
 
@@ -316,13 +343,46 @@ async def test_streams_follow_and_resume_after_a_cursor(bench: Bench, monkeypatc
                 if len(seen) % 3 == 0:
                     break  # the client goes away in the middle and comes back
     assert seen == list(range(1, 61))
-    watched = pb.WatchTrainingJobRequest(name=name)
-    states = [
-        reply.training_job.state
-        async for reply in client.stream(bench.trainer.WatchTrainingJob(watched))
-        if reply.HasField("training_job")
-    ]
-    assert states == [job_state_pb2.JOB_STATE_QUEUED, job_state_pb2.JOB_STATE_RUNNING, SUCCEEDED]
+
+
+async def test_one_stream_tells_of_states_and_checkpoints_in_order(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await bench.start_worker({"save_at": [3, 6], "spoil_at": [3]}, monkeypatch)
+    name = await bench.create()
+    followed = await bench.events(name)
+    told = [_told(message) for message in followed]
+    assert [word for word in told if "step" not in word] == ["QUEUED", "RUNNING", "SUCCEEDED"]
+    assert told[2:-1] == ["step-3 VERIFYING", "step-3 CORRUPT", "step-6 VERIFYING", "step-6 READY"]
+    cursors = [message.last_sequence for message in followed]
+    assert cursors == sorted(set(cursors))
+    assert (await bench.ended(name)).sequence == cursors[-1], "the job says where its events stand"
+    for place, cursor in enumerate(cursors):
+        assert await bench.events(name, after_sequence=cursor) == followed[place + 1 :]
+    assert await bench.events(name, stored_only=True) == followed
+    other = await bench.create()
+    await bench.ended(other)
+    assert await bench.events(name) == followed, "nothing of another job"
+    with pytest.raises(InvalidArgument):
+        await bench.events(name, after_sequence=-1)
+
+
+async def test_a_failure_is_told_with_its_remedy_before_the_state_it_leads_to(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.trainer.training_handler._RETRY_SECONDS", 0.1)
+    await bench.start_worker({"die_at": 2, "fail_at": 4}, monkeypatch)
+    followed = await bench.events(await bench.create())
+    died, queued, *_, failed, end = followed[2:]
+    assert [_told(message) for message in followed] == [
+        "QUEUED", "RUNNING", "error of attempt 1", "QUEUED", "RUNNING", "error of attempt 2", "FAILED",
+    ]  # fmt: skip
+    assert died.job_error.retried and "died" in died.job_error.status.message
+    assert not failed.job_error.retried and failed.job_error.remedy == "smaller batch"
+    assert failed.job_error.status == end.training_job.error
+    for error, state in ((died, queued), (failed, end)):
+        resumed = await bench.events(end.training_job.name, after_sequence=error.last_sequence)
+        assert resumed[:2] == [error, state], "who is cut off between the two misses neither"
 
 
 async def test_a_request_id_of_another_request_is_refused(bench: Bench) -> None:

@@ -1,0 +1,167 @@
+"""What kills a run, and what is full: tried again in time, from what was saved, with a reason; nothing left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import json
+import os
+import signal
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from rlhf.type.v1 import job_state_pb2
+
+from services.mesh.artifacts import ArtifactStore, Manifest
+from services.mesh.errors import ResourceExhausted
+from services.trainer import training_handler
+from services.trainer.training_handler import retry_seconds
+from tests.integration.trainer import test_runs
+
+bench = test_runs.bench
+Bench = test_runs.Bench
+SUCCEEDED = test_runs.SUCCEEDED
+
+
+def run_folders() -> set[Path]:
+    return set(Path(tempfile.gettempdir()).glob("rlhf-run-*"))
+
+
+def test_pauses_double_and_differ() -> None:
+    for deaths, middle in ((1, 5), (2, 10), (3, 20), (20, 300)):
+        pauses = {retry_seconds(deaths) for _ in range(50)}
+        assert len(pauses) == 50
+        assert middle * 0.5 <= min(pauses) < max(pauses) <= middle * 1.5
+
+
+async def test_job_that_waits_for_its_next_try_holds_neither_worker_nor_lease(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With room for one job a second one runs in the pause of the first."""
+    monkeypatch.setattr(training_handler, "retry_seconds", lambda deaths: 500.0)
+    bench.values["RLHF_TRAINER_CONCURRENCY"] = "1"
+    await bench.start_worker({"die_at": 2}, monkeypatch)
+    first = await bench.create()
+    waiting = await bench.until(
+        first, lambda job: job.state == job_state_pb2.JOB_STATE_QUEUED and len(job.attempts) > 0
+    )
+    assert "died" in waiting.attempts[0].end_reason
+    await bench.workers.pop().stop()
+    await bench.start_worker({}, monkeypatch)
+    assert (await bench.ended(await bench.create())).state == SUCCEEDED
+    async with await psycopg.AsyncConnection.connect(bench.database_url) as connection:
+        cursor = await connection.execute("SELECT lease_owner, lease_token FROM trainer.jobs WHERE name = %s", (first,))
+        assert await cursor.fetchone() == (None, None)
+        await connection.execute("UPDATE trainer.jobs SET not_before = now() WHERE name = %s", (first,))
+    assert (await bench.ended(first)).state == SUCCEEDED
+
+
+@pytest.mark.parametrize("reason", ["WORKER_DIED", "NODE_DIED", "RAY_UNREACHABLE"])
+async def test_run_whose_ray_went_away_goes_on_from_its_checkpoint(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, reason: str
+) -> None:
+    monkeypatch.setattr(training_handler, "_RETRY_SECONDS", 0.05)
+    await bench.start_worker({"save_at": [2], "fail_at": 4, "fail_reason": reason, "fail_attempts": 2}, monkeypatch)
+    name = await bench.create()
+    job = await bench.ended(name)
+    assert job.state == SUCCEEDED
+    assert [attempt.resumed_from_step for attempt in job.attempts] == [0, 2, 2]
+    assert all(reason in attempt.end_reason for attempt in job.attempts[:2])
+    effective = {point.step: point.attempt for point in await bench.metrics(name, "train/loss")}
+    assert effective == {1: 1, 2: 1, 3: 3, 4: 3, 5: 3, 6: 3}
+
+
+async def test_what_dies_four_times_fails_with_reason_and_remedy_and_leaves_nothing(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training_handler, "_RETRY_SECONDS", 0.05)
+    before = run_folders()
+    await bench.start_worker({"save_at": [1], "die_at": 2, "die_attempts": 99}, monkeypatch)
+    job = await bench.ended(await bench.create())
+    assert job.state == job_state_pb2.JOB_STATE_FAILED
+    assert [attempt.resumed_from_step for attempt in job.attempts] == [0, 1, 1, 1]
+    assert "tried 4 times" in job.error.message
+    assert "micro_batch_size" in job.error.message
+    assert run_folders() <= before
+
+
+async def test_checkpoint_for_which_the_store_has_no_room_waits_and_nothing_is_lost(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training_handler, "_DISK_SECONDS", 0.05)
+    put_folder = ArtifactStore.put_folder
+    full = True
+
+    async def put(self: ArtifactStore, folder: Path) -> Manifest:
+        if full:
+            raise ResourceExhausted("DISK_FULL", "the artifact store has no room left")
+        return await put_folder(self, folder)
+
+    monkeypatch.setattr(ArtifactStore, "put_folder", put)
+    await bench.start_worker({"save_at": [3, 6]}, monkeypatch)
+    name = await bench.create()
+    job = await bench.until(name, lambda job: job.phase == "waiting_for_disk")
+    assert job.state == job_state_pb2.JOB_STATE_RUNNING
+    full = False
+    assert (await bench.ended(name)).state == SUCCEEDED
+    assert [point.step for point in await bench.metrics(name, "train/loss")] == [1, 2, 3, 4, 5, 6]
+    assert len(await bench.checkpoints(name)) == 2
+
+
+async def test_job_whose_rows_find_no_room_waits_for_it(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training_handler, "_DISK_SECONDS", 0.05)
+    rows = training_handler.TrainingHandler._rows
+    calls = 0
+
+    async def no_room_at_first(self: Any, version: str, target: Path) -> Path:
+        nonlocal calls
+        calls += 1
+        if calls < 3:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return await rows(self, version, target)
+
+    monkeypatch.setattr(training_handler.TrainingHandler, "_rows", no_room_at_first)
+    await bench.start_worker({}, monkeypatch)
+    job = await bench.ended(await bench.create())
+    assert job.state == SUCCEEDED
+    assert len(job.attempts) == 1, "no try was spent on it"
+
+
+async def test_run_of_a_job_that_fails_for_another_reason_is_ended(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> None:
+        raise ValueError("a bug")
+
+    monkeypatch.setattr("services.trainer.following._take_metrics", broken)
+    before = run_folders()
+    await bench.start_worker({"step_seconds": 0.2}, monkeypatch)
+    name = await bench.create(steps=2000)
+    job = await bench.ended(name)
+    assert job.state == job_state_pb2.JOB_STATE_FAILED
+    pid = json.loads(next(bench.home.glob("trainer/jobs/*/attempts/1/runner.json")).read_text())["pid"]
+    async with asyncio.timeout(20):
+        while test_runs.alive(pid):  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+    assert run_folders() <= before
+
+
+async def test_killed_with_its_worker_it_goes_on_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run dies while no worker looks: the next one sees it, and spends one try on it."""
+    monkeypatch.setattr(training_handler, "_RETRY_SECONDS", 0.05)
+    first = await bench.start_worker({"step_seconds": 0.1, "save_at": [5]}, monkeypatch)
+    name = await bench.create(steps=12)
+    await bench.until(name, lambda job: job.step_count >= 6)
+    await first.stop()
+    bench.workers.remove(first)
+    pid = json.loads(next(bench.home.glob("trainer/jobs/*/attempts/1/runner.json")).read_text())["pid"]
+    os.kill(pid, signal.SIGKILL)
+    await bench.start_worker({"save_at": [5]}, monkeypatch)
+    job = await bench.ended(name)
+    assert job.state == SUCCEEDED
+    assert [attempt.resumed_from_step for attempt in job.attempts] == [0, 5]
+    effective = {point.step: point.attempt for point in await bench.metrics(name, "train/loss")}
+    assert effective == {step: 1 if step <= 5 else 2 for step in range(1, 13)}
