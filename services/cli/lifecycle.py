@@ -157,7 +157,10 @@ def status(context: typer.Context, format: output.DocumentOption = "table") -> N
 
 
 def token(context: typer.Context) -> None:
-    """Print the token of this home's mesh: the web page and other clients sign in with it."""
+    """Print the token of this home's mesh: the web page and other clients sign in with it.
+
+    - `rlhf token`
+    """
     sys.stdout.write(f"{identity.read_token(_home(context).token)}\n")
 
 
