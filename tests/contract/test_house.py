@@ -20,7 +20,7 @@ from services.trainer.algorithms import algorithms
 from services.trainer.rewards import rewards
 
 ROOT = Path(__file__).parents[2]
-MODULES = sorted((ROOT / "services").rglob("*.py"))
+MODULES = sorted(path for path in (ROOT / "services").rglob("*.py") if "node_modules" not in path.parts)
 FUNCTION_LINES = 40
 FILE_LINES = 300
 # Runs inside Ray, whose workers get their rank and their devices by environment, as verl does.

@@ -1,0 +1,23 @@
+import type { components } from "./openapi";
+
+type Schemas = components["schemas"];
+
+export type Algorithm = Schemas["Algorithm"];
+export type Checkpoint = Schemas["Checkpoint"];
+export type Dataset = Schemas["Dataset"];
+export type DatasetVersion = Schemas["DatasetVersion"];
+export type Finding = Schemas["Finding"];
+export type Format = Schemas["Format"];
+export type JobEvent = Schemas["StreamJobEventsResponse"];
+export type JobState = Schemas["JobState"];
+export type LogLine = Schemas["LogLine"];
+export type Logs = Schemas["StreamLogsResponse"];
+export type Metrics = Schemas["StreamMetricsResponse"];
+export type Model = Schemas["Model"];
+export type Reward = Schemas["Reward"];
+export type Row = Schemas["Row"];
+export type Sample = Schemas["Sample"];
+export type TrainingJob = Schemas["TrainingJob"];
+export type TrainingJobInput = Schemas["TrainingJobInput"];
+export type Upload = Schemas["Upload"];
+export type UploadChange = Schemas["WatchUploadResponse"];

@@ -1,0 +1,12 @@
+import { expect, it } from "vitest";
+
+import { grouped, usual } from "./choice";
+
+it("shows reward and loss first, and something where neither is there", () => {
+  expect(usual(["actor/entropy", "train/loss", "zzz", "reward/mean"])).toEqual(["reward/mean", "train/loss", "actor/entropy"]);
+  expect(usual(["b", "a"])).toEqual(["b", "a"]);
+});
+
+it("groups by what stands before the first slash", () => {
+  expect(grouped(["b/y/z", "a", "b/x"])).toEqual([["", ["a"]], ["b", ["b/x", "b/y/z"]]]);
+});

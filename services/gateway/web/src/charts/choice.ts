@@ -1,0 +1,30 @@
+/** Which metrics are shown before the visitor has chosen. */
+
+const FIRST: readonly RegExp[] = [
+  /^reward\/mean$/,
+  /^train\/loss$/,
+  /^validation\/score\/mean$/,
+  /^validation\/(loss|accuracy)/,
+  /^actor\/(kl|kl_loss|kl_to_rollout)$/,
+  /^actor\/entropy$/,
+  /^response\/length\/mean$/,
+  /^(train|actor)\/grad(ient)?_norm$/,
+  /loss/,
+];
+const SHOWN = 6;
+
+export function usual(metrics: readonly string[]): string[] {
+  const ranked = FIRST.flatMap((pattern) => metrics.filter((metric) => pattern.test(metric)));
+  const chosen = [...new Set(ranked)].slice(0, SHOWN);
+  return chosen.length > 0 ? chosen : metrics.slice(0, 4);
+}
+
+/** Metrics by what stands before their first slash, both sorted. */
+export function grouped(metrics: readonly string[]): [string, string[]][] {
+  const groups = new Map<string, string[]>();
+  for (const metric of [...metrics].sort()) {
+    const group = metric.includes("/") ? metric.slice(0, metric.indexOf("/")) : "";
+    groups.set(group, [...(groups.get(group) ?? []), metric]);
+  }
+  return [...groups].sort(([a], [b]) => a.localeCompare(b));
+}

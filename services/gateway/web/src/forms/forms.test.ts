@@ -1,0 +1,115 @@
+import { describe, expect, it } from "vitest";
+
+import { fieldsOf, replaceField, type Field, type JsonSchema } from "./schema";
+import { isOn, limits, read, shown } from "./values";
+import { sortViolations } from "./violations";
+
+const SCHEMA: JsonSchema = {
+  $defs: {
+    Lora: {
+      type: "object",
+      description: "adapters",
+      properties: {
+        rank: { type: "integer", minimum: 1, maximum: 1024, default: 16 },
+        target_modules: { anyOf: [{ type: "string" }, { type: "array", items: { type: "string" } }], default: "all-linear" },
+      },
+    },
+  },
+  type: "object",
+  required: ["pattern"],
+  properties: {
+    pattern: { type: "string" },
+    learning_rate: { type: "number", exclusiveMinimum: 0, maximum: 1, default: 1e-5, description: "peak" },
+    steps: { anyOf: [{ type: "integer", minimum: 1 }, { type: "null" }], default: null },
+    scheduler: { enum: ["constant", "cosine"], type: "string", default: "cosine" },
+    strict: { type: "boolean", default: true },
+    lora: { anyOf: [{ $ref: "#/$defs/Lora" }, { type: "null" }], default: null, description: "null trains all weights" },
+    validation: { $ref: "#/$defs/Lora", default: { rank: 16 } },
+    extra: { type: "object", additionalProperties: true } as JsonSchema,
+  },
+};
+const FIELDS = fieldsOf(SCHEMA, ["learning_rate"]);
+
+function field(key: string): Field {
+  const found = [...FIELDS, ...FIELDS.flatMap((one) => one.children)].find((one) => one.key === key);
+  if (found === undefined) throw new Error(key);
+  return found;
+}
+
+describe("fieldsOf", () => {
+  it("puts what is named first before the rest, which is sorted", () => {
+    expect(FIELDS.map((one) => one.name)).toEqual(["learning_rate", "extra", "lora", "pattern", "scheduler", "steps", "strict", "validation"]);
+  });
+
+  it("knows each kind, through references and unions with null", () => {
+    expect(Object.fromEntries(FIELDS.map((one) => [one.name, one.kind]))).toEqual({
+      learning_rate: "number", extra: "json", lora: "object", pattern: "text", scheduler: "choice", steps: "integer", strict: "boolean", validation: "object",
+    });
+    expect([field("steps").nullable, field("lora").nullable, field("validation").nullable]).toEqual([true, true, false]);
+    expect(field("lora.target_modules").kind).toBe("strings");
+    expect(field("lora").description).toBe("null trains all weights");
+    expect(field("validation").description).toBe("adapters");
+  });
+
+  it("tells limits", () => {
+    expect(limits(field("learning_rate"))).toBe("> 0, ≤ 1");
+    expect(limits(field("lora.rank"))).toBe("1 … 1,024");
+  });
+});
+
+describe("read", () => {
+  it("sends only what differs from what the server takes anyway", () => {
+    expect(read(FIELDS, { pattern: "x", learning_rate: "0.00001", strict: true, "validation.rank": "16" }).params).toEqual({ pattern: "x" });
+    expect(read(FIELDS, { pattern: "x", learning_rate: "1e-3", strict: false, "validation.rank": "8" }).params).toEqual({
+      pattern: "x", learning_rate: 0.001, strict: false, validation: { rank: 8 },
+    });
+  });
+
+  it("sends an object that is switched on, and nothing of one that is off", () => {
+    expect(read(FIELDS, { pattern: "x", lora: true }).params).toEqual({ pattern: "x", lora: {} });
+    expect(read(FIELDS, { pattern: "x", lora: false, "lora.rank": "4" }).params).toEqual({ pattern: "x" });
+    expect(read(FIELDS, { pattern: "x", lora: true, "lora.target_modules": "q, v" }).params).toEqual({ pattern: "x", lora: { target_modules: ["q", "v"] } });
+  });
+
+  it("takes an emptied field for null where null may stand", () => {
+    expect(read(FIELDS, { pattern: "x", steps: "12" }).params).toEqual({ pattern: "x", steps: 12 });
+    expect(read(FIELDS, { pattern: "x", steps: "" }).params).toEqual({ pattern: "x" });
+  });
+
+  it("tells every field that cannot be read", () => {
+    expect(read(FIELDS, { learning_rate: "fast", steps: "1.5", extra: "{" }).mistakes).toEqual({
+      pattern: "form.required", learning_rate: "form.notNumber", steps: "form.notInteger", extra: "form.notJson",
+    });
+  });
+
+  it("shows the defaults", () => {
+    expect([shown(field("learning_rate")), shown(field("steps")), isOn(field("lora"), {}), isOn(field("validation"), {})]).toEqual(["0.00001", "", false, true]);
+  });
+});
+
+it("replaces a field at any depth", () => {
+  const found = replaceField(FIELDS, "lora.rank", (one) => ({ ...one, kind: "choice", choices: [1] }));
+  expect(found.find((one) => one.key === "lora")?.children.find((one) => one.key === "lora.rank")?.choices).toEqual([1]);
+  expect(field("lora.rank").choices).toEqual([]);
+});
+
+describe("sortViolations", () => {
+  const places = new Set(["base_model", "params.lora", "params.lora.rank", "params.batch_size"]);
+
+  it("puts each beside its field, else to the nearest above, else to the form", () => {
+    const sorted = sortViolations(
+      [
+        { field: "training_job.params.batch_size", description: "a" },
+        { field: "training_job.params.lora.rank", description: "b" },
+        { field: "training_job.params.lora.target_modules.list[str].0", description: "c" },
+        { field: "trainingJob.baseModel", description: "d" },
+        { field: "parent", description: "e" },
+        { field: "training_job.params.batch_size", description: "f" },
+      ],
+      places,
+      "training_job",
+    );
+    expect(sorted.byField).toEqual({ "params.batch_size": ["a", "f"], "params.lora.rank": ["b"], "params.lora": ["c"], base_model: ["d"] });
+    expect(sorted.ofForm).toEqual([{ field: "parent", description: "e" }]);
+  });
+});

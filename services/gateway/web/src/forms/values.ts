@@ -1,0 +1,105 @@
+/** What a visitor has written into a form's fields, and the params it means. */
+
+import { isRecord } from "../api/problem";
+import type { Field } from "./schema";
+
+/** By key: text as typed, a boolean, or for an object that may be null whether it is there. A key that is absent has
+ * not been touched. */
+export type Values = Record<string, string | boolean>;
+
+/** A field that can't be read, by key. */
+export type Mistakes = Record<string, string>;
+
+/** What a field shows before it is touched. */
+export function shown(field: Field): string {
+  const value = field.fallback;
+  if (value === undefined || value === null) return "";
+  if (Array.isArray(value) && field.kind === "strings") return value.join(", ");
+  return typeof value === "object" ? JSON.stringify(value) : String(value);
+}
+
+/** Whether an object that may be null is switched on. */
+export function isOn(field: Field, values: Values): boolean {
+  const value = values[field.key];
+  return typeof value === "boolean" ? value : !field.nullable || isRecord(field.fallback);
+}
+
+/** The params: only what differs from what the server takes anyway. Words for a mistake are keys of the translation. */
+export function read(fields: readonly Field[], values: Values): { params: Record<string, unknown>; mistakes: Mistakes } {
+  const mistakes: Mistakes = {};
+  return { params: readObject(fields, values, mistakes), mistakes };
+}
+
+function readObject(fields: readonly Field[], values: Values, mistakes: Mistakes): Record<string, unknown> {
+  const found: Record<string, unknown> = {};
+  for (const field of fields) {
+    const value = field.kind === "object" ? readNested(field, values, mistakes) : readOne(field, values, mistakes);
+    if (value !== undefined) found[field.name] = value;
+  }
+  return found;
+}
+
+function readNested(field: Field, values: Values, mistakes: Mistakes): unknown {
+  if (!isOn(field, values)) return isRecord(field.fallback) ? null : undefined;
+  const inside = readObject(field.children, values, mistakes);
+  const switchedOn = field.nullable && !isRecord(field.fallback);
+  return switchedOn || Object.keys(inside).length > 0 ? inside : undefined;
+}
+
+function readOne(field: Field, values: Values, mistakes: Mistakes): unknown {
+  const given = values[field.key];
+  if (given === undefined) {
+    if (field.required) mistakes[field.key] = "form.required";
+    return undefined;
+  }
+  const read = typeof given === "boolean" ? given : readText(field, given.trim(), mistakes);
+  return JSON.stringify(read) === JSON.stringify(field.fallback) ? undefined : read;
+}
+
+function readText(field: Field, text: string, mistakes: Mistakes): unknown {
+  if (text === "") {
+    if (field.required) mistakes[field.key] = "form.required";
+    return field.nullable ? null : field.kind === "text" && !field.required ? "" : undefined;
+  }
+  switch (field.kind) {
+    case "choice":
+      return field.choices.find((choice) => String(choice) === text) ?? text;
+    case "integer":
+    case "number":
+      return readNumber(field, text, mistakes);
+    case "strings":
+      return text.includes(",") ? text.split(",").map((part) => part.trim()).filter(Boolean) : text;
+    case "json":
+      try {
+        return JSON.parse(text) as unknown;
+      } catch {
+        mistakes[field.key] = "form.notJson";
+        return undefined;
+      }
+    default:
+      return text;
+  }
+}
+
+function readNumber(field: Field, text: string, mistakes: Mistakes): number | undefined {
+  const value = Number(text);
+  if (!Number.isFinite(value)) mistakes[field.key] = "form.notNumber";
+  else if (field.kind === "integer" && !Number.isInteger(value)) mistakes[field.key] = "form.notInteger";
+  return field.key in mistakes ? undefined : value;
+}
+
+/** `1 … 64`, `> 0, ≤ 1`: what a number may be. */
+export function limits(field: Field): string {
+  const { minimum, maximum, exclusiveMinimum, exclusiveMaximum } = field;
+  if (minimum !== undefined && maximum !== undefined) return `${plain(minimum)} … ${plain(maximum)}`;
+  const parts: string[] = [];
+  if (minimum !== undefined) parts.push(`≥ ${plain(minimum)}`);
+  if (exclusiveMinimum !== undefined) parts.push(`> ${plain(exclusiveMinimum)}`);
+  if (maximum !== undefined) parts.push(`≤ ${plain(maximum)}`);
+  if (exclusiveMaximum !== undefined) parts.push(`< ${plain(exclusiveMaximum)}`);
+  return parts.join(", ");
+}
+
+function plain(value: number): string {
+  return value.toLocaleString("en-US", { maximumFractionDigits: 12 });
+}

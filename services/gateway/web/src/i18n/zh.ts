@@ -1,0 +1,90 @@
+import type { en } from "./en";
+
+export const zh: typeof en = {
+  nav: {
+    pages: "页面", skip: "跳到正文", jobs: "任务", datasets: "数据集", models: "模型", api: "API", language: "语言",
+    theme: "外观", themeAuto: "跟随系统", themeLight: "浅色", themeDark: "深色", signOut: "退出",
+  },
+  signIn: {
+    title: "登录", token: "令牌", go: "登录", project: "项目",
+    projectForm: "小写字母、数字和连字符，以字母开头",
+    wrong: "令牌不正确。",
+    expired: "令牌已失效，请重新登录。",
+    where: "在运行服务的机器上，此命令会打印令牌：",
+    file: "令牌也保存在文件",
+    kept: "令牌只保存在当前标签页中，关闭标签页或退出后即清除。",
+  },
+  problem: { unreachable: "无法连接服务，正在重试。", retry: "重试", request: "请求" },
+  stream: { connecting: "连接中", live: "实时", reconnecting: "重新连接中…", ended: "已完整", failed: "已中断" },
+  state: {
+    QUEUED: "排队中", RUNNING: "运行中", PAUSING: "暂停中", PAUSED: "已暂停", CANCELLING: "取消中", SUCCEEDED: "成功", FAILED: "失败",
+    CANCELLED: "已取消", IMPORTING: "导入中", READY: "就绪", VERIFYING: "校验中", CORRUPT: "已损坏", RECEIVING: "接收中", VALIDATING: "检查中",
+  },
+  phase: { starting: "启动中", loading: "加载中", preparing: "准备中", verifying: "校验中", waiting_for_slots: "等待资源", training: "训练中", validating: "验证中", saving: "保存中" },
+  list: { shown: "显示 {count} 项", more: "显示更多", previous: "上一页", next: "下一页" },
+  copy: { copy: "复制", done: "已复制" },
+  confirm: { no: "返回" },
+  notFound: { title: "页面不存在", back: "返回任务列表" },
+  form: {
+    automatic: "自动", required: "必须填写", notNumber: "必须是数字", notInteger: "必须是整数", notJson: "必须是 JSON 对象",
+  },
+  jobs: {
+    filter: "状态", filters: { all: "全部", active: "进行中", succeeded: "成功", failed: "失败", cancelled: "已取消" },
+    empty: "还没有训练任务", noneLeft: "没有处于此状态的任务", begin: "三步开始第一个任务：",
+    beginData: "用于模仿的对话，或带答案的问题", beginModel: "来自模型库、文件夹或从零创建",
+    beginJob: "启动前会检查所有设置", beginDemo: "或在本机上完整演示：",
+  },
+  job: {
+    name: "任务", state: "状态", progress: "进度", progressOf: "{job} 的进度", algorithm: "算法", model: "模型", dataset: "数据集",
+    validation: "验证数据集", took: "用时", created: "创建时间", again: "再次运行…", cancel: "取消任务",
+    cancelTitle: "取消此任务？", cancelYes: "取消任务",
+    cancelText: "任务会在下一步停止。已有的检查点会保留，但任务无法继续。",
+    parts: "任务内容",
+    tabs: { metrics: "指标", logs: "日志", samples: "样本", checkpoints: "检查点", attempts: "尝试", config: "配置" },
+  },
+  newJob: {
+    title: "新建任务", params: "{algorithm} 的参数", advanced: "其余 {count} 个参数", about: "关于 {algorithm}", start: "启动", check: "仅检查",
+    choose: "请选择", none: "无", noModel: "请先导入模型", formats: "格式：{formats}。",
+    validationHelp: "留出的数据，在第 0 步和每个检查点作答。", nameHelp: "1 到 63 个字符：a–z、0–9 和连字符，以字母开头。",
+    slots: "GPU 或槽位数", slotsHelp: "没有 GPU 的机器上为槽位。", priority: "优先级", priorityHelp: "−100 到 100，数值大者优先。",
+    right: "没有发现问题。", wrong: "{count} 个字段有误",
+  },
+  metrics: {
+    title: "指标", search: "搜索指标", all: "全选", clear: "清空", nothingFound: "没有此名称的指标", none: "此任务没有报告指标。",
+    waiting: "训练开始后会出现数据点。", choose: "请选择指标。", smoothing: "平滑", log: "对数坐标",
+    everyAttempt: "显示每次尝试", attempt: "尝试", range: "步数", from: "起始步", to: "结束步", reset: "全部", compare: "对比任务", export: "CSV",
+    zoomHelp: "在图上拖动可缩放所有图表，双击恢复。",
+  },
+  logs: { search: "筛选日志", lines: "{count} 行", dropped: "更早的 {count} 行未保留", follow: "跟随", save: "保存", none: "还没有日志。", nothingFound: "没有匹配的行。" },
+  samples: { step: "步", everyStep: "所有步", row: "行", score: "得分", prompt: "提示", completion: "回答", answer: "答案", none: "还没有样本：带验证数据集的任务会保存模型的回答。" },
+  checkpoints: {
+    name: "检查点", kind: "类型", size: "大小", metrics: "验证结果", files: "文件", manifest: "清单", download: "下载", downloadFile: "下载 {file}",
+    none: "此任务没有留下检查点。", waiting: "还没有检查点。", whole: "一次下载全部文件：",
+    kinds: { KIND_UNSPECIFIED: "", KIND_FULL: "完整权重", KIND_ADAPTER: "适配器" },
+  },
+  attempts: { none: "还没有尝试：任务在排队。", number: "尝试", from: "起始步", started: "开始时间", reason: "结束原因" },
+  config: { title: "用此配置可再次创建该任务" },
+  datasets: {
+    name: "数据集", format: "格式", latest: "最新版本", updated: "更新时间", empty: "还没有数据集", begin: "上传对话、问题或偏好数据文件，每一行都会被检查。",
+    beginCommand: "使用终端：", noVersion: "还没有版本", newVersion: "上传新版本", versions: "版本", version: "版本", rows: "行数", size: "大小",
+    file: "文件", uploads: "上传记录", statistics: "统计", fromRow: "从第几行", span: "{from} – {to}，共 {total}",
+  },
+  upload: {
+    title: "上传数据集", dataset: "数据集", go: "上传", pause: "暂停", resume: "继续", cancel: "放弃", another: "上传其他文件",
+    fileHelp: "JSON Lines、JSON、CSV 或 Parquet，可为 .gz 或 .zst 压缩。中断后再次选择同一文件即可续传。",
+    intoKnown: "将创建新版本，格式为 {format}。", intoNew: "新数据集。1 到 63 个字符：a–z、0–9 和连字符，以字母开头。",
+    phases: { idle: "", hashing: "计算哈希", sending: "上传中", validating: "逐行检查中", paused: "已暂停", done: "完成", failed: "未生成版本" },
+    rowsSoFar: "– 已检查 {count} 行", rowsTaken: "{count} 行", findings: "{count} 个问题", wrongRows: "{all} 行中有 {wrong} 行有误。",
+    row: "行", line: "行号", field: "字段", finding: "问题",
+  },
+  models: {
+    name: "模型", architecture: "架构", parameters: "参数量", context: "上下文", vocabulary: "词表", source: "来源",
+    empty: "还没有模型", begin: "从模型库或服务器文件夹导入，或从零创建一个小模型。",
+  },
+  importModel: {
+    title: "导入模型", go: "导入", hub: "模型库中的名称", path: "服务器上的文件夹", config: "配置（transformers，JSON）", alphabet: "字符表",
+    alphabetHelp: "每个字符一个词元，不可重复。",
+    kinds: { hub: "模型库", path: "文件夹", init: "从零创建" },
+    about: { hub: "从服务器设定的模型库获取", path: "位于服务器允许的目录下", init: "随机权重，每个字符一个词元" },
+  },
+};
