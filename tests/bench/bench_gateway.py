@@ -1,15 +1,16 @@
 """What the gateway adds to a unary call: `python tests/bench/bench_gateway.py [calls]`. Prints; asserts nothing.
 
-Three processes: a service that answers at once, the gateway, and this client. The same GetDataset goes straight to the
-service, through the gRPC proxy, and through HTTP over one kept connection with a client that does nothing but read and
-write, in turns, so that a busy machine disturbs all three alike.
+A service that answers at once, the gateway with its access log and authentication, a FastAPI application that returns
+the same JSON with neither service nor token behind it, and this client: a process each. The same dataset is asked for
+over gRPC from the service itself, through the gateway over gRPC and over HTTP, and from FastAPI, in turns, so that a
+busy machine disturbs all alike. The HTTP client does nothing but write and read on kept connections.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import os
-import socket
 import statistics
 import subprocess
 import sys
@@ -21,16 +22,25 @@ from typing import Any
 
 import grpc
 import uvloop
+from processes import cpu_seconds
 from rlhf.dataset.v1 import dataset_pb2, dataset_service_pb2, dataset_service_pb2_grpc
+
+from services.mesh.embedded.ports import free_port
+from services.mesh.transcoding import to_json
 
 TOKEN = "bench"
 METADATA = (("authorization", f"Bearer {TOKEN}"),)
 NAME = "projects/p/datasets/d"
+DATASET = dataset_pb2.Dataset(name=NAME, format="messages", labels={"a": "b"}, display_name="bench")
+AT_A_TIME = 64
+ROUNDS = 10
+ROUNDS_OF_ONE = 5
+Call = Callable[[], Awaitable[object]]
 
 
 class Servicer(dataset_service_pb2_grpc.DatasetServiceServicer):
-    async def GetDataset(self, request: Any, context: Any) -> Any:
-        return dataset_pb2.Dataset(name=request.name, format="messages", labels={"a": "b"}, display_name="bench")
+    async def GetDataset(self, request: Any, context: Any) -> Any:  # type: ignore[override]
+        return DATASET
 
 
 async def serve(port: int) -> None:
@@ -41,9 +51,18 @@ async def serve(port: int) -> None:
     await server.wait_for_termination()
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        return listening.getsockname()[1]
+def serve_fastapi(port: int) -> None:
+    """As its documentation starts it: uvicorn with uvloop, httptools and its own access log."""
+    import fastapi
+    import uvicorn
+
+    app, answer = fastapi.FastAPI(), json.loads(to_json(DATASET))
+
+    @app.get("/v1/projects/{project}/datasets/{dataset}")
+    async def get(project: str, dataset: str) -> dict[str, Any]:  # pyright: ignore[reportUnusedFunction]
+        return answer
+
+    uvicorn.run(app, port=port)
 
 
 class Http:
@@ -54,8 +73,17 @@ class Http:
         head = f"GET /v1/{NAME} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {TOKEN}\r\n\r\n"
         self._request = head.encode()
 
-    async def open(self) -> None:
-        self._reader, self._writer = await asyncio.open_connection("127.0.0.1", self._port)
+    async def open(self) -> Http:
+        """When the other side serves."""
+        async with asyncio.timeout(60):
+            while True:
+                try:
+                    self._reader, self._writer = await asyncio.open_connection("127.0.0.1", self._port)
+                    await self.get()
+                except (OSError, AssertionError):
+                    await asyncio.sleep(0.1)
+                else:
+                    return self
 
     async def get(self) -> None:
         self._writer.write(self._request)
@@ -65,73 +93,92 @@ class Http:
         await self._reader.readexactly(length)
 
 
-async def until(action: Callable[[], Awaitable[object]]) -> None:
-    for _ in range(200):
-        try:
-            await action()
-            return
-        except (OSError, grpc.aio.AioRpcError, AssertionError, asyncio.IncompleteReadError):
-            await asyncio.sleep(0.05)
-    raise TimeoutError
-
-
-async def measure(calls: int, service: int, http: int, proxy: int) -> None:
-    request = dataset_service_pb2.GetDatasetRequest(name=NAME)
-    direct: Any = dataset_service_pb2_grpc.DatasetServiceStub(grpc.aio.insecure_channel(f"127.0.0.1:{service}"))
-    proxied: Any = dataset_service_pb2_grpc.DatasetServiceStub(grpc.aio.insecure_channel(f"127.0.0.1:{proxy}"))
-    connection = Http(http)
-    await until(connection.open)
-    ways: dict[str, Callable[[], Awaitable[object]]] = {
-        "direct gRPC": lambda: direct.GetDataset(request, metadata=METADATA),
-        "gRPC through the gateway": lambda: proxied.GetDataset(request, metadata=METADATA),
-        "HTTP through the gateway": connection.get,
-    }
-    for way in ways.values():
-        await until(way)
+async def latencies(calls: int, ways: dict[str, Call]) -> None:
     took: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(calls):
+    for turn in range(calls + 100):
         for name, way in ways.items():
             start = time.perf_counter()
             await way()
-            took[name].append((time.perf_counter() - start) * 1000)
+            if turn >= 100:  # before that everybody warms up
+                took[name].append((time.perf_counter() - start) * 1000)
     base = statistics.median(took["direct gRPC"])
     for name, values in took.items():
         p50, p99 = statistics.median(values), statistics.quantiles(values, n=100)[98]
-        print(f"{name:26} p50 {p50:.3f} ms  p99 {p99:.3f} ms  added at p50 {p50 - base:+.3f} ms")
-    for name, way in ways.items():
-        if way != connection.get:  # one HTTP connection carries one call at a time
+        print(f"{name:25} p50 {p50:.3f} ms  p99 {p99:.3f} ms  added to direct gRPC at p50 {p50 - base:+.3f} ms")
+
+
+async def rates(ways: dict[str, list[Call]], servers: dict[str, list[int]]) -> None:
+    """`ways` has AT_A_TIME calls each, `servers` the processes that answer them."""
+    seconds, cpu = dict.fromkeys(ways, 0.0), dict.fromkeys(ways, 0.0)
+    for _ in range(ROUNDS):
+        for name, calls in ways.items():
+            cpu[name] -= cpu_seconds(*servers[name])
             start = time.perf_counter()
-            for _ in range(20):
-                await asyncio.gather(*(way() for _ in range(64)))
-            print(f"{name:26} {20 * 64 / (time.perf_counter() - start):.0f} calls/s, 64 at a time")
-    many = [Http(http) for _ in range(64)]
-    await asyncio.gather(*(one.open() for one in many))
-    start = time.perf_counter()
-    for _ in range(20):
-        await asyncio.gather(*(one.get() for one in many))
-    print(f"{'HTTP through the gateway':26} {20 * 64 / (time.perf_counter() - start):.0f} calls/s, 64 at a time")
+            for _ in range(ROUNDS_OF_ONE):
+                await asyncio.gather(*(call() for call in calls))
+            seconds[name] += time.perf_counter() - start
+            cpu[name] += cpu_seconds(*servers[name])
+    total = ROUNDS * ROUNDS_OF_ONE * AT_A_TIME
+    for name in ways:
+        ratio = seconds["FastAPI"] / seconds[name]
+        line = f"{name:25} {total / seconds[name]:6.0f} calls/s, {AT_A_TIME} at a time, {ratio:.2f} of FastAPI's rate"
+        print(f"{line}; {cpu[name] / total * 1e6:.0f} µs of processor a call in its servers")
+
+
+async def measure(calls: int, ports: dict[str, int], pids: dict[str, int]) -> None:
+    request = dataset_service_pb2.GetDatasetRequest(name=NAME)
+
+    def stub(port: int) -> Call:
+        found: Any = dataset_service_pb2_grpc.DatasetServiceStub(grpc.aio.insecure_channel(f"127.0.0.1:{port}"))
+        return lambda: found.GetDataset(request, metadata=METADATA)
+
+    gateway = [await Http(ports["http"]).open() for _ in range(AT_A_TIME)]
+    fastapi = [await Http(ports["fastapi"]).open() for _ in range(AT_A_TIME)]
+    direct, proxied = stub(ports["service"]), stub(ports["proxy"])
+    ways: dict[str, list[Call]] = {
+        "direct gRPC": [direct] * AT_A_TIME,
+        "gRPC through the gateway": [proxied] * AT_A_TIME,
+        "HTTP through the gateway": [one.get for one in gateway],
+        "FastAPI": [one.get for one in fastapi],
+    }
+    both = [pids["service"], pids["gateway"]]
+    servers = dict(zip(ways, ([pids["service"]], both, both, [pids["fastapi"]]), strict=True))
+    print(f"load before: {Path('/proc/loadavg').read_text().split()[0]}, {os.cpu_count()} processors")
+    await latencies(calls, {name: some[0] for name, some in ways.items()})
+    await rates(ways, servers)
 
 
 def main() -> None:
     if sys.argv[1:2] == ["--serve"]:
         uvloop.run(serve(int(sys.argv[2])))
         return
-    calls = int(sys.argv[1]) if len(sys.argv) > 1 else 3000
-    service, http, proxy = free_port(), free_port(), free_port()
+    if sys.argv[1:2] == ["--fastapi"]:
+        serve_fastapi(int(sys.argv[2]))
+        return
+    ports = {name: free_port() for name in ("service", "http", "proxy", "fastapi")}
     with tempfile.TemporaryDirectory() as home:
         Path(home, "token").write_text(TOKEN)
         environment = os.environ | {
             "RLHF_HOME": home,
-            "RLHF_DATASET_TARGET": f"127.0.0.1:{service}",
-            "RLHF_GATEWAY_HTTP_LISTEN": f"127.0.0.1:{http}",
-            "RLHF_GATEWAY_GRPC_LISTEN": f"127.0.0.1:{proxy}",
+            "RLHF_DATASET_TARGET": f"127.0.0.1:{ports['service']}",
+            "RLHF_GATEWAY_HTTP_LISTEN": f"127.0.0.1:{ports['http']}",
+            "RLHF_GATEWAY_GRPC_LISTEN": f"127.0.0.1:{ports['proxy']}",
         }
-        commands = ([sys.executable, __file__, "--serve", str(service)], [sys.executable, "-m", "services.gateway"])
-        processes = [subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) for command in commands]
+        commands = {
+            "service": [__file__, "--serve", str(ports["service"])],
+            "gateway": ["-m", "services.gateway"],
+            "fastapi": [__file__, "--fastapi", str(ports["fastapi"])],
+        }
+        with Path(home, "log").open("wb") as log:
+            processes = {
+                name: subprocess.Popen([sys.executable, *command], env=environment, stdout=log, stderr=log)
+                for name, command in commands.items()
+            }
         try:
-            uvloop.run(measure(calls, service, http, proxy))
+            calls = int(sys.argv[1]) if len(sys.argv) > 1 else 2000
+            uvloop.run(measure(calls, ports, {name: process.pid for name, process in processes.items()}))
         finally:
-            for process in processes:
+            for process in processes.values():
                 process.terminate()
                 process.wait(15)
 

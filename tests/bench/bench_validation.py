@@ -51,7 +51,7 @@ def generate(path: Path, megabytes: int, row_bytes: int) -> None:
 
 
 def ours(path: Path) -> int:
-    report = validate(path, "chat.jsonl", "messages", lambda name, content: None)
+    report = validate(path, "chat.jsonl", "messages", lambda content: None)
     if not report.ok:
         raise AssertionError(report.findings[:3])
     return report.rows
