@@ -19,10 +19,13 @@ from services.dataset.uploads import VALIDATION, UploadRules, Uploads
 from services.dataset.validation_handler import ReaderLimits, ValidationHandler
 from services.dataset.versions import Announce, Versions
 from services.mesh.artifacts import ArtifactStore
-from services.mesh.events import Bus, Consumer, EventLog, Relay
+from services.mesh.census import Census, open_jobs, unpublished_events
+from services.mesh.consuming import Consumer
+from services.mesh.events import Bus, EventLog, Relay
 from services.mesh.jobs import Job, Jobs, State
 from services.mesh.postgres import Connection, Database
 from services.mesh.server import Process, Server
+from services.mesh.sweeping import Sweeper
 from services.mesh.worker import Worker
 
 SCHEMA = "dataset"
@@ -43,6 +46,7 @@ def build(settings: Settings) -> Server:
     server.add_step(lambda: database.migrate(*PACKAGES))
     server.add(database)
     server.add(bus)
+    server.add(Census(database, open_jobs, unpublished_events))
     server.add_routine("relay", Relay("dataset", database, EventLog(database), bus).run)
     server.add_routine("uses", Consumer("dataset", database, bus, {TrainingJobChanged: _note_use}).run)
     server.serve(SERVICE, lambda grpc_server: add_DatasetServiceServicer_to_server(servicer, grpc_server))
@@ -51,7 +55,7 @@ def build(settings: Settings) -> Server:
 
 def build_worker(settings: Settings) -> Process:
     """The process that leases committed uploads. It hashes and stores; a process of its own parses each file."""
-    process = Process("dataset.worker", settings.mesh.ready_file)
+    process = Process("dataset.worker", settings.mesh.ready_file, settings.mesh.telemetry)
     database = Database(settings.mesh.postgres_url, SCHEMA)
     jobs = Jobs(database, _no_event)
     staging = Staging(settings.uploads_folder)
@@ -76,6 +80,8 @@ def build_worker(settings: Settings) -> Process:
     process.add_step(lambda: database.migrate(*PACKAGES))
     process.add(database)
     process.add_routine("worker", worker.run)
+    sweeper = Sweeper(database, settings.mesh.artifacts_url, settings.mesh.keep)
+    process.add_routine("mesh sweeper", sweeper.run)
     process.add_routine("sweeper", uploads.sweep_forever)
     return process
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from services.dataset.containers import csv_table, json_array, json_lines, parquet_table
+from services.dataset.containers import csv_table, json_array, json_lines
 from services.dataset.containers.batches import BLOCK_BYTES, Batches
 from services.dataset.containers.compression import DecompressedStream, detect
 from services.dataset.file_names import by_name
@@ -119,11 +119,21 @@ def _batches(
         yield json_array.read(stream, limits, block_bytes)
     elif container == "csv":
         yield csv_table.read(stream, limits, block_bytes)
-    elif stream.compressed:
-        with tempfile.NamedTemporaryFile(prefix="parquet-") as scratch:
-            while piece := stream.read(MIB):
-                scratch.write(piece)
-            scratch.flush()
-            yield parquet_table.read(Path(scratch.name), limits)
     else:
-        yield parquet_table.read(path, limits)
+        from services.dataset.containers import parquet_table  # here: importing pyarrow takes its time
+
+        with _decompressed(path, stream) as plain:
+            yield parquet_table.read(plain, limits)
+
+
+@contextmanager
+def _decompressed(path: Path, stream: DecompressedStream) -> Iterator[Path]:
+    """A file that can be read from anywhere."""
+    if not stream.compressed:
+        yield path
+        return
+    with tempfile.NamedTemporaryFile(prefix="parquet-") as scratch:
+        while piece := stream.read(MIB):
+            scratch.write(piece)
+        scratch.flush()
+        yield Path(scratch.name)

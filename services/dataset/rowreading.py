@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-import operator
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from services.dataset.containers.batches import Texts, Values
+from services.dataset.bytecounts import count, count_above
+from services.dataset.containers.batches import Lines, Texts, Values
 from services.dataset.findings import Findings, Problems, Reason
 from services.dataset.jsontext import key_twice, parse
 from services.dataset.limits import Limits
 from services.dataset.rows import Row, encode
-from services.dataset.shapes import DECODE_ERRORS, Shape, Shapes
+from services.dataset.shapes import DECODE_ERRORS, Canonical, Shape, Shapes
 from services.dataset.spellings import Format, canonical
 
-_quotes = operator.methodcaller("count", b'"')
+# So few rows are looked at one by one when all of them together would not do.
+_SINGLY = 8
+_QUOTE, _SPACE = ord('"'), ord(" ")
+# What encoding adds to a row whose extra keys become metadata.
+_WRAPPING = len('"metadata":{},') - len(",")
 
 
 @dataclass
@@ -27,13 +31,46 @@ class Result:
     encoded: list[bytes] = field(default_factory=list)
     spellings: Counter[str] = field(default_factory=Counter)
     seen: int = 0
-    sources: list[Any] = field(default_factory=list)
-    """What the fast path decoded, row by row."""
 
     def add(self, spelling: str, row: Row, encoded: bytes) -> None:
         self.rows.append(row)
         self.encoded.append(encoded)
         self.spellings[spelling] += 1
+
+    def extend(self, other: Result) -> None:
+        self.rows += other.rows
+        self.encoded += other.encoded
+        self.spellings.update(other.spellings)
+        self.seen += other.seen
+
+
+@dataclass(frozen=True)
+class _Fitting:
+    """Rows that all have one shape."""
+
+    shape: Shape
+    sources: list[Any]
+    canonical: Canonical
+    encoded: list[bytes]
+
+    def result(self) -> Result:
+        counts = Counter({self.shape.spelling.name: len(self.sources)})
+        return Result(self.canonical.rows, self.encoded, counts, len(self.sources))
+
+    def keys_once(self, text: bytes) -> bool:
+        """Whether surely no object in `text`, which these rows were decoded from, has a key twice: structs would not
+        show it.
+
+        Canonical JSON of text and whole numbers is the shortest that there is, white space aside; so if `text` is no
+        longer, nothing was left out of it. Numbers with a fraction or an exponent may be written shorter; then the
+        quotation marks are compared, provided that none is written as an escape. False says nothing.
+        """
+        if self.shape.spelling.keeps_keys and self.canonical.plain:
+            wrapped = len(self.sources) * _WRAPPING if self.shape.extras else 0
+            if count_above(text, _SPACE) + wrapped == count_above(b"".join(self.encoded), _SPACE):
+                return True
+        again = b"".join(map(encode, self.sources))
+        return count(text, _QUOTE) == count(again, _QUOTE) and b"\\u0022" not in text
 
 
 class RowReader:
@@ -45,69 +82,82 @@ class RowReader:
         self._limit = limits.row_bytes
         self._shapes = Shapes(entry)
 
-    def texts(self, batch: Texts, first_row: int) -> Result:
-        """Rows written as JSON. `first_row` is the number of the first, from 1; blank texts are not rows."""
+    def lines(self, batch: Lines, first_row: int) -> Result:
+        """Rows written as lines of JSON. `first_row` is the number of the first, from 1; blank lines are not rows."""
         shape = self._shapes.first
         if shape:
-            result = self._all(shape, batch.texts, lambda: map(shape.decode, batch.texts))
-            if result and _same_quotes(shape, batch.texts, result):
-                return result
-        result = Result()
-        for index, text in enumerate(batch.texts):
-            if text.strip():
-                problems = Problems(self._findings, first_row + result.seen, batch.line(index))
-                result.seen += 1
-                self._text(text, problems, result)
-        return result
+            found = self._fitting(shape, lambda: shape.decode_lines(batch.content))
+            # As many rows as lines: no line is blank, no row goes over several.
+            if found and len(found.sources) == batch.count and found.keys_once(batch.content):
+                return found.result()
+        return self.texts(batch.texts(), first_row)
+
+    def texts(self, batch: Texts, first_row: int) -> Result:
+        """Rows written as JSON. Blank texts are not rows."""
+        shape, texts = self._shapes.first, batch.texts
+        if shape:
+            found = self._fitting(shape, lambda: list(map(shape.decode, texts)))
+            if found and found.keys_once(b"".join(texts)):
+                return found.result()
+        if len(texts) > _SINGLY:
+            result = Result()
+            for half in batch.halves():
+                result.extend(self.texts(half, first_row + result.seen))
+            return result
+        return self._singly(batch, first_row)
 
     def values(self, batch: Values, first_row: int) -> Result:
         """Rows that a typed container has already decoded."""
         shape = self._shapes.first
-        if shape:
-            result = self._all(shape, batch.values, lambda: shape.convert_all(batch.values))
-            if result:
-                return result
+        if shape and (found := self._fitting(shape, lambda: shape.convert_all(batch.values))):
+            return found.result()
         result = Result(seen=len(batch.values))
         for index, value in enumerate(batch.values):
             problems = Problems(self._findings, first_row + index, batch.line(index))
-            self._value(value, problems, result)
+            if not self._fits(lambda shape, value=value: shape.convert_all([value]), None, problems, result):
+                self._explain(value, problems, result)
         return result
 
-    def _all(self, shape: Shape, raw: list[Any], decode: Callable[[], Iterable[Any]]) -> Result | None:
-        """The whole batch in one shape, or None when one row is not."""
+    def _singly(self, batch: Texts, first_row: int) -> Result:
+        result = Result()
+        for index, text in enumerate(batch.texts):
+            if not text.strip():
+                continue
+            problems = Problems(self._findings, first_row + result.seen, batch.line(index))
+            result.seen += 1
+            if not self._fits(lambda shape, text=text: [shape.decode(text)], text, problems, result):
+                value = parse(text, problems)
+                if not problems.found:
+                    self._explain(value, problems, result)
+        return result
+
+    def _fitting(self, shape: Shape, decode: Callable[[], list[Any]]) -> _Fitting | None:
+        """All rows in one shape, or None when one of them is not."""
         try:
-            sources = list(decode())
-            rows = [row for row in map(shape.canonical, sources) if row is not None]
-            if len(rows) < len(sources):
+            sources = decode()
+            canonical = shape.canonical(sources)
+            if canonical is None:
                 return None
-            encoded = list(map(encode, rows))
+            encoded = list(map(encode, canonical.rows))
         except DECODE_ERRORS:
             return None
         if encoded and max(map(len, encoded)) > self._limit:
             return None
-        return Result(rows, encoded, Counter({shape.spelling.name: len(raw)}), len(raw), sources)
+        return _Fitting(shape, sources, canonical, encoded)
 
-    def _text(self, text: bytes, problems: Problems, result: Result) -> None:
+    def _fits(
+        self, decode: Callable[[Shape], list[Any]], text: bytes | None, problems: Problems, result: Result
+    ) -> bool:
+        """Whether one row, written as `text` if it was text, has a known shape; then it is in the result, or reported
+        for having a key twice."""
         for shape in self._shapes:
-            one = self._all(shape, [text], lambda shape=shape: [shape.decode(text)])
-            if one:
-                if not _same_quotes(shape, [text], one) and key_twice(text, problems):
-                    return
-                self._shapes.fitted(shape)
-                result.add(shape.spelling.name, one.rows[0], one.encoded[0])
-                return
-        value = parse(text, problems)
-        if not problems.found:
-            self._explain(value, problems, result)
-
-    def _value(self, value: dict[str, Any], problems: Problems, result: Result) -> None:
-        for shape in self._shapes:
-            one = self._all(shape, [value], lambda shape=shape: shape.convert_all([value]))
-            if one:
-                self._shapes.fitted(shape)
-                result.add(shape.spelling.name, one.rows[0], one.encoded[0])
-                return
-        self._explain(value, problems, result)
+            found = self._fitting(shape, lambda shape=shape: decode(shape))
+            if found:
+                if text is None or found.keys_once(text) or not key_twice(text, problems):
+                    self._shapes.fitted(shape)
+                    result.add(shape.spelling.name, found.canonical.rows[0], found.encoded[0])
+                return True
+        return False
 
     def _explain(self, value: Any, problems: Problems, result: Result) -> None:
         found = canonical(self._entry, value, problems)
@@ -124,18 +174,3 @@ class RowReader:
             return
         self._shapes.learn(spelling, value, row)
         result.add(spelling.name, row, encoded)
-
-
-def _same_quotes(shape: Shape, texts: list[bytes], result: Result) -> bool:
-    """Whether no row has a key twice, which decoding into structs would not show: then its text has more quotation
-    marks than what was decoded. (Fewer, where the text spells marks as `\\u0022`: such rows are looked at singly.)"""
-    # Canonical rows that keep their keys gain one: `metadata`, around the extras. With an extra left out for being
-    # null, or metadata there before, the numbers differ and the second comparison decides.
-    surplus = 2 if shape.extras else 0
-    if shape.spelling.keeps_keys and _quotes_differ_by(surplus, texts, result.encoded):
-        return True
-    return _quotes_differ_by(0, texts, [encode(source) for source in result.sources])
-
-
-def _quotes_differ_by(surplus: int, texts: list[bytes], others: list[bytes]) -> bool:
-    return set(map(operator.sub, map(_quotes, others), map(_quotes, texts))) == {surplus}

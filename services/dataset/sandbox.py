@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import logging
 import os
 import signal
@@ -21,7 +22,7 @@ import sys
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import msgspec
 
@@ -30,7 +31,7 @@ log = logging.getLogger(__name__)
 HEADER = struct.Struct(">cQ")
 # A chunk is some 4 MiB, or one row of at most 16 MiB; more than this is a parser gone astray.
 MAX_FRAME_BYTES = 64 * 1024 * 1024
-_PIPE_BYTES = 8 * 1024 * 1024
+_PIPE_BYTES = 1024 * 1024
 _STDERR_BYTES = 4000
 # pyarrow's default pools reserve address space far beyond what they use, which the limit would count. One thread each:
 # several workers share the machine. `spawn` of our own: nothing of the worker's environment goes along.
@@ -77,41 +78,55 @@ async def read(reading: Reading) -> AsyncGenerator[bytes | int | Outcome, None]:
 
     Close the iterator to end the process.
     """
-    process = await asyncio.create_subprocess_exec(
-        *reading.command(),
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        limit=_PIPE_BYTES,
-        cwd=reading.scratch,
-        env={**_ENVIRONMENT, "TMPDIR": str(reading.scratch), "PYTHONPATH": ":".join(filter(None, sys.path))},
-    )
-    assert process.stdout is not None
-    assert process.stderr is not None
-    tail = asyncio.create_task(_tail(process.stderr))
-    try:
-        while (frame := await _frame(process.stdout)) is not None:
-            yield frame
-            if isinstance(frame, Outcome):
-                return
-        status = await process.wait()
-        log.error("reader died", extra={"status": status, "stderr": await tail})
-        raise _died(status, reading)
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-        await process.wait()
-        tail.cancel()
+    reading_end, writing_end = _pipe()
+    with os.fdopen(reading_end, "rb") as frames:
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *reading.command(),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=writing_end,
+                stderr=asyncio.subprocess.PIPE,
+                cwd=reading.scratch,
+                env={**_ENVIRONMENT, "TMPDIR": str(reading.scratch), "PYTHONPATH": ":".join(filter(None, sys.path))},
+            )
+        finally:
+            os.close(writing_end)
+        assert process.stderr is not None
+        tail = asyncio.create_task(_tail(process.stderr))
+        try:
+            while (frame := await asyncio.to_thread(_frame, frames)) is not None:
+                yield frame
+                if isinstance(frame, Outcome):
+                    return
+            status = await process.wait()
+            log.error("reader died", extra={"status": status, "stderr": await tail})
+            raise _died(status, reading)
+        finally:
+            # A thread that still waits for a frame sees the pipe's end then.
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+            tail.cancel()
 
 
-async def _frame(stream: asyncio.StreamReader) -> bytes | int | Outcome | None:
+def _pipe() -> tuple[int, int]:
+    """A pipe that takes much at a time, where the system lets it: every pause of the reader costs."""
+    ends = os.pipe()
+    with contextlib.suppress(OSError):
+        fcntl.fcntl(ends[1], fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+    return ends
+
+
+def _frame(frames: BinaryIO) -> bytes | int | Outcome | None:
     """The next frame; None when there is no whole one any more."""
-    try:
-        kind, size = HEADER.unpack(await stream.readexactly(HEADER.size))
-        if size > MAX_FRAME_BYTES:
-            raise ReaderDied(f"the reader sent a frame of {size} bytes", final=True)
-        content = await stream.readexactly(size)
-    except asyncio.IncompleteReadError:
+    header = frames.read(HEADER.size)
+    if len(header) < HEADER.size:
+        return None
+    kind, size = HEADER.unpack(header)
+    if size > MAX_FRAME_BYTES:
+        raise ReaderDied(f"the reader sent a frame of {size} bytes", final=True)
+    content = frames.read(size)
+    if len(content) < size:
         return None
     if kind == b"C":
         return content

@@ -10,6 +10,7 @@ import os
 import resource
 import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,14 +22,15 @@ from services.dataset.sandbox import HEADER, Outcome
 from services.mesh.job import storable
 
 if TYPE_CHECKING:
-    from services.dataset.validation import Report
+    from services.dataset.validation import Progress, Report
 
 _PR_SET_PDEATHSIG = 1
+_PROGRESS_SECONDS = 0.2
 # A finding quotes a stranger's words: keep the first of them.
 _MAX_FIELD_CHARACTERS = 300
 _MAX_MESSAGE_CHARACTERS = 1000
 
-Send = Callable[[bytes, bytes], None]
+Send = Callable[[bytes, bytes | memoryview], None]
 
 
 def confine(parent: int, memory_bytes: int, cpu_seconds: int) -> None:
@@ -56,8 +58,8 @@ def run(path: Path, file_name: str, format_name: str, send: Send) -> None:
             path,
             file_name,
             format_name,
-            lambda _, content: send(b"C", content),
-            on_progress=lambda progress: send(b"P", b"%d" % progress.rows),
+            lambda content: send(b"C", content),
+            on_progress=_now_and_then(send),
         )
         outcome = Outcome(report=_report(report), statistics=msgspec.to_builtins(report.statistics))
     except UnreadableFile as error:
@@ -65,6 +67,19 @@ def run(path: Path, file_name: str, format_name: str, send: Send) -> None:
     except MemoryError:
         outcome = Outcome("FILE_TOO_COMPLEX", "reading it takes more memory than a file may; split it or its rows")
     send(b"E", msgspec.json.encode(outcome))
+
+
+def _now_and_then(send: Send) -> Callable[[Progress], None]:
+    """Tells how many rows were read, at most every _PROGRESS_SECONDS: each frame wakes the worker."""
+    told = time.monotonic()
+
+    def tell(progress: Progress) -> None:
+        nonlocal told
+        if time.monotonic() - told >= _PROGRESS_SECONDS:
+            told = time.monotonic()
+            send(b"P", b"%d" % progress.rows)
+
+    return tell
 
 
 def _report(report: Report) -> dict[str, Any]:
@@ -106,7 +121,7 @@ def main(arguments: list[str]) -> None:
     os.dup2(2, 1)
     with os.fdopen(descriptor, "wb") as output:
 
-        def send(kind: bytes, content: bytes) -> None:
+        def send(kind: bytes, content: bytes | memoryview) -> None:
             output.write(HEADER.pack(kind, len(content)))
             output.write(content)
             output.flush()

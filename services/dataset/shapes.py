@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import chain
 from typing import Any, cast
 
 import msgspec
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 
 from services.dataset import metadata
 from services.dataset.rows import Row, encode
@@ -28,6 +30,15 @@ DECODE_ERRORS = (msgspec.MsgspecError, UnicodeError, RecursionError, ValueError,
 
 # Values that are metadata as they are. (None is not: absent and null keys are one.)
 _PLAIN = frozenset({str, int, bool})
+_metadata_of = operator.attrgetter("metadata")
+
+
+@dataclass(frozen=True)
+class Canonical:
+    """`plain`: each row had all the extra keys, with texts, whole numbers, true or false, and no other metadata."""
+
+    rows: list[Any]
+    plain: bool
 
 
 class Shape:
@@ -39,33 +50,44 @@ class Shape:
         self._quick = spelling.quick
         # JSON keys need not be identifiers: extra_0, extra_1, … each under its own name.
         self._keys = sorted(extras)
-        attributes = [f"extra_{index}" for index in range(len(self._keys))]
-        self._values = _getter(attributes)
-        source = _with_extras(spelling.source, list(zip(attributes, self._keys, strict=True)))
-        self.source = source
-        self.decode: Callable[[bytes], Any] = msgspec.json.Decoder(source).decode
+        named = [(f"extra_{index}", key) for index, key in enumerate(self._keys)]
+        self._values = _getter([attribute for attribute, _ in named])
+        self._metadata = _plain_metadata(named)
+        self.source = _with_extras(spelling.source, named)
+        decoder = msgspec.json.Decoder(self.source)
+        self.decode: Callable[[bytes], Any] = decoder.decode
+        self.decode_lines: Callable[[bytes], list[Any]] = decoder.decode_lines
 
     def convert_all(self, values: list[dict[str, Any]]) -> list[Any]:
         return msgspec.convert(values, list[self.source])
 
-    def canonical(self, source: Any) -> Row | None:
-        """The canonical row, or None where the explaining path must decide."""
-        row = self._quick(source)
-        if row is None:
-            return row
-        values = self._values(source)
-        if source.metadata is UNSET and row.metadata is UNSET and _PLAIN.issuperset(map(type, values)):
-            if values:
-                row.metadata = dict(zip(self._keys, values, strict=True))
-            return row
-        extras: dict[str, Any] = {} if row.metadata is UNSET else row.metadata  # type: ignore[assignment]
-        extras |= {key: value for key, value in zip(self._keys, values, strict=True) if value not in (None, UNSET)}
-        explicit = None if source.metadata is UNSET else source.metadata
+    def canonical(self, sources: list[Any]) -> Canonical | None:
+        """The canonical rows, or None where the explaining path must decide on one of them."""
+        rows: list[Any] = list(map(self._quick, sources))
+        if not all(rows):
+            return None
+        extras = list(map(self._values, sources))
+        if _PLAIN.issuperset(map(type, chain.from_iterable(extras))) and _no_metadata(sources) and _no_metadata(rows):
+            if self._keys:
+                for row, values in zip(rows, extras, strict=True):
+                    row.metadata = self._metadata(*values)
+            return Canonical(rows, plain=True)
         try:
-            row.metadata = metadata.merge(extras, explicit) or UNSET
+            for row, source, values in zip(rows, sources, extras, strict=True):
+                row.metadata = self._merged(row, source, values)
         except (metadata.TooDeepError, metadata.UnsupportedTypeError):
             return None
-        return row
+        return Canonical(rows, plain=False)
+
+    def _merged(self, row: Any, source: Source, values: tuple[Any, ...]) -> dict[str, Any] | UnsetType:
+        extras = {} if row.metadata is UNSET else row.metadata
+        extras |= {key: value for key, value in zip(self._keys, values, strict=True) if value not in (None, UNSET)}
+        explicit = None if source.metadata is UNSET else source.metadata
+        return metadata.merge(extras, explicit) or UNSET
+
+
+def _no_metadata(rows: list[Any]) -> bool:
+    return {UnsetType}.issuperset(map(type, map(_metadata_of, rows)))
 
 
 def _getter(attributes: list[str]) -> Callable[[Any], tuple[Any, ...]]:
@@ -73,6 +95,12 @@ def _getter(attributes: list[str]) -> Callable[[Any], tuple[Any, ...]]:
         return lambda source: ()
     get = operator.attrgetter(*attributes)
     return get if len(attributes) > 1 else lambda source: (get(source),)
+
+
+def _plain_metadata(named: list[tuple[str, str]]) -> type[msgspec.Struct]:
+    """Encodes as the dict of the extras would, their keys being sorted, and is made in a fraction of the time."""
+    fields = [(attribute, Any, msgspec.field(name=key)) for attribute, key in named]
+    return msgspec.defstruct("PlainMetadata", fields, gc=False)
 
 
 def _with_extras(source: type[Source], attributes: list[tuple[str, str]]) -> type[Source]:
@@ -134,7 +162,7 @@ def _own_keys(spelling: Spelling) -> frozenset[str]:
 
 def _gives(shape: Shape, value: dict[str, Any], row: Row) -> bool:
     try:
-        found = shape.canonical(msgspec.convert(value, shape.source))
-        return found is not None and encode(found) == encode(row)
+        found = shape.canonical(shape.convert_all([value]))
+        return found is not None and encode(found.rows[0]) == encode(row)
     except DECODE_ERRORS:
         return False

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import fcntl
 import os
 import shutil
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import TypeVar
 from uuid import UUID
 
-from services.mesh.errors import Aborted, ResourceExhausted
+from services.mesh.errors import NO_ROOM, Aborted, ResourceExhausted
 
 T = TypeVar("T")
 
@@ -30,8 +29,6 @@ _LOCK_POLL_SECONDS = 0.02
 # The notice after which files may be there that nobody needs any more.
 SWEEP_TOPIC = "sweep"
 _FILE, _SCRATCH = ".part", ".scratch"
-# EFBIG: the limit on file size of the process or its file system.
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 class Staging:
@@ -149,11 +146,11 @@ class Writer:
             try:
                 written = os.write(self._descriptor, view)
             except OSError as error:
-                if error.errno not in _FULL:
+                if error.errno not in NO_ROOM:
                     raise
                 raise ResourceExhausted(
                     "DISK_FULL",
-                    f"there is no room for more; {self.size} bytes are kept, go on there once there is",
+                    f"the disk of uploads is full; {self.size} bytes are kept: free some space, then go on there",
                     received_bytes=self.size,
                 ) from None
             view = view[written:]

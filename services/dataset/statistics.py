@@ -73,10 +73,11 @@ class Histogram:
         values, self._pending = self._pending, []
         if not values:
             return
-        for value, times in Counter(values).items():
+        counted = Counter(values)
+        for value, times in counted.items():
             shift = max(value.bit_length() - _PRECISION_BITS - 1, 0)
             self._buckets[(shift << _PRECISION_BITS) + (value >> shift)] += times
-        low, high = min(values), max(values)
+        low, high = min(counted), max(counted)
         self._minimum = min(self._minimum, low) if self.count else low
         self._maximum = max(self._maximum, high)
         self.count += len(values)
@@ -187,7 +188,8 @@ class Collector:
         self._rows.add(totals)
         # Only the first message of a row may be the system's, so their number is the number of such rows.
         self._with_system += len(by_role["system"])
-        self._with_answer += sum(isinstance(row, PromptRow) and row.answer is not None for row in rows)
+        if rows and isinstance(rows[0], PromptRow):
+            self._with_answer += sum(row.answer is not None for row in rows)  # type: ignore[union-attr]
         self._duplicates.add(encoded)
 
     def result(self) -> Statistics:

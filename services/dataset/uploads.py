@@ -14,7 +14,7 @@ from services.dataset.file_names import by_name
 from services.dataset.findings import UnreadableFile
 from services.dataset.staging import SWEEP_TOPIC, Staging
 from services.dataset.store import datasets, uploads
-from services.mesh import identity, names
+from services.mesh import identity, metrics, names
 from services.mesh.errors import (
     DeadlineExceeded,
     FailedPrecondition,
@@ -219,6 +219,7 @@ class Uploads:
                 if writing is not None and await writing:
                     await self._tell(upload)
                 writing = writer.append(piece.chunk)
+                metrics.figures().uploaded.add(len(piece.chunk))
                 piece = await self._next(pieces)
                 if piece is not None and piece.name not in ("", upload.name):
                     raise InvalidArgument.of("name", f"one call writes one upload, {upload.name}")

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-from services.dataset.chunks import TARGET_BYTES, Chunk, ChunkWriter, Sink, version_sha256
-from services.dataset.containers.batches import BLOCK_BYTES, Batch, Broken, Texts
+from services.dataset.chunks import TARGET_BYTES, ChunkWriter, Sink
+from services.dataset.containers.batches import BLOCK_BYTES, Batch, Broken, Lines, Texts, Values
 from services.dataset.findings import Finding, Findings, Problems, UnreadableFile
 from services.dataset.formats import formats
 from services.dataset.limits import Limits
 from services.dataset.reading import open_rows
-from services.dataset.rowreading import RowReader
+from services.dataset.rowreading import Result, RowReader
 from services.dataset.statistics import Collector, Statistics
 
 
@@ -38,8 +38,6 @@ class Report:
     finding_count: int
     findings_by_reason: dict[str, int]
     spellings: dict[str, int]
-    chunks: tuple[Chunk, ...]
-    version_sha256: str
     size_bytes: int
     statistics: Statistics
 
@@ -74,9 +72,9 @@ def validate(
 ) -> Report:
     """Checks the file at `path`, which its owner calls `file_name`, as rows of `format_name`.
 
-    `sink(sha256, content)` gets each chunk as it fills, in order; the same chunk may come twice. `on_progress` is
-    called about once a block and may raise to stop; what it or the sink raises goes through. Raises UnreadableFile,
-    and InvalidArgument for an unknown format.
+    `sink` gets each chunk as it fills, in order; the same chunk may come twice. `on_progress` is called about once a
+    block and may raise to stop; what it or the sink raises goes through. Raises UnreadableFile, and InvalidArgument
+    for an unknown format.
     """
     limits = limits or Limits()
     entry = formats.get(format_name)
@@ -107,16 +105,22 @@ class _Run:
             self.rows += 1
             Problems(self._findings, self.rows, batch.line).add("", batch.reason, batch.message)
             return
-        read = self._reader.texts if isinstance(batch, Texts) else self._reader.values
-        result = read(batch, self.rows + 1)  # type: ignore[arg-type]
+        result = self._read(batch)
         self.rows += result.seen
         self.spellings.update(result.spellings)
         self.collector.add(result.rows, result.encoded)
         self._writer.add(result.encoded)
 
+    def _read(self, batch: Lines | Texts | Values) -> Result:
+        if isinstance(batch, Lines):
+            return self._reader.lines(batch, self.rows + 1)
+        if isinstance(batch, Texts):
+            return self._reader.texts(batch, self.rows + 1)
+        return self._reader.values(batch, self.rows + 1)
+
     def report(self, format_name: str, container: str, compression: str) -> Report:
         """What was found; flushes the last chunk."""
-        chunks = self._writer.finish()
+        self._writer.finish()
         return Report(
             format=format_name,
             container=container,
@@ -128,8 +132,6 @@ class _Run:
             finding_count=self._findings.total,
             findings_by_reason=dict(sorted(self._findings.counts.items())),
             spellings=dict(sorted(self.spellings.items())),
-            chunks=chunks,
-            version_sha256=version_sha256(format_name, chunks),
             size_bytes=self._writer.size_bytes,
             statistics=self.collector.result(),
         )

@@ -7,12 +7,12 @@ import contextlib
 import hashlib
 import logging
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from services.dataset import sandbox, versions
-from services.dataset.chunks import Chunk, version_sha256
+from services.dataset.chunks import Content, version_sha256
 from services.dataset.entities import Dataset, Upload
 from services.dataset.sandbox import Outcome, ReaderDied, Reading
 from services.dataset.staging import SWEEP_TOPIC, Staging
@@ -51,21 +51,6 @@ class Rejected(PlatformError):
 class ReaderLimits:
     memory_bytes: int
     cpu_seconds: int
-
-
-@dataclass
-class Content:
-    """The chunks of a version as they fill; what the reader says of them is counted again, not believed."""
-
-    chunks: list[Chunk] = field(default_factory=list)
-    row_count: int = 0
-    size_bytes: int = 0
-
-    def add(self, sha256: str, content: bytes) -> None:
-        rows = content.count(b"\n")
-        self.chunks.append(Chunk(sha256, self.row_count, rows, self.size_bytes, len(content)))
-        self.row_count += rows
-        self.size_bytes += len(content)
 
 
 class ValidationHandler:
@@ -109,13 +94,12 @@ class ValidationHandler:
     async def _attempt(self, lease: Lease, attempt: int, upload: Upload, dataset: Dataset) -> Ending:
         path = self._staging.path(upload.uid)
         try:
-            await _check_hash(path, upload)
             with self._staging.scratch(upload.uid) as scratch:
                 limits = self._limits
                 reading = Reading(
                     path, upload.file_name, dataset.format, scratch, limits.memory_bytes, limits.cpu_seconds
                 )
-                content, outcome = await self._read(lease, reading)
+                content, outcome = await self._read_and_hash(lease, upload, reading)
             _check_rows(outcome)
             await self._artifacts.put_file(path, upload.sha256)
         except FileNotFoundError:
@@ -127,18 +111,42 @@ class ValidationHandler:
             raise Rejected("READER_DIED", f"{error}; given up after {attempt} attempts") from error
         return self._success(upload, dataset, content, outcome)
 
+    async def _read_and_hash(self, lease: Lease, upload: Upload, reading: Reading) -> tuple[Content, Outcome]:
+        """Both at once: they need a processor each. What the rows are like counts only if the hash is right."""
+        hashing = asyncio.create_task(_check_hash(reading.path, upload))
+        try:
+            read = await self._read(lease, reading)
+            await hashing
+        except ReaderDied:
+            await hashing  # a file that is not the announced one may well kill its reader
+            raise
+        finally:
+            hashing.cancel()
+        return read
+
     async def _read(self, lease: Lease, reading: Reading) -> tuple[Content, Outcome]:
-        content, told = Content(), time.monotonic()
-        async with contextlib.aclosing(sandbox.read(reading)) as frames:
-            async for frame in frames:
-                if isinstance(frame, Outcome):
-                    return content, frame
-                if isinstance(frame, bytes):
-                    content.add(await self._artifacts.put_blob(frame), frame)
-                elif time.monotonic() - told >= _PROGRESS_SECONDS:
-                    told = time.monotonic()
-                    await self._tell(lease, frame)
+        content, told, storing = Content(), time.monotonic(), None
+        try:
+            async with contextlib.aclosing(sandbox.read(reading)) as frames:
+                async for frame in frames:
+                    if isinstance(frame, int):
+                        if time.monotonic() - told >= _PROGRESS_SECONDS:
+                            told = time.monotonic()
+                            await self._tell(lease, frame)
+                        continue
+                    # While one chunk is stored the next one is made.
+                    if storing is not None:
+                        await storing
+                    if isinstance(frame, Outcome):
+                        return content, frame
+                    storing = asyncio.create_task(self._store(frame, content))
+        finally:
+            if storing is not None:
+                storing.cancel()
         raise AssertionError("a reader ends with an outcome or dies")
+
+    async def _store(self, chunk: bytes, content: Content) -> None:
+        content.add(await self._artifacts.put_blob(chunk), chunk)
 
     async def _tell(self, lease: Lease, row_count: int) -> None:
         with contextlib.suppress(Unavailable):  # the next one will tell

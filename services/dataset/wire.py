@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-from datetime import datetime
 
 import msgspec
-from google.protobuf import json_format, struct_pb2, timestamp_pb2
 from rlhf.dataset.v1 import dataset_pb2
 from rlhf.dataset.v1 import dataset_service_pb2 as pb
 from rlhf.event.v1 import dataset_version_created_pb2, training_job_changed_pb2
@@ -19,6 +17,7 @@ from services.dataset.spellings import Format
 from services.dataset.uploads import NewUpload
 from services.dataset.versions import StoredRow
 from services.mesh import registry
+from services.mesh.messages import timestamp, to_struct
 
 _ENDED = frozenset(
     {job_state_pb2.JOB_STATE_SUCCEEDED, job_state_pb2.JOB_STATE_FAILED, job_state_pb2.JOB_STATE_CANCELLED}
@@ -109,7 +108,7 @@ def version(row: DatasetVersion) -> dataset_pb2.DatasetVersion:
         row_count=row.row_count,
         size_bytes=row.size_bytes,
         format=row.format,
-        statistics=json_format.ParseDict(row.statistics, struct_pb2.Struct()),
+        statistics=to_struct(row.statistics),
         source_sha256=row.source_sha256,
         source_file_name=row.source_file_name,
         create_time=timestamp(row.create_time),
@@ -135,7 +134,7 @@ def format_(name: str, entry: type[Format]) -> dataset_pb2.Format:
     return dataset_pb2.Format(
         format_id=name,
         summary=registry.summary(entry),
-        row_schema=json_format.ParseDict(msgspec.json.schema(entry.row), struct_pb2.Struct()),
+        row_schema=to_struct(msgspec.json.schema(entry.row)),
         spellings=[spelling.name for spelling in entry.spellings],
     )
 
@@ -145,9 +144,3 @@ def job_use(event: training_job_changed_pb2.TrainingJobChanged) -> tuple[str, li
     job = event.training_job
     versions_ = [name for name in (job.dataset_version, job.validation_dataset_version) if name]
     return job.name, versions_, job.sequence, job.state in _ENDED
-
-
-def timestamp(moment: datetime) -> timestamp_pb2.Timestamp:
-    message = timestamp_pb2.Timestamp()
-    message.FromDatetime(moment)
-    return message

@@ -1,4 +1,4 @@
-"""What a container hands on: rows as text, rows as values, and rows that could not even be cut out."""
+"""What a container hands on: rows as lines or texts, rows as values, and rows that could not even be cut out."""
 
 from __future__ import annotations
 
@@ -22,6 +22,22 @@ class Texts:
     def line(self, index: int) -> int | None:
         return None if self.first_line is None else self.first_line + index
 
+    def halves(self) -> tuple[Texts, Texts]:
+        half = len(self.texts) // 2
+        return Texts(self.texts[:half], self.first_line), Texts(self.texts[half:], self.line(half))
+
+
+@dataclass(frozen=True)
+class Lines:
+    """Whole lines of JSON, `count` of them, the last perhaps without its newline. Blank lines are not rows."""
+
+    content: bytes
+    first_line: int
+    count: int
+
+    def texts(self) -> Texts:
+        return Texts(self.content.removesuffix(b"\n").split(b"\n"), self.first_line)
+
 
 @dataclass(frozen=True)
 class Values:
@@ -43,7 +59,7 @@ class Broken:
     message: str
 
 
-Batch: TypeAlias = Texts | Values | Broken
+Batch: TypeAlias = Lines | Texts | Values | Broken
 Batches: TypeAlias = Iterator[Batch]
 
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import codecs
 from pathlib import Path
-from typing import IO
-
-import pyarrow as pa
+from typing import IO, Any
 
 from services.dataset.containers.batches import BLOCK_BYTES
 from services.dataset.findings import UnreadableFile
@@ -37,10 +35,14 @@ class DecompressedStream:
         self._head = b""
         self.compressed_bytes = path.stat().st_size
         self.bytes_out = 0
-        self._source = self._file
+        self._source: Any = self._file
+        self._errors: tuple[type[Exception], ...] = (OSError, MemoryError)
         self.compressed = compression != "none"
         if self.compressed:
+            import pyarrow as pa  # here: it takes longer than reading some megabytes of JSON lines, which do without
+
             self._source = pa.CompressedInputStream(pa.PythonFile(self._file, mode="r"), compression)
+            self._errors += (pa.ArrowException,)
 
     def close(self) -> None:
         self._file.close()
@@ -72,7 +74,7 @@ class DecompressedStream:
     def _inflate(self, size: int) -> bytes:
         try:
             piece = self._source.read(size)
-        except (OSError, MemoryError, pa.ArrowException) as error:
+        except self._errors as error:
             raise UnreadableFile("DAMAGED_FILE", f"the compressed data is damaged or cut short: {error}") from None
         self.bytes_out += len(piece)
         self._check_limits()

@@ -51,7 +51,7 @@ class _Records:
         return line.decode("utf-8", "surrogateescape") + "\n"
 
     def _each(self, stream: ByteStream, block_bytes: int) -> Iterator[bytes | None]:
-        for _, lines in line_blocks(stream, self._limit, block_bytes):
+        for lines in line_blocks(stream, self._limit, block_bytes):
             yield from lines
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import hashlib
 import io
 import json
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import zstandard
 
+from services.dataset.chunks import Content, version_sha256
 from services.dataset.limits import Limits
 from services.dataset.validation import Report, validate
 
@@ -60,10 +62,15 @@ def compress(compression: str, content: bytes) -> bytes:
 class Checked:
     """A report with what went into the sink."""
 
-    def __init__(self, report: Report, sunk: list[tuple[str, bytes]]) -> None:
+    def __init__(self, report: Report, sunk: list[bytes]) -> None:
         self.report = report
         self.sunk = sunk
-        self.content = b"".join(content for _, content in sunk)
+        self.content = b"".join(sunk)
+        named = Content()
+        for chunk in sunk:
+            named.add(hashlib.sha256(chunk).hexdigest(), chunk)
+        self.chunks = named.chunks
+        self.version_sha256 = version_sha256(report.format, named.chunks)
 
     @property
     def rows(self) -> list[Any]:
@@ -84,8 +91,8 @@ def check(
 ) -> Checked:
     path = folder / "upload"
     path.write_bytes(content)
-    sunk: list[tuple[str, bytes]] = []
-    report = validate(path, name, format_name, lambda key, chunk: sunk.append((key, chunk)), limits=limits, **options)
+    sunk: list[bytes] = []
+    report = validate(path, name, format_name, lambda chunk: sunk.append(bytes(chunk)), limits=limits, **options)
     return Checked(report, sunk)
 
 

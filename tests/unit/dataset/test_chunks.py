@@ -2,29 +2,28 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from typing import Any
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.dataset.chunks import Chunk, ChunkWriter, find_byte, find_row, raw_rows, rows, version_sha256
+from services.dataset.chunks import Chunk, ChunkWriter, Content, raw_rows, rows, version_sha256
 from services.dataset.rows import Message, PromptRow, encode
-from services.mesh.errors import OutOfRange
 
 ROWS = st.lists(st.binary(min_size=1, max_size=40).map(lambda row: row.replace(b"\n", b"x")), max_size=40)
 
 
-def write(batches: list[list[bytes]], target: int) -> tuple[tuple[Chunk, ...], list[bytes]]:
-    sunk: list[tuple[str, bytes]] = []
-    writer = ChunkWriter(lambda name, content: sunk.append((name, content)), target)
+def write(batches: list[list[bytes]], target: int) -> tuple[list[Chunk], list[bytes]]:
+    sunk: list[bytes] = []
+    writer = ChunkWriter(lambda content: sunk.append(bytes(content)), target)
     for batch in batches:
         writer.add(batch)
-    chunks = writer.finish()
-    assert [name for name, _ in sunk] == [chunk.sha256 for chunk in chunks]
-    assert [hashlib.sha256(content).hexdigest() for _, content in sunk] == [chunk.sha256 for chunk in chunks]
-    assert (writer.rows, writer.size_bytes) == (sum(map(len, batches)), sum(len(content) for _, content in sunk))
-    return chunks, [content for _, content in sunk]
+    writer.finish()
+    named = Content()
+    for content in sunk:
+        named.add(hashlib.sha256(content).hexdigest(), content)
+    assert (writer.rows, writer.size_bytes) == (sum(map(len, batches)), sum(map(len, sunk)))
+    assert (named.row_count, named.size_bytes) == (writer.rows, writer.size_bytes)
+    return named.chunks, sunk
 
 
 @given(ROWS, st.integers(1, 100))
@@ -34,6 +33,11 @@ def test_chunks_hold_the_rows_in_order_and_whole(given_rows: list[bytes], target
     for chunk, content in zip(chunks, contents, strict=True):
         assert (chunk.rows, chunk.size_bytes) == (len(raw_rows(content)), len(content))
         assert chunk.rows == 1 or chunk.size_bytes <= target
+    for before, after in itertools.pairwise(chunks):
+        assert (after.first_row, after.first_byte) == (
+            before.first_row + before.rows,
+            before.first_byte + before.size_bytes,
+        )
     # Cut no earlier than needed: the next row would not have fitted.
     for before, after in itertools.pairwise(contents):
         assert len(before) + len(raw_rows(after)[0]) + 1 > target
@@ -44,28 +48,6 @@ def test_chunks_do_not_depend_on_batches(given_rows: list[bytes], target: int, d
     cuts = sorted(data.draw(st.lists(st.integers(0, len(given_rows)), max_size=6)))
     batches = [given_rows[a:b] for a, b in zip([0, *cuts], [*cuts, len(given_rows)], strict=True)]
     assert write(batches, target) == write([given_rows], target)
-
-
-@given(ROWS.filter(bool), st.integers(1, 100))
-def test_find(given_rows: list[bytes], target: int) -> None:
-    chunks, contents = write([given_rows], target)
-    for number, row in enumerate(given_rows):
-        index, place = find_row(chunks, number)
-        assert raw_rows(contents[index])[place] == row
-    whole = b"".join(contents)
-    for offset in range(len(whole)):
-        index, place = find_byte(chunks, offset)
-        assert contents[index][place] == whole[offset]
-
-
-@pytest.mark.parametrize("find", [find_row, find_byte])
-@pytest.mark.parametrize("place", [-1, 5, 100])
-def test_outside(find: Any, place: int) -> None:
-    chunk = Chunk("x", 0, 5, 0, 5)
-    with pytest.raises(OutOfRange):
-        find([chunk], place)
-    with pytest.raises(OutOfRange):
-        find([], 0)
 
 
 def test_the_version_s_name_depends_on_format_rows_and_order() -> None:

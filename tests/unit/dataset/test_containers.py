@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.dataset.containers import csv_table, json_array, json_lines
-from services.dataset.containers.batches import Broken, Texts
+from services.dataset.containers.batches import Broken, Lines, Texts
 from services.dataset.file_names import by_name
 from services.dataset.findings import UnreadableFile
 from services.dataset.limits import Limits
@@ -42,7 +42,7 @@ def test_the_same_rows_give_the_same_version(tmp_path: Path, container: str, com
     content = compress(compression, encode(container, MESSAGES))
     checked = check(tmp_path, content, f"Chat.{container.upper()}{compression}")
     assert checked.found == []
-    assert checked.report.version_sha256 == check(tmp_path, jsonl(MESSAGES)).report.version_sha256
+    assert checked.version_sha256 == check(tmp_path, jsonl(MESSAGES)).version_sha256
     assert (checked.report.container, checked.report.compression) == by_name(f"x.{container}{compression}")
     assert checked.report.rows == 3
 
@@ -56,7 +56,7 @@ def test_any_rows_give_the_same_version(rows: list[Any], container: str, compres
         name = f"x.{container}{compression}"
         other = check(Path(folder), content, name, "prompt", target_bytes=100, block_bytes=block)
     assert other.sunk == reference.sunk
-    assert other.report.version_sha256 == reference.report.version_sha256
+    assert other.version_sha256 == reference.version_sha256
     assert other.report.statistics == reference.report.statistics
 
 
@@ -65,6 +65,9 @@ def test_lines_are_cut_as_splitting_the_whole_would(lines: list[bytes], block: i
     content = b"\n".join(lines)
     found: list[tuple[int | None, bytes | None]] = []
     for batch in json_lines.read(io.BytesIO(content), Limits(row_bytes=9), block):
+        if isinstance(batch, Lines):
+            assert batch.count == len(batch.texts().texts)
+            batch = batch.texts()
         if isinstance(batch, Texts):
             found += [(batch.line(index), text) for index, text in enumerate(batch.texts)]
         elif isinstance(batch, Broken):

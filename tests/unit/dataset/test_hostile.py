@@ -185,7 +185,7 @@ def test_parquet_that_repeats_one_long_text(tmp_path: Path) -> None:
     assert path.stat().st_size < 2_000_000
     limits = Limits(ratio=100, ratio_grace_bytes=10_000_000)
     with pytest.raises(UnreadableFile) as caught:
-        validate(path, "bomb.parquet", "prompt", lambda name, content: None, limits=limits)
+        validate(path, "bomb.parquet", "prompt", lambda content: None, limits=limits)
     assert caught.value.reason == "COMPRESSION_RATIO"
 
 
@@ -235,7 +235,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path, name: str) -> None:
         del rows, content
         tracemalloc.start()
         try:
-            validate(path, name, "prompt", lambda key, chunk: None, target_bytes=1 << 16, block_bytes=1 << 14)
+            validate(path, name, "prompt", lambda chunk: None, target_bytes=1 << 16, block_bytes=1 << 14)
             return tracemalloc.get_traced_memory()[1]
         finally:
             tracemalloc.stop()
