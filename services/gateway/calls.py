@@ -9,16 +9,16 @@ from http import HTTPStatus
 from typing import Any
 
 import grpc
-from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Scope
 
-from services.gateway import compression
+from services.gateway import compression, headers
 from services.gateway.problems import HttpError
 from services.gateway.upstreams import Upstream
 from services.mesh import tracing
 from services.mesh.errors import Cancelled, DeadlineExceeded, InvalidArgument, ResourceExhausted, Violation
+from services.mesh.observing import FORWARDED_FOR
 from services.mesh.transcoding import Query, parse_query
 
 MAX_BODY_BYTES = 4 * 1024 * 1024
@@ -26,6 +26,8 @@ DEFAULT_TIMEOUT_SECONDS = 30.0
 MAX_TIMEOUT_SECONDS = 3600.0
 # How long an upload or a download may stand still.
 IDLE_SECONDS = 60.0
+# Most calls are answered sooner, and a task that watches the client costs more than it could save them.
+_UNWATCHED_SECONDS = 0.02
 REQUEST_ID = "rlhf.request_id"
 
 _FORWARDED = ("authorization",)
@@ -40,7 +42,7 @@ class Incoming:
 
     def __init__(self, scope: Scope) -> None:
         self.scope = scope
-        self.headers = Headers(scope=scope)
+        self.headers = headers.of(scope)
         # What the caller gives the whole call; None when it does not say.
         self.given_seconds = _timeout(self.headers.get("x-request-timeout"), self.headers.get("grpc-timeout"))
 
@@ -55,7 +57,8 @@ class Incoming:
     def metadata(self) -> list[tuple[str, str]]:
         """What goes on to the service."""
         forwarded = [(key, value) for key in _FORWARDED if _ASCII.fullmatch(value := self.headers.get(key, ""))]
-        return [*forwarded, *tracing.headers(), ("x-request-id", self.request_id)]
+        host, _ = self.scope.get("client") or ("", 0)
+        return [*forwarded, *tracing.headers(), (FORWARDED_FOR, host), ("x-request-id", self.request_id)]
 
 
 class Call(Incoming):
@@ -72,6 +75,8 @@ class Call(Incoming):
         coding = self.headers.get("content-encoding", "identity").lower()
         if coding not in ("identity", *compression.CODINGS):
             raise _unknown_encoding(f"must be one of {', '.join(compression.CODINGS)}, identity")
+        if "content-length" not in self.headers and "transfer-encoding" not in self.headers:
+            return b""
         if int(self.headers.get("content-length") or 0) > MAX_BODY_BYTES:
             raise _too_large()
         body = bytearray()
@@ -108,18 +113,26 @@ class Call(Incoming):
 
         Raises the service's PlatformError. The request body must have been read.
         """
-        gone = asyncio.create_task(self.gone())
-        gone.add_done_callback(lambda _: pending.cancel())
+        gone: asyncio.Task[None] | None = None
+
+        def watch() -> None:
+            nonlocal gone
+            gone = asyncio.create_task(self.gone())
+            gone.add_done_callback(lambda _: pending.cancel())
+
+        watching = asyncio.get_running_loop().call_later(_UNWATCHED_SECONDS, watch)
         try:
             return await pending
         except grpc.aio.AioRpcError as error:
             raise upstream.error(error) from None
         except asyncio.CancelledError:
-            if gone.done() and not gone.cancelled():
+            if gone is not None and gone.done() and not gone.cancelled():
                 raise Cancelled("CLIENT_GONE", "the client closed the connection") from None
             raise
         finally:
-            gone.cancel()
+            watching.cancel()
+            if gone is not None:
+                gone.cancel()
 
     async def gone(self) -> None:
         """Returns when the client goes away."""

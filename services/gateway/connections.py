@@ -1,20 +1,21 @@
 """One HTTP connection: uvicorn's on llhttp, with limits on the size and the time of a request's head, errors as
 elsewhere, and nothing let through that two readers could take for different requests (RFC 9112, 11.2).
 
-llhttp refuses what is ambiguous between lengths, chunks, folded lines and stray bytes; what it lets pass is checked here.
+llhttp refuses what is ambiguous in lengths, chunks, folded lines and stray bytes; what it lets pass is checked here.
 """
 
 from __future__ import annotations
 
 import asyncio
 import uuid
+from collections import deque
 from typing import Any
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from services.gateway.problems import HttpError, problem
-from services.mesh.errors import DeadlineExceeded, InvalidArgument, PlatformError, ResourceExhausted, Violation
+from services.mesh.errors import DeadlineExceeded, InvalidArgument, ResourceExhausted, Violation
 
 MAX_HEAD_BYTES = 32 * 1024
 HEAD_SECONDS = 15.0
@@ -62,7 +63,8 @@ class Connection(HttpToolsProtocol):
             return
         if self._unparsed_bytes > MAX_HEAD_BYTES:
             self._refuse(_too_large())
-        elif self._head_timer is None and (self._in_head or self._is_idle()):
+        elif self._head_timer is None and (self._in_head or not self._is_answering()):
+            # Outside a head these were line ends, which may stand before one.
             self._await_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -89,7 +91,7 @@ class Connection(HttpToolsProtocol):
         self._in_head = False
         self._unparsed_bytes = 0
         self._head_came()
-        if not self.parser.should_upgrade():
+        if not self._is_read_again():
             super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -98,7 +100,7 @@ class Connection(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         self._unparsed_bytes = 0
-        if not self.parser.should_upgrade():
+        if not self._is_read_again():
             super().on_message_complete()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
@@ -124,9 +126,13 @@ class Connection(HttpToolsProtocol):
         if self.parser.get_method() == b"CONNECT":
             raise _malformed("this is not a proxy")
 
+    def _is_read_again(self) -> bool:
+        """To another protocol than WebSocket nobody changes here. As llhttp takes what follows such an offer for the
+        other protocol, the request is read again without it."""
+        return self.parser.should_upgrade() and not self._should_upgrade()
+
     def _upgrade(self, rest: bytes) -> None:
-        """`rest` came after the head. To another protocol than WebSocket nobody changes here: such a request is read
-        again without its offer, for llhttp takes what follows the offer for the other protocol."""
+        """`rest` came after the head."""
         if self._is_answering():
             self._refuse(_malformed("a connection changes its protocol after the answers that are due"))
         elif self._should_upgrade():
@@ -139,10 +145,6 @@ class Connection(HttpToolsProtocol):
 
     def _is_answering(self) -> bool:
         return self._running is not None and not self._running.response_complete
-
-    def _is_idle(self) -> bool:
-        """Neither an answer nor the rest of a body is due; bytes that came were line ends between requests."""
-        return not self._is_answering() and not self.cycle
 
     def _await_head(self) -> None:
         self._head_timer = self.loop.call_later(HEAD_SECONDS, self._head_late)
@@ -163,15 +165,44 @@ class Connection(HttpToolsProtocol):
         message = f"the headers did not arrive within {HEAD_SECONDS:g} s"
         self._refuse(HttpError(408, DeadlineExceeded("HEADERS_LATE", message)))
 
-    def _refuse(self, error: PlatformError | HttpError) -> None:
-        """Read no more; answer and close, once the answers are out that are due to earlier requests."""
+    def _refuse(self, error: HttpError) -> None:
+        """Read no more; answer and close, after the answers that are due to earlier requests.
+
+        Where the body of a request is what is refused, this is its answer; one that is under way is broken off.
+        """
         self._is_refused = True
         self._head_came()
-        due = [cycle for cycle, _ in reversed(self.pipeline)]
-        if self._is_answering():
-            due.insert(0, self._running)
+        if self.transport.is_closing():
+            return
+        due = [self._running] if self._running is not None and not self._running.response_complete else []
+        due += [cycle for cycle, _ in reversed(self.pipeline)]
+        is_under_way = False
         if due and due[-1].more_body:
             broken = due.pop()
             broken.disconnected = True
             broken.message_event.set()
-        ...
+            self.pipeline = deque(queued for queued in self.pipeline if queued[0] is not broken)
+            is_under_way = broken.response_started
+        if due:
+            due[-1].keep_alive = False
+            return
+        if not is_under_way:
+            self.transport.write(_answer(error))
+        self.transport.close()
+
+
+def _answer(error: HttpError) -> bytes:
+    request_id = str(uuid.uuid4())
+    response = problem(error, request_id)
+    own = [(b"connection", b"close"), (b"x-request-id", request_id.encode())]
+    headers = [b"%s: %s\r\n" % header for header in (*response.raw_headers, *own)]
+    return b"".join([STATUS_LINE[response.status_code], *headers, b"\r\n", bytes(response.body)])
+
+
+def _malformed(why: str) -> HttpError:
+    return HttpError(400, InvalidArgument([Violation("", f"this is not HTTP/1.1: {why}")], "MALFORMED_HTTP"))
+
+
+def _too_large() -> HttpError:
+    message = f"the line and the headers of a request are limited to {MAX_HEAD_BYTES} bytes"
+    return HttpError(431, ResourceExhausted("HEADERS_TOO_LARGE", message, limit_bytes=MAX_HEAD_BYTES))

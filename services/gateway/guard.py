@@ -5,16 +5,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import ipaddress
 import logging
 import re
 import uuid
+from collections.abc import Mapping, Sequence
 from urllib.parse import urlsplit
 
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from services.gateway import cors, pages, tickets
+from services.gateway import cors, headers, pages, tickets
 from services.gateway.calls import REQUEST_ID
 from services.gateway.problems import HttpError, problem
 from services.gateway.settings import GatewaySettings
@@ -28,13 +29,15 @@ log = logging.getLogger(__name__)
 # A probe has no token and knows no host name; what it is told is no secret.
 _OPEN_PATHS = ("/healthz", "/readyz", "/openapi.json")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-_SECURITY_HEADERS = {
-    "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",
-    "Referrer-Policy": "no-referrer",
-    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
-    "Cross-Origin-Resource-Policy": "same-origin",
-}
+# Of every answer that does not say otherwise.
+_OWN_HEADERS = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"cache-control", b"no-store"),
+)
 # How long the rest of a request is read and thrown away after an early answer. Most clients read the answer only when
 # they have sent everything, and closing a socket with unread bytes resets the connection under them.
 _LINGER_SECONDS = 30.0
@@ -56,13 +59,13 @@ class Guard:
         self._open = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = Headers(scope=scope)
-        given = headers.get("x-request-id", "")
+        asked = headers.of(scope)
+        given = asked.get("x-request-id", "")
         scope[REQUEST_ID] = request_id = given if _REQUEST_ID.fullmatch(given) else str(uuid.uuid4())
-        exchange = _Exchange(receive, send, headers, request_id)
+        exchange = _Exchange(receive, send, asked, request_id)
         self._open += 1
         try:
-            self._check(scope, headers)
+            self._check(scope, asked)
             exchange.linger_seconds = _LINGER_SECONDS
             await self._app(scope, exchange.receive, exchange.send)
         except Exception as error:
@@ -76,28 +79,27 @@ class Guard:
         finally:
             self._open -= 1
 
-    def _check(self, scope: Scope, headers: Headers) -> None:
+    def _check(self, scope: Scope, asked: Mapping[str, str]) -> None:
         """Raises what refuses the request."""
         if self._open - self._streams.count > self._limit:
             raise Unavailable("TOO_MANY_REQUESTS", f"{self._limit} requests are open already", limit=self._limit)
-        origin = headers.get("origin")
-        is_own = origin is None or urlsplit(origin).netloc.lower() == headers.get("host", "").lower()
+        origin = asked.get("origin")
+        is_own = origin is None or urlsplit(origin).netloc.lower() == asked.get("host", "").lower()
         if not is_own and not scope.get(cors.ALLOWED):
             raise PermissionDenied("ORIGIN_NOT_ALLOWED", "requests from pages of another origin are refused")
         if scope["path"] in _OPEN_PATHS:
             return
-        self._check_host(headers.get("host", ""))
+        self._check_host(asked.get("host", ""))
         if scope["type"] == "http" and pages.is_open(scope["path"]):
             return
-        identity.become(self._authenticate(scope, headers.get("authorization", "")))
+        identity.become(self._authenticate(scope, asked.get("authorization", "")))
 
     def _authenticate(self, scope: Scope, authorization: str) -> identity.Principal:
         ticket = tickets.take(scope)
         if ticket and not authorization:
             self._tickets.check(ticket, tickets.target(scope))
-            authorization = f"Bearer {self._token}"
             # The services behind are called with it.
-            scope["headers"] = [*scope["headers"], (b"authorization", authorization.encode())]
+            headers.of(scope)["authorization"] = authorization = f"Bearer {self._token}"
         return identity.authenticate([("authorization", authorization)], self._token)
 
     def _check_host(self, header: str) -> None:
@@ -109,6 +111,7 @@ class Guard:
         raise PermissionDenied("HOST_NOT_ALLOWED", message, host=host)
 
 
+@functools.lru_cache(256)
 def _host(address: str) -> str:
     """`[::1]:80` → `::1`, `name:80` → `name`, in lower case."""
     try:
@@ -127,12 +130,12 @@ def _is_loopback(host: str) -> bool:
 class _Exchange:
     """One request and its answer, watched."""
 
-    def __init__(self, receive: Receive, send: Send, headers: Headers, request_id: str) -> None:
+    def __init__(self, receive: Receive, send: Send, asked: Mapping[str, str], request_id: str) -> None:
         self._receive = receive
         self._send = send
         self._request_id = request_id
-        self._body_left = "transfer-encoding" in headers or headers.get("content-length", "0") != "0"
-        self._may_linger = headers.get("expect", "").lower() != "100-continue"
+        self._body_left = "transfer-encoding" in asked or asked.get("content-length", "0") != "0"
+        self._may_linger = asked.get("expect", "").lower() != "100-continue"
         self.started = False
         self.linger_seconds = _LINGER_STRANGER_SECONDS
 
@@ -150,19 +153,21 @@ class _Exchange:
             message = {**message, "headers": [*message.get("headers", ()), own]}
         elif message["type"] in ("http.response.start", "websocket.http.response.start"):
             self.started = True
-            headers = MutableHeaders(raw=message["headers"])
-            for name, value in _SECURITY_HEADERS.items():
-                headers.setdefault(name, value)
-            headers.setdefault("Cache-Control", "no-store")
-            headers["X-Request-Id"] = self._request_id
-            if self._body_left:
-                headers["Connection"] = "close"
-            message["headers"] = headers.raw
+            message["headers"] = self._with_own(message["headers"])
         elif self._body_left and not message.get("more_body", False) and self._may_linger:
             await self._send({**message, "more_body": True})
             await self._linger()
             message = {"type": "http.response.body", "body": b""}
         await self._send(message)
+
+    def _with_own(self, given: Sequence[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+        """Header names are in lower case, as ASGI has them."""
+        said = dict(given)
+        own = [header for header in _OWN_HEADERS if header[0] not in said]
+        own.append((b"x-request-id", self._request_id.encode()))
+        if self._body_left:
+            own.append((b"connection", b"close"))
+        return [*given, *own]
 
     async def _linger(self) -> None:
         with contextlib.suppress(TimeoutError):

@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from services.gateway import compression, etags, tickets
 from services.gateway.calls import Call, Endpoint, Incoming
-from services.gateway.connections import MAX_HEAD_BYTES, Connection
+from services.gateway.connections import Connection
 from services.gateway.cors import Cors
 from services.gateway.guard import Guard
 from services.gateway.openapi import serving as openapi
@@ -183,7 +183,6 @@ class HttpListener:
             access_log=False,
             server_header=False,
             proxy_headers=False,
-            h11_max_incomplete_event_size=MAX_HEAD_BYTES,
             timeout_keep_alive=_KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=_STOP_SECONDS,
             backlog=_BACKLOG,

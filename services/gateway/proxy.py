@@ -17,9 +17,11 @@ from google.protobuf.descriptor import ServiceDescriptor
 from services.gateway.upstreams import Upstream
 from services.gateway.writing import finish, send
 from services.mesh import tracing
+from services.mesh.observing import FORWARDED_FOR
 
-# Of one connection, not of the call; and the trace, which goes on from the gateway's own span.
-_NOT_FORWARDED = ("user-agent", *tracing.HEADERS)
+# Of one connection, not of the call; where it comes from, which is not the caller's to say; and the trace, which goes
+# on from the gateway's own span.
+_NOT_FORWARDED = ("user-agent", FORWARDED_FOR, *tracing.HEADERS)
 
 
 class Proxy(grpc.GenericRpcHandler):
@@ -109,4 +111,4 @@ async def _pump(requests: Any, call: Any) -> None:
 
 def _metadata(context: Any) -> list[tuple[str, str | bytes]]:
     forwarded = [(key, value) for key, value in context.invocation_metadata() or () if key not in _NOT_FORWARDED]
-    return [*forwarded, *tracing.headers()]
+    return [*forwarded, *tracing.headers(), (FORWARDED_FOR, context.peer())]

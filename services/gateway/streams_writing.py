@@ -79,6 +79,7 @@ class Writer:
         self._loop.call_later(after_seconds, self._abort)
 
     def _abort(self) -> None:
-        with contextlib.suppress(OSError):  # closed already
+        # Closed already: asyncio's socket says one, uvloop's the other.
+        with contextlib.suppress(OSError, ValueError):
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         self._transport.abort()

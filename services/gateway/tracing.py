@@ -6,13 +6,14 @@ what is nobody's business. A query is not written down at all.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from typing import Any
 
-from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from services.gateway import headers
 from services.gateway.calls import REQUEST_ID
 from services.mesh import identity, metrics, tracing
 
@@ -41,9 +42,13 @@ class Observed:
         try:
             await self._app(scope, exchange.receiving(receive), exchange.sending(send))
         finally:
-            fields = exchange.end()
-            if self._access_log and not (fields["route"] in _PROBES and fields["status"] == 200):
-                log.info("%s %s %s", fields["method"], fields["route"] or "-", fields["status"], extra=fields)
+            # The event loop writes what was sent first: the client need not wait for the notes.
+            asyncio.get_running_loop().call_soon(self._note, exchange, time.perf_counter())
+
+    def _note(self, exchange: _Exchange, ended: float) -> None:
+        fields = exchange.end(ended)
+        if self._access_log and not (fields["route"] in _PROBES and fields["status"] == 200):
+            log.info("%s %s %s", fields["method"], fields["route"] or "-", fields["status"], extra=fields)
 
 
 class _Exchange:
@@ -54,8 +59,7 @@ class _Exchange:
         self._method = scope.get("method", "GET")
         self._known = {"http.request.method": self._method if self._method in _METHODS else "_OTHER"}
         self._received = self._sent = self._status = 0
-        headers = Headers(scope=scope)
-        parent = tracing.remote({key: headers[key] for key in tracing.HEADERS if key in headers})
+        parent = tracing.remote(headers.of(scope))
         self._span = tracing.start(self._method, tracing.SpanKind.SERVER, parent, self._known)
         tracing.enter(self._span)
         metrics.figures().http_active.add(1, self._known)
@@ -82,9 +86,9 @@ class _Exchange:
 
         return counted
 
-    def end(self) -> dict[str, Any]:
-        """What the access log says."""
-        seconds = time.perf_counter() - self._started
+    def end(self, ended: float) -> dict[str, Any]:
+        """What the access log says. `ended` is by the performance counter."""
+        seconds = ended - self._started
         route, status = self._scope.get(ROUTE, ""), self._status or _CLIENT_CLOSED
         figures = metrics.figures()
         figures.http_active.add(-1, self._known)

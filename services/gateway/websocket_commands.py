@@ -149,8 +149,16 @@ def _id(tree: Any) -> int | str:
         raise InvalidArgument.of("message", 'must be a JSON object, such as {"id": 1, "cancel": {}}')
     found = tree.get("id")
     if isinstance(found, bool) or not isinstance(found, int | str) or len(str(found)) > _MAX_ID_CHARACTERS:
-        raise InvalidArgument.of("id", f"must be a whole number or a string of at most {_MAX_ID_CHARACTERS} characters")
+        raise _bad_id()
+    try:
+        str(found).encode()
+    except UnicodeEncodeError:  # half of a pair of surrogates: JSON can say it, an answer cannot
+        raise _bad_id() from None
     return found
+
+
+def _bad_id() -> InvalidArgument:
+    return InvalidArgument.of("id", f"must be a whole number or a string of at most {_MAX_ID_CHARACTERS} characters")
 
 
 def _serialize(message: Any) -> bytes:

@@ -1,7 +1,7 @@
 """Proto3 JSON → messages, strictly, with every violation at once.
 
 `google.protobuf.json_format` stops at the first mistake, discards bad base64 silently and takes 1.5 for an enum; here a
-request is read whole and each wrong field is named. Printing is left to json_format. The mapping is that of
+request is read whole and each wrong field is named. Printing is in protojson_printing. The mapping is that of
 https://protobuf.dev/programming-guides/json/.
 """
 
@@ -19,9 +19,9 @@ from google.protobuf.message import Message
 from services.mesh.errors import InvalidArgument, Violation
 from services.mesh.protojson_scalars import field_mask_paths, read_scalar, shown
 
-_BY_VALUE = frozenset(f"google.protobuf.{name}" for name in ("Struct", "Value", "ListValue", "Any"))
-_BY_TEXT = frozenset(f"google.protobuf.{name}" for name in ("Timestamp", "Duration", "FieldMask"))
-_WRAPPERS = frozenset(
+BY_VALUE = frozenset(f"google.protobuf.{name}" for name in ("Struct", "Value", "ListValue", "Any"))
+BY_TEXT = frozenset(f"google.protobuf.{name}" for name in ("Timestamp", "Duration", "FieldMask"))
+WRAPPERS = frozenset(
     f"google.protobuf.{name}Value"
     for name in ("Double", "Float", "Int64", "UInt64", "Int32", "UInt32", "Bool", "String", "Bytes")
 )
@@ -31,7 +31,7 @@ _UNREADABLE = (json_format.Error, ValueError, TypeError, LookupError, AttributeE
 
 def is_well_known(descriptor: Any) -> bool:
     """Whether a message has a JSON form of its own, so that it counts as one value."""
-    return descriptor.full_name in _BY_VALUE | _BY_TEXT | _WRAPPERS
+    return descriptor.full_name in BY_VALUE | BY_TEXT | WRAPPERS
 
 
 def is_map(field: FieldDescriptor) -> bool:
@@ -126,12 +126,12 @@ def _set(message: Message, field: FieldDescriptor, value: Any, path: str) -> lis
 def fill_any(message: Message, value: Any, path: str) -> list[Violation]:
     """Like `fill`, for a message of any type, well-known ones too."""
     name = message.DESCRIPTOR.full_name
-    if name in _WRAPPERS:
+    if name in WRAPPERS:
         wrapped: Any = message.DESCRIPTOR.fields_by_name["value"]
         return _attempt(path, lambda: setattr(message, "value", read_scalar(wrapped, value)))
-    if name in _BY_TEXT:
+    if name in BY_TEXT:
         return _attempt(path, lambda: _read_text(message, value))
-    if name in _BY_VALUE:
+    if name in BY_VALUE:
         return _attempt(path, lambda: json_format.ParseDict(value, message))
     return fill(message, value, path)
 

@@ -6,21 +6,20 @@ names from the JSON body (`*`: all the others), and the rest from the query. Sou
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote_plus
 
 from google.api import annotations_pb2, field_behavior_pb2, http_pb2
-from google.protobuf import json_format, message_factory
+from google.protobuf import message_factory
 from google.protobuf.descriptor import FieldDescriptor, MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import Message
 
 # Packed into google.protobuf.Any by our errors: json_format can print only types that have been imported.
 from google.rpc import error_details_pb2 as _details  # noqa: F401
 
-from services.mesh import protojson
+from services.mesh import protojson, protojson_printing
 from services.mesh.errors import InvalidArgument, Violation
 from services.mesh.path_templates import PathTemplate
 from services.mesh.protojson_scalars import read_scalar, shown
@@ -100,10 +99,8 @@ class Route:
 
 def to_json(message: Message, field: str = "") -> bytes:
     """Proto3 JSON with zero values printed, so that a reader need not know the defaults; `field` picks one field."""
-    tree: Any = json_format.MessageToDict(message, always_print_fields_with_no_presence=True)
-    if field:
-        tree = tree.get(message.DESCRIPTOR.fields_by_name[field].json_name)
-    return json.dumps(tree, ensure_ascii=False, separators=(",", ":")).encode()
+    tree = protojson_printing.tree(message)
+    return protojson_printing.dumps(tree.get(message.DESCRIPTOR.fields_by_name[field].json_name) if field else tree)
 
 
 def routes(service: ServiceDescriptor) -> Iterator[Route]:

@@ -3,7 +3,8 @@
 A service that answers at once, the gateway with its access log and authentication, a FastAPI application that returns
 the same JSON with neither service nor token behind it, and this client: a process each. The same dataset is asked for
 over gRPC from the service itself, through the gateway over gRPC and over HTTP, and from FastAPI, in turns, so that a
-busy machine disturbs all alike. The HTTP client does nothing but write and read on kept connections.
+busy machine disturbs all alike: some calls in a row each, as under traffic, and one each, which finds every process
+asleep and the caches cold. The HTTP client does nothing but write and read on kept connections.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ TOKEN = "bench"
 METADATA = (("authorization", f"Bearer {TOKEN}"),)
 NAME = "projects/p/datasets/d"
 DATASET = dataset_pb2.Dataset(name=NAME, format="messages", labels={"a": "b"}, display_name="bench")
+WARMING = 100
 AT_A_TIME = 64
 ROUNDS = 10
 ROUNDS_OF_ONE = 5
@@ -62,11 +64,11 @@ def serve_fastapi(port: int) -> None:
     async def get(project: str, dataset: str) -> dict[str, Any]:  # pyright: ignore[reportUnusedFunction]
         return answer
 
-    uvicorn.run(app, port=port)
+    uvicorn.run(app, port=port, timeout_keep_alive=60)
 
 
-class Http:
-    """One kept connection."""
+class Http(asyncio.Protocol):
+    """One kept connection, one request at a time."""
 
     def __init__(self, port: int) -> None:
         self._port = port
@@ -75,10 +77,11 @@ class Http:
 
     async def open(self) -> Http:
         """When the other side serves."""
+        loop = asyncio.get_running_loop()
         async with asyncio.timeout(60):
             while True:
                 try:
-                    self._reader, self._writer = await asyncio.open_connection("127.0.0.1", self._port)
+                    self._transport, _ = await loop.create_connection(lambda: self, "127.0.0.1", self._port)
                     await self.get()
                 except (OSError, AssertionError):
                     await asyncio.sleep(0.1)
@@ -86,22 +89,30 @@ class Http:
                     return self
 
     async def get(self) -> None:
-        self._writer.write(self._request)
-        head = await self._reader.readuntil(b"\r\n\r\n")
-        assert head.startswith(b"HTTP/1.1 200"), head
-        length = int(head.lower().partition(b"content-length:")[2].split(b"\r\n")[0])
-        await self._reader.readexactly(length)
+        self._received = b""
+        self._answered: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._transport.write(self._request)
+        await self._answered
+        assert self._received.startswith(b"HTTP/1.1 200"), self._received
+
+    def data_received(self, data: bytes) -> None:
+        self._received += data
+        head, end, body = self._received.partition(b"\r\n\r\n")
+        if end and len(body) == int(head.lower().partition(b"content-length:")[2].split(b"\r\n")[0]):
+            self._answered.set_result(None)
 
 
-async def latencies(calls: int, ways: dict[str, Call]) -> None:
+async def latencies(calls: int, ways: dict[str, Call], in_a_row: int) -> None:
     took: dict[str, list[float]] = {name: [] for name in ways}
-    for turn in range(calls + 100):
+    for turn in range((calls + WARMING) // in_a_row):
         for name, way in ways.items():
-            start = time.perf_counter()
-            await way()
-            if turn >= 100:  # before that everybody warms up
-                took[name].append((time.perf_counter() - start) * 1000)
+            for _ in range(in_a_row):
+                start = time.perf_counter()
+                await way()
+                if turn * in_a_row >= WARMING:
+                    took[name].append((time.perf_counter() - start) * 1000)
     base = statistics.median(took["direct gRPC"])
+    print(f"one at a time, {in_a_row} in a row each:")
     for name, values in took.items():
         p50, p99 = statistics.median(values), statistics.quantiles(values, n=100)[98]
         print(f"{name:25} p50 {p50:.3f} ms  p99 {p99:.3f} ms  added to direct gRPC at p50 {p50 - base:+.3f} ms")
@@ -110,6 +121,7 @@ async def latencies(calls: int, ways: dict[str, Call]) -> None:
 async def rates(ways: dict[str, list[Call]], servers: dict[str, list[int]]) -> None:
     """`ways` has AT_A_TIME calls each, `servers` the processes that answer them."""
     seconds, cpu = dict.fromkeys(ways, 0.0), dict.fromkeys(ways, 0.0)
+    print(f"{AT_A_TIME} at a time:")
     for _ in range(ROUNDS):
         for name, calls in ways.items():
             cpu[name] -= cpu_seconds(*servers[name])
@@ -121,7 +133,7 @@ async def rates(ways: dict[str, list[Call]], servers: dict[str, list[int]]) -> N
     total = ROUNDS * ROUNDS_OF_ONE * AT_A_TIME
     for name in ways:
         ratio = seconds["FastAPI"] / seconds[name]
-        line = f"{name:25} {total / seconds[name]:6.0f} calls/s, {AT_A_TIME} at a time, {ratio:.2f} of FastAPI's rate"
+        line = f"{name:25} {total / seconds[name]:6.0f} calls/s, {ratio:.2f} of FastAPI's rate"
         print(f"{line}; {cpu[name] / total * 1e6:.0f} µs of processor a call in its servers")
 
 
@@ -143,8 +155,9 @@ async def measure(calls: int, ports: dict[str, int], pids: dict[str, int]) -> No
     }
     both = [pids["service"], pids["gateway"]]
     servers = dict(zip(ways, ([pids["service"]], both, both, [pids["fastapi"]]), strict=True))
-    print(f"load before: {Path('/proc/loadavg').read_text().split()[0]}, {os.cpu_count()} processors")
-    await latencies(calls, {name: some[0] for name, some in ways.items()})
+    print(f"load before: {os.getloadavg()[0]:.1f}, {os.cpu_count()} processors")
+    for in_a_row in (20, 1):
+        await latencies(calls, {name: some[0] for name, some in ways.items()}, in_a_row)
     await rates(ways, servers)
 
 
@@ -175,7 +188,7 @@ def main() -> None:
                 for name, command in commands.items()
             }
         try:
-            calls = int(sys.argv[1]) if len(sys.argv) > 1 else 2000
+            calls = int(sys.argv[1]) if len(sys.argv) > 1 else 1000
             uvloop.run(measure(calls, ports, {name: process.pid for name, process in processes.items()}))
         finally:
             for process in processes.values():

@@ -15,14 +15,20 @@ HEAD = f"Host: localhost\r\nAuthorization: Bearer {TOKEN}\r\n"
 DATASET = "/v1/projects/p/datasets/d"
 
 
-async def exchange(gateway: Any, sent: bytes) -> bytes:
-    """Everything that comes back until the gateway closes."""
+async def exchange(gateway: Any, sent: bytes, piece_bytes: int = 1_000_000) -> bytes:
+    """Everything that comes back until the gateway closes, when `sent` comes in pieces of this size."""
     reader, writer = await asyncio.open_connection("127.0.0.1", gateway.http_port)
-    writer.write(sent)
-    async with asyncio.timeout(20):
-        answer = await reader.read()
-    writer.close()
-    return answer
+    try:
+        async with asyncio.timeout(20):
+            for start in range(0, len(sent), piece_bytes):
+                writer.write(sent[start : start + piece_bytes])
+                await writer.drain()
+                await asyncio.sleep(0)
+            return await reader.read()
+    except ConnectionError:
+        return b""
+    finally:
+        writer.close()
 
 
 def problem(answer: bytes, status: int) -> dict[str, Any]:
