@@ -173,7 +173,7 @@ def _show_metrics(points: list[MetricPoint], output_format: str, hide_raw: bool)
         if len(shown) < len(found):
             output.hint(f"and {len(found) - len(shown)} series under verl's own names: --metric 'verl/*'")
     else:
-        output.say("no such metrics yet")
+        output.say("no metrics yet" if hide_raw else "no metrics of these names: without --metric all are shown")
 
 
 async def stored_points(client: AsyncClient, job: str, patterns: list[str]) -> list[MetricPoint]:

@@ -150,6 +150,8 @@ def status(context: typer.Context, format: output.DocumentOption = "table") -> N
     elif known is not None and (known.alive() or leftovers.find(known)):
         output.say(f"the mesh is {_phase(known)} (home {home.root})", style="green" if is_up else "yellow")
         output.data().print(output.table(_COLUMNS, known.processes))
+        if is_up:
+            _show_address(home)
     else:
         output.say(f"the mesh is not up (home {home.root}): start it with `rlhf up`")
     if not is_up:

@@ -163,7 +163,6 @@ class ArtifactStore:
         return manifest
 
     def _put_file(self, path: Path, name: str, expected: str | None) -> ArtifactFile:
-        # A large file is read once where its hash is named: what is copied is hashed on the way.
         sha256, size_bytes = expected or hash_file(path), path.stat().st_size
         if not self._has(sha256, size_bytes):
             with path.open("rb") as source, self._writing(sha256) as file:
@@ -228,10 +227,7 @@ class _Hashing:
 
 @contextlib.contextmanager
 def _atomic_write(filesystem: Any, key: str, temporary: str) -> Iterator[Any]:
-    """A blob that appears under its key whole and on disk, or not at all: not when the block raises.
-
-    Raises ResourceExhausted when the disk is full.
-    """
+    """A blob that appears under its key whole, on disk, or not at all. Raises ResourceExhausted when that is full."""
     for path in (temporary, key):
         filesystem.makedirs(path.rpartition("/")[0], exist_ok=True)
     try:
@@ -266,7 +262,7 @@ def _paths(folder: Path) -> list[str]:
 
 
 def _check_hash(name: str, found: str, sha256: str) -> None:
-    """Raises DataLoss for a file that has another hash: the one that was named, or the one it had a moment ago."""
+    """Raises DataLoss for a file that has not the hash that was named, or that it had a moment ago."""
     if found != sha256:
         raise DataLoss("WRONG_HASH", f"{name} has SHA-256 {found}, not {sha256}", path=name)
 

@@ -25,6 +25,8 @@ access = logging.getLogger("access")
 _UNOBSERVED = "/grpc."
 # How RPCs that change nothing are named.
 READS = ("Get", "List", "Stream", "Watch", "Download")
+# Whom the gateway calls for; without it a service would see the gateway alone.
+FORWARDED_FOR = "x-forwarded-for"
 _REFUSALS = frozenset({"UNAUTHENTICATED", "PERMISSION_DENIED"})
 # Not the caller's doing, and so what a span is marked for.
 _FAULTS = frozenset({"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"})
@@ -162,8 +164,13 @@ class _Call:
         access.info("gRPC %s %s", self._method, code, extra=fields)
 
     def _origin(self) -> dict[str, str]:
-        request_id = next((value for key, value in self._metadata if key == "x-request-id"), "")
-        return {"client": self._peer, "request_id": str(request_id)[:128]}
+        return {
+            "client": (self._observed.carries_out and self._sent(FORWARDED_FOR)) or self._peer,
+            "request_id": self._sent("x-request-id"),
+        }
+
+    def _sent(self, key: str) -> str:
+        return str(next((value for name, value in self._metadata if name == key), ""))[:128]
 
 
 def _principal() -> str:

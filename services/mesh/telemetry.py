@@ -12,6 +12,8 @@ import sys
 import time
 from datetime import UTC, datetime
 
+import msgspec
+
 from services.mesh import tracing
 
 # Above every level that a setting or `logging.disable` may ask for: what was done is not a matter of verbosity.
@@ -20,6 +22,8 @@ _STANDARD = frozenset(logging.LogRecord("", 0, "", 0, "", (), None).__dict__) | 
 # An exporter whose collector is away says so at each try; once in a while is enough.
 _NOISY = ("opentelemetry.",)
 _QUIET_SECONDS = 300.0
+# Several times as fast as json: the access log is written for every call.
+_encoder = msgspec.json.Encoder(enc_hook=str)
 _audit = logging.getLogger("audit")
 logging.addLevelName(AUDIT, "AUDIT")
 
@@ -42,7 +46,11 @@ class JsonFormatter(logging.Formatter):
         entry |= {key: value for key, value in record.__dict__.items() if key not in _STANDARD}
         if record.exc_info:
             entry["exception"] = self.formatException(record.exc_info)
-        return json.dumps(entry, default=str, ensure_ascii=False)
+        try:
+            return _encoder.encode(entry).decode()
+        except (TypeError, UnicodeEncodeError):
+            # A key that is no string, or half a surrogate pair.
+            return json.dumps(entry, default=str)
 
 
 class Seldom(logging.Filter):

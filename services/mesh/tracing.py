@@ -27,7 +27,6 @@ from opentelemetry.trace import (
     TraceFlags,
     TraceState,
 )
-from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from opentelemetry.util.types import AttributeValue
 
 if TYPE_CHECKING:
@@ -42,7 +41,6 @@ _TRACEPARENT = re.compile(
     r"(?P<version>(?!ff)[0-9a-f]{2})-(?P<trace>(?!0{32})[0-9a-f]{32})-(?P<span>(?!0{16})[0-9a-f]{16})"
     r"-(?P<flags>[0-9a-f]{2})(?P<rest>-.*)?"
 )
-_propagator = TraceContextTextMapPropagator()
 
 
 @dataclass(frozen=True)
@@ -148,9 +146,12 @@ def of_metadata(metadata: Iterable[tuple[str, str | bytes]]) -> Context:
 
 def headers(span: Span | None = None) -> list[tuple[str, str]]:
     """What tells the next process of `span`, by default of the current one; nothing when there is none."""
-    carrier: dict[str, str] = {}
-    _propagator.inject(carrier, trace.set_span_in_context(span) if span is not None else None)
-    return list(carrier.items())
+    found = (span or trace.get_current_span()).get_span_context()
+    if not found.is_valid:
+        return []
+    parent = f"00-{found.trace_id:032x}-{found.span_id:016x}-{found.trace_flags:02x}"
+    state = [("tracestate", found.trace_state.to_header())] if found.trace_state else []
+    return [("traceparent", parent), *state]
 
 
 def traceparent() -> str:

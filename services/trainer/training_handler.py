@@ -188,6 +188,12 @@ class TrainingHandler:
     async def _read_on(self, follower: Follower, lease: Lease, run: Run, cancelled: asyncio.Event) -> Ending:
         kill_at: float | None = None
         while True:
+            # First, whatever it is that reading waits for: who cancels may want to make room by that.
+            if cancelled.is_set() and kill_at is None:
+                run.request_stop()
+                kill_at = time.monotonic() + self._settings.cancel_grace_seconds
+            if kill_at is not None and time.monotonic() > kill_at:
+                run.kill()
             alive = run.is_alive()
             try:
                 end, anything, checkpoints_came = await follower.advance()
@@ -209,16 +215,14 @@ class TrainingHandler:
                 end = end or follower.stored_end()
             if end is not None or (not alive and not anything):
                 await self._exited(run)
-                return await self._ended(lease, end, cancelled)
-            if cancelled.is_set() and kill_at is None:
-                run.request_stop()
-                kill_at = time.monotonic() + self._settings.cancel_grace_seconds
-            if kill_at is not None and time.monotonic() > kill_at:
-                run.kill()
+                return await self._ended(lease, run, end, cancelled)
             await follower.rest()
 
-    async def _ended(self, lease: Lease, end: spool.End | None, cancelled: asyncio.Event) -> Ending:
+    async def _ended(self, lease: Lease, run: Run, end: spool.End | None, cancelled: asyncio.Event) -> Ending:
         """How a run that is gone has ended; None when it said nothing: killed, out of memory, or the host went down."""
+        if end is None and run.was_told_to_stop() and not cancelled.is_set():
+            # As when the mesh is taken down and saving takes longer than that may: no death of the job's doing.
+            raise Retry("its process was told to stop and was ended before it had said where", 0)
         if end is None:
             return await self._died(lease, f"{_DIED} without a word", cancelled)
         if end.outcome == "failed" and end.reason in _DEATHS:

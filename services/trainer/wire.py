@@ -265,7 +265,7 @@ def states(values: Any) -> list[State]:
     named = {number: name.removeprefix("JOB_STATE_") for name, number in job_state_pb2.JobState.items()}
     found = [named.get(value, "") for value in values]
     if unknown := sorted({value for value, name in zip(values, found, strict=True) if name not in State.__members__}):
-        states = ", ".join(State.__members__)
+        states = ", ".join(job_state_pb2.JobState.Name(job_state(state)) for state in State)
         raise InvalidArgument.of("states", f"must be of {states} (got the number {unknown[0]})")
     return [State(name) for name in found]
 

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from services.mesh.embedded.ray_head import default_resources
 from services.trainer import plan as plans
 from services.trainer.verl import environment, hooks
 
@@ -49,8 +50,10 @@ def main(folder: Path) -> None:
         import ray
 
         runtime = {"env_vars": variables, "worker_process_setup_hook": environment.SETUP_HOOK}
+        # As many logical CPUs as `rlhf up` gives: verl asks for ten a slot.
+        cpus = default_resources(plan.slots).cpus
         # Before the environment says that there is no GPU, which makes Ray refuse logical ones.
-        ray.init(num_cpus=max(2, 2 * plan.slots), num_gpus=plan.slots, include_dashboard=False, runtime_env=runtime)
+        ray.init(num_cpus=cpus, num_gpus=plan.slots, include_dashboard=False, runtime_env=runtime)
         environment.apply(variables)
         hooks.install_common()
         from services.trainer.verl import rl, sft

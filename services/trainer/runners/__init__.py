@@ -31,6 +31,10 @@ class Run(Protocol):
         """Ask the run to end at its next step boundary."""
         ...
 
+    def was_told_to_stop(self) -> bool:
+        """Whether `request_stop` or a signal has asked the run to end, however it ended then."""
+        ...
+
     def kill(self) -> None:
         """End the process and what it started, now."""
         ...

@@ -20,6 +20,7 @@ from services.trainer.plan import LaunchPlan
 OUTPUT_FILE = "output.log"
 # Held by the process as long as it lives: a lock can't be mistaken as a process id can.
 LOCK_FILE = "alive.lock"
+STOP = b'{"action": "stop"}'
 
 
 class LocalRun:
@@ -77,7 +78,16 @@ class LocalRun:
         return False
 
     def request_stop(self) -> None:
-        write_atomically(self.folder / plans.CONTROL_FILE, b'{"action": "stop"}')
+        try:
+            write_atomically(self.folder / plans.CONTROL_FILE, STOP)
+        except OSError:
+            # No room for the question, and so none for what it would save.
+            self.kill()
+
+    def was_told_to_stop(self) -> bool:
+        with contextlib.suppress(OSError):
+            return (self.folder / plans.CONTROL_FILE).read_bytes() == STOP
+        return False
 
     def kill(self) -> None:
         pid = self._process.pid if self._process is not None else self._recorded_pid()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import msgspec
 
 from services.trainer.plan import CONTROL_FILE
+from services.trainer.runners import local
 
 
 class Control:
@@ -33,6 +35,9 @@ class Control:
 
         def terminate(_signal: int, _frame: object) -> None:
             self._terminated = True
+            # Should the process not live to say how it ended, the worker finds here that it was no death of its own.
+            with contextlib.suppress(OSError):
+                local.write_atomically(self._path, local.STOP)
 
         signal.signal(signal.SIGTERM, terminate)
 

@@ -34,6 +34,8 @@ def test_status_lists_every_process_and_second_up_starts_nothing(mesh: Mesh) -> 
     assert document["up"]
     assert [each["name"] for each in document["processes"]] == PROCESSES
     assert all(each["state"] == "ready" and each["memoryBytes"] > 1_000_000 for each in document["processes"])
+    said = mesh.rlhf("status").stderr
+    assert document["http"] in said and document["grpc"] in said
     before = mesh.pids()
     again = mesh.rlhf("up")
     assert again.returncode == 0

@@ -195,13 +195,15 @@ async def test_a_file_that_changes_while_it_is_stored(
         await disk.read_blob("0" * 64)
 
 
-async def test_a_full_disk_is_told_and_leaves_nothing(disk: ArtifactStore, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_full_disk_is_told_and_leaves_nothing(
+    disk: ArtifactStore, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(descriptor: object, data: bytes) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("services.mesh.artifacts._Hashing.write", full)
     with pytest.raises(ResourceExhausted) as caught:
-        await disk.put_blob(BIG)
+        await disk.put_file(folder / "config.json")
     assert caught.value.reason == "DISK_FULL"
     assert not leftovers(disk)
 

@@ -65,7 +65,7 @@ async def test_the_queue_is_counted(figure: Figure, mesh: Mesh) -> None:
 async def test_a_path_that_somebody_makes_up_is_no_figure(figure: Figure, mesh: Mesh, lines: Lines) -> None:
     for path in ("/v1/secret-one", "/v1/secret-two", "/v1/projects/p/datasets/%ff"):
         assert (await mesh.http.get(path + "?token=secret")).status_code in (400, 404)
-    assert (await mesh.http.request("BREW", "/v1/secret-three")).status_code in (404, 405)
+    assert (await mesh.http.request("PROPFIND", "/v1/secret-three")).status_code in (404, 405)
     assert figure("http.server.request.duration", http__request__method="GET", http__route="") == 2
     assert figure("http.server.request.duration", http__request__method="_OTHER") == 1
     assert "secret" not in str(lines("access"))
@@ -139,7 +139,7 @@ async def test_the_audit_log(mesh: Mesh, lines: Lines) -> None:
     assert deleted.status_code == 404
     async with grpc.aio.insecure_channel(f"127.0.0.1:{mesh.gateway.port}") as channel:
         stub = DatasetServiceStub(channel)
-        metadata = [("authorization", f"Bearer {mesh.token}")]
+        metadata = [("authorization", f"Bearer {mesh.token}"), ("x-forwarded-for", "elsewhere")]
         await stub.DeleteDataset(pb.DeleteDatasetRequest(name=f"{PARENT}/datasets/d"), metadata=metadata)
         with pytest.raises(grpc.aio.AioRpcError):
             await stub.ListDatasets(pb.ListDatasetsRequest(parent=PARENT))
@@ -159,6 +159,10 @@ async def test_the_audit_log(mesh: Mesh, lines: Lines) -> None:
         ("user:owner", "WriteUpload", f"{PARENT}/datasets/d/uploads/u", "NOT_FOUND"),
     ]
     assert lines("audit")[0]["request_id"] == "r-1"
+    # Where the call came from is the caller's address, as the gateway saw it, and not the gateway's own.
+    over_grpc = {line["client"] for line in lines("access") if line["method"] == "gRPC"}
+    assert len(over_grpc) == 1 and {line["client"] for line in lines("audit")[2:]} == over_grpc
+    assert {line["client"] for line in lines("audit")[:2]} == {"127.0.0.1"}
     passed_on = [
         (line["route"], line["status"], line["principal"]) for line in lines("access") if line["method"] == "gRPC"
     ]

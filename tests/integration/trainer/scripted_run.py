@@ -18,6 +18,7 @@ from services.mesh.artifacts import Manifest
 from services.trainer import spool
 from services.trainer.plan import read
 from services.trainer.run_trace import TracedSpool
+from services.trainer.runners import local
 
 
 def main(folder: Path) -> None:
@@ -36,6 +37,10 @@ def main(folder: Path) -> None:
         writer.append(spool.Phase(phase="training", step=step, total_steps=plan.total_steps))
         if step in script.get("save_at", []):
             save(folder, writer, step, spoil=step in script.get("spoil_at", []))
+        if step in script.get("stopped_and_killed_at", []):
+            # As `Control` leaves it behind a SIGTERM, of a process that is killed while it saves.
+            (folder / "control.json").write_bytes(local.STOP)
+            os.kill(os.getpid(), signal.SIGKILL)
         if step == script.get("die_at") and plan.attempt <= script.get("die_attempts", 1):
             os.kill(os.getpid(), signal.SIGKILL)
         stop = json.loads((folder / "control.json").read_text())["action"] == "stop"

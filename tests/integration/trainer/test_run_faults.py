@@ -88,6 +88,17 @@ async def test_what_dies_four_times_fails_with_reason_and_remedy_and_leaves_noth
     assert run_folders() <= before
 
 
+async def test_stopped_by_a_signal_and_killed_while_it_saves_is_no_death(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mesh that is taken down more often than a run may die costs the job nothing."""
+    await bench.start_worker({"save_at": [1, 2, 3, 4, 5], "stopped_and_killed_at": [1, 2, 3, 4, 5]}, monkeypatch)
+    job = await bench.ended(await bench.create())
+    assert job.state == SUCCEEDED
+    assert [attempt.resumed_from_step for attempt in job.attempts] == [0, 1, 2, 3, 4, 5]
+    assert all("told to stop" in attempt.end_reason for attempt in job.attempts[:5])
+
+
 async def test_checkpoint_for_which_the_store_has_no_room_waits_and_nothing_is_lost(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
