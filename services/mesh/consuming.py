@@ -46,10 +46,14 @@ class Consumer:
     async def run(self) -> None:
         """Until cancelled; waits out every outage of NATS or the database."""
         identity.become(identity.Principal(f"service:{self._name}"))
+        task = asyncio.current_task()
+        assert task is not None
         while True:
             try:
                 await self._consume()
             except (nats.errors.Error, OSError, TimeoutError) as error:
+                if task.cancelling():  # which the client, closed meanwhile, takes for its own doing
+                    raise asyncio.CancelledError from error
                 log.warning("consumer %s waits: %s", self._name, error or type(error).__name__)
                 await asyncio.sleep(1)
 

@@ -21,7 +21,7 @@ DEAD_PREFIX = "rlhf.dead"
 KEEP_SECONDS = 7 * 24 * 3600.0
 # Longer than any outage of the relay between publishing and marking.
 DUPLICATE_WINDOW_SECONDS = 3600.0
-_RECONNECT_SECONDS = 1
+_RECONNECT_SECONDS = 1.0
 
 
 class Bus:
@@ -38,11 +38,11 @@ class Bus:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        if self._connecting is not None:
-            self._connecting.cancel()
-            await asyncio.gather(self._connecting, return_exceptions=True)
-        with contextlib.suppress(Exception):
-            await self._client.close()
+        task, self._connecting = self._connecting, None
+        # Again, should the client swallow the cancellation: it uses wait_for, which in Python 3.11 can.
+        while task is not None and not task.done():
+            task.cancel()
+            await asyncio.wait({task}, timeout=1)
 
     async def stream(self) -> JetStreamContext:
         """JetStream with both streams there, at the price of two questions to the server (0.5 ms).
@@ -57,32 +57,37 @@ class Bus:
         return context
 
     async def _stay_connected(self) -> None:
-        """The client reconnects by itself, but closes for good on errors that it does not know; then take a new one."""
+        """A new client for every connection.
+
+        The client's own reconnecting ends for good, without a word, at whatever it does not expect of a server that is
+        on its way down or up: an INFO that is cut off, or, on uvloop, writing to a connection that was reset (nats-py
+        2.16, `_attempt_reconnect`). Its callbacks can get lost the same way.
+        """
         while True:
-            closed = asyncio.Event()
-            self._client = Client()
+            client = self._client = Client()
             try:
-                await self._connect(closed)
-                await closed.wait()
-                log.warning("nats: the connection was closed; connecting anew")
-            except (nats.errors.Error, OSError, TimeoutError, ValueError) as error:
+                await self._connect(client)
+                while client.is_connected:  # noqa: ASYNC110 - its callbacks tell, or do not
+                    await asyncio.sleep(_RECONNECT_SECONDS)
+                log.warning("nats: the connection is lost; connecting anew")
+            except Exception as error:
                 log.warning("nats: cannot connect: %s", error or type(error).__name__)
+            finally:
+                with contextlib.suppress(Exception):
+                    await client.close()
             await asyncio.sleep(_RECONNECT_SECONDS)
 
-    async def _connect(self, closed: asyncio.Event) -> None:
-        async def on_close() -> None:
-            closed.set()
-
-        await self._client.connect(
+    async def _connect(self, client: Client) -> None:
+        await client.connect(
             self._url,
             name=self._name,
-            allow_reconnect=True,
+            allow_reconnect=False,
+            # Of one connection, until there is a server at all.
             max_reconnect_attempts=-1,
-            reconnect_time_wait=_RECONNECT_SECONDS,
+            reconnect_time_wait=_RECONNECT_SECONDS,  # pyright: ignore[reportArgumentType] - it is slept
             # A peer that vanished without a word is noticed within a minute instead of four.
             ping_interval=20,
             error_cb=_log_error,
-            closed_cb=on_close,
         )
 
 

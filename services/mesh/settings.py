@@ -10,6 +10,7 @@ from pathlib import Path
 
 from services.mesh.errors import InvalidArgument, Violation
 
+DAY_SECONDS = 24 * 3600.0
 _ORIGIN = re.compile(r"https?://([a-z0-9.-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?")
 
 
@@ -151,6 +152,26 @@ class TelemetrySettings:
 
 
 @dataclass(frozen=True)
+class KeepSettings:
+    """How long what nobody asks for any more is kept."""
+
+    # The answers to requests with a request_id: so long a client may send one again.
+    requests_seconds: float = 30 * DAY_SECONDS
+    # Longer than an event can be delivered again: a week from the stream, another one from the dead letters.
+    consumed_events_seconds: float = 30 * DAY_SECONDS
+    # Files of the artifact store that nobody has written to.
+    unfinished_seconds: float = DAY_SECONDS
+
+    @classmethod
+    def read(cls, environment: Environment) -> KeepSettings:
+        return cls(
+            requests_seconds=DAY_SECONDS * environment.number("RLHF_KEEP_REQUESTS_DAYS", 30, 7, 36_500),
+            consumed_events_seconds=DAY_SECONDS * environment.number("RLHF_KEEP_CONSUMED_EVENTS_DAYS", 30, 15, 36_500),
+            unfinished_seconds=DAY_SECONDS * environment.number("RLHF_KEEP_UNFINISHED_DAYS", 1, 1, 36_500),
+        )
+
+
+@dataclass(frozen=True)
 class MeshSettings:
     """What every process of the mesh has to know."""
 
@@ -168,6 +189,7 @@ class MeshSettings:
     tls_certificate_file: Path | None
     tls_key_file: Path | None
     telemetry: TelemetrySettings = TelemetrySettings()
+    keep: KeepSettings = KeepSettings()
 
     @classmethod
     def read(cls, environment: Environment, service: str, *, worker: bool = False) -> MeshSettings:
@@ -186,4 +208,5 @@ class MeshSettings:
             tls_certificate_file=Path(certificate) if certificate else None,
             tls_key_file=Path(key) if key else None,
             telemetry=TelemetrySettings.read(environment),
+            keep=KeepSettings.read(environment),
         )

@@ -13,6 +13,7 @@ from services.mesh.nats import Bus
 from services.mesh.postgres import Database
 from services.mesh.server import Process, Server
 from services.mesh.settings import child_environment
+from services.mesh.sweeping import Sweeper
 from services.mesh.worker import Worker
 from services.trainer import announcing
 from services.trainer.checkpoint_intake import CheckpointIntake
@@ -85,4 +86,6 @@ def build_worker(settings: Settings) -> Process:
     for resource in (database, datasets):
         process.add(resource)
     process.add_routine("worker", worker.run)
+    sweeper = Sweeper(database, settings.mesh.artifacts_url, settings.mesh.keep)
+    process.add_routine("mesh sweeper", sweeper.run)
     return process

@@ -111,8 +111,10 @@ class TrainingJobs:
                 for event in events:
                     after_sequence = event.sequence
                     yield event
-                if after_sequence < job.sequence:
+                if events and after_sequence < job.sequence:
                     continue
+                # Nothing is written down of what lies between: no reason to ask for it over and over.
+                after_sequence = max(after_sequence, job.sequence)
                 if stored_only or job.state in TERMINAL:
                     return
                 if not await wait(changed, HEARTBEAT_SECONDS):

@@ -25,6 +25,7 @@ from services.mesh.errors import FailedPrecondition, PlatformError
 log = logging.getLogger(__name__)
 
 _PROBE_SECONDS = 5.0
+_TELL_AGAIN_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ class Supervisor:
         self._children: dict[str, Child] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._services: list[str] = []
+        self._telling: asyncio.TimerHandle | None = None
         me = procfs.identify(os.getpid())
         assert me is not None
         self.state = MeshState(supervisor=me, phase=Phase.STARTING)
@@ -97,6 +99,8 @@ class Supervisor:
                 await self._down(Phase.STOPPED)
             finally:
                 rotation.cancel()
+                if self._telling is not None:
+                    self._telling.cancel()
 
     async def _up(self) -> None:
         started = time.monotonic()
@@ -173,7 +177,17 @@ class Supervisor:
             message=self.state.message if message is None else message,
             processes=[child.state for child in self._children.values()],
         )
-        state.write(self._home.state, self.state)
+        try:
+            state.write(self._home.state, self.state)
+        except OSError as error:
+            # A full disk is no reason to let the mesh fall: it is told again, until it is told.
+            log.error("the state of the mesh cannot be written: %s", error)
+            if self._telling is None:
+                self._telling = asyncio.get_running_loop().call_later(_TELL_AGAIN_SECONDS, self._tell_again)
+
+    def _tell_again(self) -> None:
+        self._telling = None
+        self._write()
 
 
 async def _all_ready(children: Collection[Child]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shutil
 from pathlib import Path
 
@@ -36,4 +37,11 @@ async def keep_short(folder: Path) -> None:
     """For ever."""
     while True:
         await asyncio.sleep(_INTERVAL_SECONDS)
-        await asyncio.to_thread(lambda: [rotate(log) for log in folder.glob("*.log")])
+        await asyncio.to_thread(_rotate_all, folder)
+
+
+def _rotate_all(folder: Path) -> None:
+    for log in folder.glob("*.log"):
+        # A disk that is full has no room for the copy; this is tried again, and frees some once there is a little.
+        with contextlib.suppress(OSError):
+            rotate(log)

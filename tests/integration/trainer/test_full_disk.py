@@ -11,10 +11,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from rlhf.trainer.v1 import trainer_service_pb2 as pb
 from rlhf.type.v1 import job_state_pb2
 
+from services.mesh import client
 from services.trainer import training_handler
+from services.trainer.runners.local import LocalRun
 from services.trainer.spool import Metrics, Phase, Problem, SpoolWriter, read_from
+from tests.fix_member import until
 from tests.integration.trainer import test_runs
 
 bench = test_runs.bench
@@ -123,3 +127,43 @@ async def test_checkpoint_waits_for_room_in_the_artifact_store(
     assert (await bench.ended(name)).state == test_runs.SUCCEEDED
     assert [point.step for point in await bench.metrics(name, "train/loss")] == [1, 2, 3, 4, 5, 6]
     assert len(await bench.checkpoints(name)) == 2
+
+
+async def test_a_job_that_waits_for_room_can_be_cancelled(
+    bench: Bench, disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its run ends at once and gives its slots back; what it saved is stored once there is room."""
+    monkeypatch.setattr(training_handler, "_DISK_SECONDS", 0.05)
+    (disk / "ballast").unlink()
+    shutil.copytree(bench.home / "artifacts", disk / "artifacts")
+    fill(disk)
+    bench.values["RLHF_ARTIFACTS_URL"] = f"file://{disk}/artifacts"
+    await bench.start_worker({"save_at": [1], "step_seconds": 0.1}, monkeypatch)
+    name = await bench.create(steps=10_000)
+    await bench.until(name, lambda job: job.phase == "waiting_for_disk")
+    (folder,) = (bench.home / "trainer" / "jobs").glob("*/attempts/1")
+    run = LocalRun(folder, "", {})
+    assert run.is_alive()
+    await client.call(bench.trainer.CancelTrainingJob(pb.CancelTrainingJobRequest(name=name)))
+    await until(lambda: not run.is_alive())
+    (disk / "ballast").unlink()
+    assert (await bench.ended(name)).state == job_state_pb2.JOB_STATE_CANCELLED
+    assert len(await bench.checkpoints(name)) == 1
+
+
+def test_a_run_that_cannot_be_asked_to_stop_is_ended(tmp_path: Path) -> None:
+    """For want of room for the question."""
+
+    class Deaf(LocalRun):
+        killed = False
+
+        def kill(self) -> None:
+            self.killed = True
+
+    run = Deaf(tmp_path, "", {})
+    run.request_stop()
+    assert not run.killed and run.was_told_to_stop()
+    (tmp_path / "control.json").unlink()
+    (tmp_path / "control.json").mkdir()
+    run.request_stop()
+    assert run.killed

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from services.cli.supervisor import probes, state
+from services.cli.supervisor import group, probes, state
 from services.cli.supervisor.group import Plan, Planned, Supervisor
 from services.cli.supervisor.state import Phase, ProcessState, Stage
 from services.mesh import server
@@ -127,3 +127,21 @@ async def test_process_of_the_mesh_touches_its_file_as_long_as_its_loop_turns(
     await touched()
     await asyncio.sleep(0.2)
     assert not await touched()
+
+
+async def test_a_state_that_cannot_be_written_lets_nothing_fall_and_is_written_later(
+    mesh_home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a full disk, on which a process may well have died."""
+    monkeypatch.setattr(group, "_TELL_AGAIN_SECONDS", 0.02)
+    async with up(mesh_home, beating(mesh_home)) as shown:
+        victim = shown().id
+        assert victim is not None
+        mesh_home.state.unlink()
+        mesh_home.state.mkdir()
+        os.kill(victim.pid, signal.SIGKILL)
+        await until(lambda: shown().restarts == 1 and shown().stage is Stage.READY)
+        mesh_home.state.rmdir()
+        await until(lambda: state.read(mesh_home.state) is not None)
+        told = state.read(mesh_home.state)
+        assert told is not None and told.processes[0].id == shown().id != victim

@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 
 from services.cli import lifecycle
-from services.cli.supervisor import mesh, state
+from services.cli.supervisor import logs, mesh, state
 from services.cli.supervisor.logs import rotate
 from services.cli.supervisor.state import MeshState, Phase
 from services.mesh.embedded import Home, procfs
 from services.mesh.errors import InvalidArgument
 from services.mesh.settings import Environment
+from tests.fix_member import background, until
 
 
 def test_log_that_is_too_long_is_copied_aside_and_a_writer_goes_on_at_its_start(tmp_path: Path) -> None:
@@ -38,6 +39,22 @@ def test_short_or_absent_log_is_left_alone(tmp_path: Path) -> None:
     log.write_text("short")
     assert not rotate(log)
     assert log.read_text() == "short"
+
+
+async def test_a_log_that_cannot_be_copied_aside_hinders_no_other_and_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a disk that is full for a while."""
+    monkeypatch.setattr(logs, "_INTERVAL_SECONDS", 0.01)
+    for name in ("a.log", "b.log"):
+        (tmp_path / name).touch()
+        os.truncate(tmp_path / name, logs.MAX_BYTES)
+        (tmp_path / f"{name}.2").touch()
+        (tmp_path / f"{name}.3").mkdir()  # whose place no file can take
+    async with background(logs.keep_short(tmp_path)):
+        for name in ("b.log", "a.log"):
+            (tmp_path / f"{name}.3").rmdir()
+            await until(lambda name=name: not (tmp_path / name).stat().st_size)
 
 
 def test_ports_are_those_of_last_time_unless_somebody_took_one(tmp_path: Path) -> None:

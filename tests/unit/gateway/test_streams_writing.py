@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from collections.abc import Callable
 from typing import Any
 from unittest.mock import Mock
 
 import pytest
+import uvloop
 from starlette.types import Message
 
 from services.gateway.connections import TRANSPORT
@@ -77,3 +79,31 @@ async def test_who_does_not_make_room_for_the_last_words_is_reset(monkeypatch: p
     async with asyncio.timeout(10):
         while not reader.transport.abort.called:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
+def test_dropping_a_connection_that_is_closed_by_then_does_nothing(run: Callable[[Any], None]) -> None:
+    """A WebSocket is dropped some time after its closing handshake, which as a rule has ended it."""
+
+    async def drop() -> list[Any]:
+        wrong: list[Any] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: wrong.append(context))
+        server = await asyncio.start_server(lambda reader, writer: writer.close(), "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        _, client = await asyncio.open_connection("127.0.0.1", port)
+        writer = Writer({"state": {TRANSPORT: client.transport}}, Mock(), 30)
+        client.close()
+        await client.wait_closed()
+        writer.reset()
+        await asyncio.sleep(0)  # called in the next turn of the loop
+        await asyncio.sleep(0)
+        server.close()
+        return wrong
+
+    found: list[Any] = []
+
+    async def main() -> None:
+        found.extend(await drop())
+
+    run(main())
+    assert found == []
