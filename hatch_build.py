@@ -96,7 +96,12 @@ def _hash(paths: Iterator[Path] | list[Path]) -> str:
 
 
 def _run(what: str, *arguments: str, shown: bool = False) -> None:
-    environment = {**os.environ, "PATH": f"{NODE / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}"}
+    environment = {
+        **os.environ,
+        "PATH": f"{NODE / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}",
+        # A registry behind a proxy of the house is signed by what the system trusts, as it is for pip.
+        "NODE_USE_SYSTEM_CA": "1",
+    }
     output = None if shown else subprocess.PIPE
     command = [str(NODE / "bin" / "node"), *arguments]
     done = subprocess.run(command, cwd=WEB, env=environment, stdout=output, stderr=subprocess.STDOUT, text=True)  # noqa: S603
