@@ -25,7 +25,8 @@ MIB = 1024 * 1024
 async def run(folder: Path, *command: str) -> str:
     """Output of a command; what it said is in the error where it fails."""
     process = await asyncio.create_subprocess_exec(
-        *command, cwd=folder, env={**os.environ, "PATH": f"{NODE / 'bin'}:{os.environ['PATH']}"},
+        *command, cwd=folder,
+        env={**os.environ, "PATH": f"{NODE / 'bin'}:{os.environ['PATH']}", "NODE_USE_SYSTEM_CA": "1"},
         stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
     out, err = await asyncio.wait_for(process.communicate(), 240)
