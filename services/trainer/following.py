@@ -140,11 +140,10 @@ class Follower:
         if isinstance(record, spool.Metrics):
             _take_metrics(record, at, batch)
         elif isinstance(record, spool.Phase):
-            batch.progress |= {
-                "phase": record.phase,
-                "step_count": record.step,
-                "total_step_count": record.total_steps,
-            }
+            batch.progress["phase"] = record.phase
+            # A run that does not know yet how far it has to go does not know how far it is, either.
+            if record.total_steps:
+                batch.progress |= {"step_count": record.step, "total_step_count": record.total_steps}
         elif isinstance(record, spool.SampleBatch):
             _take_samples(record, at, batch)
         elif isinstance(record, spool.Checkpoint):

@@ -80,6 +80,11 @@ class LaunchPlan:
     # W3C trace context that the run belongs to.
     traceparent: str = ""
 
+    @property
+    def start_step(self) -> int:
+        """How many steps have been taken when the run begins."""
+        return self.resume_from.step if self.resume_from else 0
+
 
 @dataclass(frozen=True)
 class PlanInputs:

@@ -18,7 +18,7 @@ class RunContext:
     publisher: CheckpointPublisher
 
     def training_begins(self) -> None:
-        done = self.plan.resume_from.step if self.plan.resume_from else 0
+        done = self.plan.start_step
         self.spool.append(Phase(phase="training", step=done, total_steps=self.plan.total_steps))
 
     def report_left_out(self, left_out: int, rows: int) -> None:

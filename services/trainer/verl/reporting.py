@@ -21,7 +21,7 @@ class StepReporter:
         self._control = control
         self._extra: dict[str, float] = {}
         self._last_step_at: float | None = None
-        self.last_step = 0
+        self.last_step = plan.start_step
         self.stopped = False
 
     def add(self, values: Mapping[str, float]) -> None:

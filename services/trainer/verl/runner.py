@@ -85,7 +85,7 @@ def _run(folder: Path, plan: LaunchPlan, spool: SpoolWriter, variables: dict[str
     side = SideProcess(folder, spool)
     reporter = StepReporter(plan, spool, control)
     publisher = CheckpointPublisher(plan, spool, side)
-    start = plan.resume_from.step if plan.resume_from else 0
+    start = plan.start_step
     if start >= plan.total_steps:
         spool.append(Problem(severity="info", message=f"step {start} was the last; nothing is left to train"))
         return End(outcome="succeeded", step=start)
@@ -135,9 +135,9 @@ def _train(context: RunContext, control: Control, variables: dict[str, str]) -> 
         raise RayUnreachableError(f"{type(error).__name__}: {error}") from None
     try:
         control.catch_termination()
-        waiting = Phase(phase="waiting_for_slots", total_steps=plan.total_steps)
+        waiting = Phase(phase="waiting_for_slots", step=plan.start_step, total_steps=plan.total_steps)
         groups = slots.reserve(plan.slots, plan.device, control, lambda: context.spool.append(waiting))
-        context.spool.append(Phase(phase="loading", total_steps=plan.total_steps))
+        context.spool.append(Phase(phase="loading", step=plan.start_step, total_steps=plan.total_steps))
         slots.hand_to_verl(groups)
         if plan.trainer == "sft":
             from services.trainer.verl.sft import train

@@ -27,9 +27,10 @@ def main(folder: Path) -> None:
     writer = TracedSpool(folder / "spool.jsonl")
     writer.begin(plan)
     script = json.loads(os.environ["SCRIPT"])
-    start = plan.resume_from.step if plan.resume_from else 0
-    writer.append(spool.Phase(phase="training", step=start, total_steps=plan.total_steps))
-    for step in range(start + 1, plan.total_steps + 1):
+    writer.append(spool.Phase(phase="starting"))
+    if plan.start_step < plan.total_steps:
+        writer.append(spool.Phase(phase="training", step=plan.start_step, total_steps=plan.total_steps))
+    for step in range(plan.start_step + 1, plan.total_steps + 1):
         time.sleep(script.get("step_seconds", 0))
         print(f"step {step} of attempt {plan.attempt}", flush=True)
         values = {"train/loss": 1.0 / step, "train/grad_norm": float("nan")}

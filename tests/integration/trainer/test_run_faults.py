@@ -74,6 +74,15 @@ async def test_run_whose_ray_went_away_goes_on_from_its_checkpoint(
     assert effective == {1: 1, 2: 1, 3: 3, 4: 3, 5: 3, 6: 3}
 
 
+async def test_run_that_died_after_its_last_step_shows_all_steps(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second attempt has nothing left to train, and does not set the job back to step 0."""
+    monkeypatch.setattr(training_handler, "_RETRY_SECONDS", 0.05)
+    await bench.start_worker({"save_at": [6], "die_at": 6}, monkeypatch)
+    job = await bench.ended(await bench.create())
+    assert (job.state, len(job.attempts)) == (SUCCEEDED, 2)
+    assert (job.step_count, job.total_step_count) == (6, 6)
+
+
 async def test_what_dies_four_times_fails_with_reason_and_remedy_and_leaves_nothing(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
