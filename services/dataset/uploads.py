@@ -24,7 +24,7 @@ from services.mesh.errors import (
     Unavailable,
     Violation,
 )
-from services.mesh.jobs import Jobs, job_topic
+from services.mesh.jobs import Jobs, job_topic, progress_topic
 from services.mesh.pages import Page, PageRequest
 from services.mesh.postgres import Database, wait
 
@@ -163,7 +163,7 @@ class Uploads:
 
     async def watch(self, name: str) -> AsyncGenerator[Upload | None, None]:
         """The upload now and after each change, until it has ended; None when nothing happened for a while."""
-        with self._database.notices.subscribe(job_topic(name)) as changed:
+        with self._database.notices.subscribe(job_topic(name), progress_topic(name)) as changed:
             upload = await self.get(name)
             yield upload
             while not upload.ended:

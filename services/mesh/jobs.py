@@ -30,12 +30,13 @@ __all__ = [
     "Lease",
     "State",
     "job_topic",
+    "progress_topic",
 ]
 
 QUEUE_TOPIC = "queue"
 
-# A time to come that lies further away than these was written before the clock was set back, and is not waited for. For
-# a lease it is so many times its length, as workers may differ in that.
+# A time to come that lies further away than this was written before the clock was set back, and is not waited for. For
+# a lease it is at least so many times its length, as workers may differ in that.
 LONGEST_DELAY_SECONDS = 600.0
 _LONGEST_LEASES = 10
 
@@ -168,7 +169,7 @@ class Jobs:
                 "  OR (state IN ('RUNNING', 'CANCELLING') AND"
                 "      (lease_expires_at < now() OR lease_expires_at > now() + make_interval(secs => %s))))"
                 " ORDER BY priority DESC, create_time, uid LIMIT 1 FOR UPDATE SKIP LOCKED",
-                (list(kinds), LONGEST_DELAY_SECONDS, _LONGEST_LEASES * lease_seconds),
+                (list(kinds), LONGEST_DELAY_SECONDS, max(LONGEST_DELAY_SECONDS, _LONGEST_LEASES * lease_seconds)),
             )
             if job is None:
                 return None
@@ -254,7 +255,7 @@ class Jobs:
         )
         if cursor.rowcount == 0:
             raise _lost(lease)
-        await self._database.notify(connection, job_topic(lease.job.name))
+        await self._database.notify(connection, progress_topic(lease.job.name))
 
     async def _locked(self, connection: Connection, name: str) -> Job:
         job = await self._one(connection, f"SELECT {_COLUMNS} FROM jobs WHERE name = %s FOR UPDATE", (name,))
@@ -271,6 +272,11 @@ class Jobs:
 def job_topic(name: str) -> str:
     """The notice that a change of this job sends."""
     return f"job:{name}"
+
+
+def progress_topic(name: str) -> str:
+    """The notice that progress of this job sends: far more often than it changes, and of no use to most who wait."""
+    return f"progress:{name}"
 
 
 def _lost(lease: Lease) -> Aborted:

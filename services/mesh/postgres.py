@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 Connection = AsyncConnection[TupleRow]
 MAX_CONNECTIONS = 10
 CHECKOUT_TIMEOUT_SECONDS = 10.0
+# A process that is frozen inside a transaction gives up its locks: others wait for the job that it holds.
+IDLE_TRANSACTION_SECONDS = 30.0
 _RECONNECT_SECONDS = 0.2
 _RECONNECT_ROUND_SECONDS = 2.0
 # A server that vanished without a word is noticed within a minute; TCP alone takes two hours.
@@ -46,7 +48,7 @@ class Database:
         self._url = url
         self._pool: AsyncConnectionPool[Connection] = AsyncConnectionPool(
             url,
-            kwargs={"options": f"-c search_path={schema} -c timezone=UTC", **_CONNECTION},
+            kwargs={"options": _options(schema), **_CONNECTION},
             min_size=1,
             max_size=MAX_CONNECTIONS,
             timeout=CHECKOUT_TIMEOUT_SECONDS,
@@ -87,7 +89,7 @@ class Database:
             raise Unavailable(
                 "DATABASE_DISK_FULL", "the disk of the database is full; free some space on it"
             ) from error
-        except psycopg.OperationalError as error:
+        except (psycopg.OperationalError, psycopg.errors.IdleInTransactionSessionTimeout) as error:
             raise Unavailable("DATABASE_UNAVAILABLE", "the database cannot be reached; try again") from error
         except psycopg.DataError as error:
             if "NUL" in str(error) or isinstance(error, psycopg.errors.UntranslatableCharacter):
@@ -140,6 +142,11 @@ class Database:
         with contextlib.suppress(psycopg.OperationalError):
             async with self._pool.connection():
                 pass
+
+
+def _options(schema: str) -> str:
+    idle = int(IDLE_TRANSACTION_SECONDS * 1000)
+    return f"-c search_path={schema} -c timezone=UTC -c idle_in_transaction_session_timeout={idle}"
 
 
 def _scripts(packages: tuple[str, ...]) -> Iterator[tuple[str, str]]:

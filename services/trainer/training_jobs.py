@@ -105,7 +105,6 @@ class TrainingJobs:
             while True:
                 async with self._database.transaction() as connection:
                     job = await self._jobs.get(connection, name)
-                    # Progress wakes the watchers of a job too, and far more often than an event.
                     news = job.sequence > after_sequence
                     events = await self._log.after(connection, name, after_sequence) if news else []
                 for event in events:

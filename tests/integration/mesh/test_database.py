@@ -53,6 +53,24 @@ async def test_a_migration_that_fails_leaves_nothing(
     ]
 
 
+async def test_who_stands_still_in_a_transaction_gives_up_its_locks(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Database(postgres_url, "public") as others:
+        async with others.transaction() as connection:
+            await connection.execute("CREATE TABLE locked AS SELECT 1 AS number")
+        monkeypatch.setattr(postgres, "IDLE_TRANSACTION_SECONDS", 0.2)
+        async with Database(postgres_url, "public") as frozen:
+            with pytest.raises(Unavailable):
+                async with frozen.transaction() as connection:
+                    await connection.execute("SELECT * FROM locked FOR UPDATE")
+                    async with others.transaction() as other:  # waits until it may
+                        await other.execute("UPDATE locked SET number = 2")
+                    await connection.execute("UPDATE locked SET number = 3")
+    with psycopg.connect(postgres_url) as reader:
+        assert reader.execute("SELECT number FROM locked").fetchall() == [(2,)]
+
+
 async def test_a_transaction_is_all_or_nothing(database: Database) -> None:
     with pytest.raises(ZeroDivisionError):
         async with database.transaction() as connection:

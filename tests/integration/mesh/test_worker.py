@@ -277,7 +277,7 @@ async def test_who_lost_the_lease_stops_and_writes_nothing(database: Database, j
         await until(lambda: bool(handler.leases))
         async with database.transaction() as connection:  # as another worker would after a pause of this one
             await connection.execute("UPDATE jobs SET lease_token = gen_random_uuid(), lease_owner = 'other'")
-            await connection.execute("UPDATE jobs SET lease_expires_at = now() + interval '1 hour'")
+            await connection.execute("UPDATE jobs SET lease_expires_at = now() + interval '5 minutes'")
         await asyncio.wait_for(stopped.wait(), 5)
         await asyncio.sleep(0.1)
     assert await rows(database, "SELECT state, sequence, lease_owner FROM jobs") == [("RUNNING", 2, "other")]
@@ -300,7 +300,7 @@ async def test_a_worker_that_stops_lets_another_go_on_at_once(database: Database
 
     first, handler = Calls(endless), Calls(second)
     await new_job(database, jobs, "j")
-    async with working(database, jobs, first, lease_seconds=600) as task:
+    async with working(database, jobs, first, lease_seconds=500) as task:
         await until(lambda: bool(first.leases))
         async with working(database, jobs, handler, name="other"):
             task.cancel()
@@ -327,7 +327,7 @@ async def test_what_has_ended_is_not_run_again_because_the_worker_stops(database
 
 
 async def test_reports_do_not_make_heartbeats(database: Database, jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every report wakes who watches the job, its own heartbeat too; that must not double the writes."""
+    """Reports are many, and heartbeats keep their own pace: writes are not doubled."""
     beats = 0
     heartbeat = jobs.heartbeat
 
