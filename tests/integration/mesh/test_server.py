@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import signal
 import sys
 from pathlib import Path
@@ -269,7 +270,7 @@ async def test_sigterm_lets_calls_finish_and_refuses_new_ones(home: Path) -> Non
         assert (await pending).name == "in time"
     _, errors = await asyncio.wait_for(process.communicate(), 10)
     assert process.returncode == 0, errors.decode()
-    assert b'"message": "stopped"' in errors.splitlines()[-1]
+    assert json.loads(errors.splitlines()[-1])["message"] == "stopped"
 
 
 async def test_health_says_so_before_the_port_closes(home: Path) -> None:
