@@ -70,6 +70,8 @@ class Watcher:
             if first & 15 == 8:
                 assert int.from_bytes(payload[:2]) == 1000, payload
                 return
+            if first & 15 == 9:  # a pong of a ping: masked, as all that a client sends, by a mask of zeros
+                self._writer.write(bytes((0x8A, 0x80 | length, 0, 0, 0, 0)) + payload)
             if first & 15 == 1:
                 yield payload
 
