@@ -85,7 +85,7 @@ async def test_times_are_in_utc(database: Database) -> None:
 
 async def test_a_notice_comes_with_the_commit_and_not_without_it(database: Database) -> None:
     with database.notices.subscribe("topic") as woken, database.notices.subscribe("other") as other:
-        await until(lambda: _is_listening(database))
+        await _connected(database)
         woken.clear()
         other.clear()
         with pytest.raises(ZeroDivisionError):
@@ -99,6 +99,15 @@ async def test_a_notice_comes_with_the_commit_and_not_without_it(database: Datab
         assert await wait(woken, 5)
         assert time.monotonic() - started < 1
         assert not other.is_set()
+
+
+async def _connected(database: Database) -> None:
+    """Wait past the wake-up of everybody that a new connection begins with: notices come in order."""
+    with database.notices.subscribe("connected") as connected:
+        await until(lambda: _is_listening(database))
+        async with database.transaction() as connection:
+            await database.notify(connection, "connected")
+        assert await wait(connected, 5)
 
 
 async def _is_listening(database: Database) -> bool:

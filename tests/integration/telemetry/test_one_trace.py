@@ -69,7 +69,7 @@ async def test_spans_of_a_run_are_exported_as_it_wrote_them(spans: Spans, mesh: 
     [path] = mesh.home.glob("trainer/jobs/*/attempts/1/spool.jsonl")
     records, _ = spool.read_from(path, 0)
     written = {r.span_id: r for r in records if isinstance(r, spool.Span)}
-    assert {record.name for record in written.values()} == {"training", "run"}
+    assert {record.name for record in written.values()} == {"starting", "training", "run"}
     assert isinstance(records[-1], spool.End)
     exported = {hexadecimal(span)[1]: span for span in spans.all(trace) if hexadecimal(span)[1] in written}
     assert exported.keys() == written.keys()
