@@ -1,22 +1,16 @@
-"""Parameters that several algorithms share, the verl settings they become, and the checks on them."""
+"""Parameters that every algorithm has, and the groups they are made of."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from services.mesh.errors import InvalidArgument, Violation
 from services.mesh.params import STRICT_FIELDS
-from services.mesh.params import parse as parse_params
-from services.trainer.plan import Device, JobFacts, PlanInputs, RewardSpec, ValidationPlan
-from services.trainer.rewards import rewards
 
 Precision = Literal["auto", "fp32", "bf16"]
-# A validation file holds questions with answers, or conversations whose last turn is the expected answer.
-VALIDATION_FORMATS = ("prompt", "messages")
+Offload = Literal["none", "optimizer", "all"]
 
 
 @dataclass(frozen=True)
@@ -29,11 +23,12 @@ class LoraSettings:
     target_modules: Annotated[
         str | list[str], Field(description="'all-linear', or the names of the layers that get adapters")
     ] = "all-linear"
+    dropout: Annotated[float, Field(ge=0, lt=1, description="of the adapters' input, while training")] = 0.0
 
 
 @dataclass(frozen=True)
 class RewardSettings:
-    """A rule reward by name, with its parameters."""
+    """A reward by name, with its parameters."""
 
     __pydantic_config__ = STRICT_FIELDS
     name: Annotated[str, Field(description="one of the registered rewards")] = "exact"
@@ -56,112 +51,36 @@ DEFAULT_VALIDATION = ValidationSettings()
 EXACT_REWARD = RewardSettings()
 
 
-def resolve_precision(precision: Precision, device: Device) -> Literal["fp32", "bf16"]:
-    if precision != "auto":
-        return precision
-    return "fp32" if device == "cpu" else "bf16"
+@dataclass(frozen=True)
+class TrainingParams:
+    """What is asked of every training: optimiser, length of the run, numerics, adapters, validation.
 
-
-def largest_divisor(number: int, at_most: int) -> int:
-    """The largest divisor of `number` that is at most `at_most`."""
-    return max(size for size in range(1, max(1, min(number, at_most)) + 1) if number % size == 0)
-
-
-def model_overrides(
-    prefix: str, inputs: PlanInputs, lora: LoraSettings | None, gradient_checkpointing: bool
-) -> dict[str, Any]:
-    """verl's model section: where the model lies, and how attention and adapters are done on this device."""
-    overrides: dict[str, Any] = {
-        f"{prefix}.path": inputs.model_path,
-        f"{prefix}.trust_remote_code": False,
-        f"{prefix}.enable_gradient_checkpointing": gradient_checkpointing,
-        # Packed sequences need flash attention's variable-length kernels.
-        f"{prefix}.use_remove_padding": inputs.device == "cuda",
-    }
-    if inputs.device == "cpu":
-        overrides[f"{prefix}.override_config.attn_implementation"] = "sdpa"
-    if lora is not None:
-        overrides[f"{prefix}.lora_rank"] = lora.rank
-        overrides[f"{prefix}.lora_alpha"] = lora.alpha
-        overrides[f"{prefix}.target_modules"] = lora.target_modules
-        # The rollout gets merged weights: one form for every engine.
-        overrides[f"{prefix}.lora.merge"] = True
-    return overrides
-
-
-def engine_overrides(prefix: str, device: Device, precision: Precision) -> dict[str, Any]:
-    """verl's FSDP2 section: numeric precision; no compiler on CPU, where it costs more than a small job takes."""
-    compute = resolve_precision(precision, device)
-    return {
-        f"{prefix}.mixed_precision": {"param_dtype": compute, "reduce_dtype": "fp32", "buffer_dtype": "fp32"},
-        f"{prefix}.dtype": "float32" if compute == "fp32" else "bfloat16",
-        f"{prefix}.use_torch_compile": device == "cuda",
-    }
-
-
-def validation_plan(settings: ValidationSettings, reward: RewardSettings, inputs: PlanInputs) -> ValidationPlan | None:
-    """None when the job has no validation rows."""
-    if inputs.validation_path is None or inputs.validation_rows == 0:
-        return None
-    return ValidationPlan(
-        rows=min(settings.rows, inputs.validation_rows),
-        max_new_tokens=settings.max_new_tokens,
-        temperature=settings.temperature,
-        batch_size=settings.batch_size,
-        reward=RewardSpec(reward.name, reward.params),
-    )
-
-
-def total_steps(steps: int | None, epochs: int, rows: int, batch_size: int) -> int:
-    """`steps` where given, else as many as `epochs` passes over the rows take (a last, incomplete batch is left)."""
-    return steps if steps is not None else epochs * (rows // batch_size)
-
-
-def check_common(
-    reward: RewardSettings, formats: tuple[str, ...], facts: JobFacts, batch_size: int, batch_field: str
-) -> list[Violation]:
-    """What holds for every algorithm: formats, a full batch, a reward that exists."""
-    found: list[Violation] = []
-    if facts.train_format not in formats:
-        known = " or ".join(formats)
-        found.append(Violation("dataset", f"is of format {facts.train_format!r}; this algorithm wants {known}"))
-    if facts.validation_format not in (None, *VALIDATION_FORMATS):
-        found.append(Violation("validation_dataset", f"is of format {facts.validation_format!r}; prompt or messages"))
-    if batch_size > facts.train_rows:
-        found.append(Violation(batch_field, f"must be at most the {facts.train_rows} rows of the dataset"))
-    try:
-        parse_params(rewards.get(reward.name, "reward.name").Params, reward.params, "reward.params")
-    except InvalidArgument as error:
-        found.extend(error.violations)
-    return found
-
-
-def check_divides(field_name: str, size: int, number: int, what: str) -> list[Violation]:
-    if number % size == 0:
-        return []
-    sizes = ", ".join(str(n) for n in range(1, number + 1) if number % n == 0)
-    return [Violation(field_name, f"must divide {what} ({number}): one of {sizes}")]
-
-
-def check_length(field_name: str, tokens: int, facts: JobFacts) -> list[Violation]:
-    if facts.context_length is None or tokens <= facts.context_length:
-        return []
-    return [Violation(field_name, f"{tokens} tokens are more than the model's context of {facts.context_length}")]
-
-
-def check_memory(facts: JobFacts, lora: LoraSettings | None, copies: int = 0) -> list[Violation]:
-    """Weights, gradients and Adam's two moments in fp32, `copies` further copies of the weights; no activations.
-
-    A lower bound: what it refuses can't run; what it lets through may still run out of memory.
+    An algorithm inherits and gives the fields that it sees otherwise a default of its own.
     """
-    if facts.model_parameters is None or facts.memory_bytes is None:
-        return []
-    trained_bytes = 4 if lora is not None else 16
-    needed = math.ceil(facts.model_parameters * (trained_bytes / facts.slots + 4 * copies))
-    if needed <= facts.memory_bytes:
-        return []
-    message = (
-        f"the model needs at least {needed / 2**30:.1f} GiB a slot, and a slot has {facts.memory_bytes / 2**30:.1f}"
+
+    __pydantic_config__ = STRICT_FIELDS
+    learning_rate: Annotated[float, Field(gt=0, le=1, description="peak of AdamW's rate; LoRA wants ten times")] = 1e-5
+    scheduler: Annotated[Literal["constant", "cosine"], Field(description="rate after the warm-up")] = "cosine"
+    min_learning_rate_ratio: Annotated[
+        float, Field(ge=0, le=1, description="where cosine ends, as a share of the peak")
+    ] = 0.0
+    warmup_ratio: Annotated[float, Field(ge=0, le=0.5, description="share of steps with a rising rate")] = 0.03
+    weight_decay: Annotated[float, Field(ge=0, le=1, description="Of AdamW, decoupled.")] = 0.01
+    adam_beta1: Annotated[float, Field(ge=0, lt=1, description="decay of AdamW's mean of gradients")] = 0.9
+    adam_beta2: Annotated[float, Field(ge=0, lt=1, description="decay of AdamW's mean of squares")] = 0.999
+    gradient_clip: Annotated[float, Field(gt=0, description="largest norm of the gradient")] = 1.0
+    epochs: Annotated[int, Field(ge=1, le=1000, description="passes over the rows, where steps is null")] = 1
+    steps: Annotated[int | None, Field(ge=1, le=10_000_000, description="steps; null counts epochs")] = None
+    seed: Annotated[int, Field(ge=0, lt=2**31, description="Of every random choice.")] = 42
+    save_every_steps: Annotated[int, Field(ge=0, description="0 saves at the end only")] = 0
+    precision: Annotated[Precision, Field(description="auto: fp32 on CPU, bf16 on CUDA")] = "auto"
+    gradient_checkpointing: Annotated[bool, Field(description="less memory, a third more compute")] = False
+    offload: Annotated[Offload, Field(description="what waits in the host's memory between its uses; CUDA only")] = (
+        "none"
     )
-    remedy = "use lora, more slots or a smaller model" if lora is None else "use more slots or a smaller model"
-    return [Violation("slots", f"{message}; {remedy}")]
+    sequence_parallel: Annotated[
+        int, Field(ge=1, le=64, description="slots that share one long sequence (Ulysses); CUDA only")
+    ] = 1
+    lora: Annotated[LoraSettings | None, Field(description="null trains all weights")] = None
+    validation: ValidationSettings = DEFAULT_VALIDATION
+    reward: Annotated[RewardSettings, Field(description="scores the validation answers")] = EXACT_REWARD

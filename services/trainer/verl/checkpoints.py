@@ -124,6 +124,7 @@ def _adapter_config(settings: Path, plan: LaunchPlan) -> bytes:
         r=int(meta.get("r", plan.verl[f"{prefix}.lora_rank"])),
         lora_alpha=meta.get("lora_alpha", plan.verl[f"{prefix}.lora_alpha"]),
         target_modules=plan.verl[f"{prefix}.target_modules"],
+        lora_dropout=plan.verl.get(f"{prefix}.lora.dropout", 0.0),
         inference_mode=True,
     ).to_dict()
     readable = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}

@@ -12,6 +12,7 @@ import importlib.util
 import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,16 +22,16 @@ from services.trainer.verl.environment import RENDEZVOUS, SECRET
 Hook = Callable[[Any], None]
 # The name under which verl's configuration chooses our rollout engine.
 ROLLOUT = "transformers"
-_installed: set[str] = set()
+_installed: set[Hook] = set()
 
 
 def install(table: dict[str, Hook]) -> None:
     """Run each hook once on its module: now where it is already imported, else as soon as it is."""
     pending = {}
     for name, hook in table.items():
-        if name in _installed:
+        if hook in _installed:
             continue
-        _installed.add(name)
+        _installed.add(hook)
         if name in sys.modules:
             hook(sys.modules[name])
         else:
@@ -67,6 +68,21 @@ class _Finder(importlib.abc.MetaPathFinder):
             return None
         spec.loader = _Loader(spec.loader, hook)
         return spec
+
+
+def lora_dropout(module: Any) -> None:
+    """verl's adapters have no dropout: take `model.lora.dropout` where the adapters are made."""
+    build = module.FSDPEngine._build_lora_module
+    plain = module.LoraConfig
+
+    def with_dropout(engine: Any, model: Any) -> Any:
+        module.LoraConfig = partial(plain, lora_dropout=engine.model_config.lora.get("dropout", 0.0))
+        try:
+            return build(engine, model)
+        finally:
+            module.LoraConfig = plain
+
+    module.FSDPEngine._build_lora_module = with_dropout
 
 
 def cpu_engines(module: Any) -> None:
@@ -189,12 +205,13 @@ def install_common() -> None:
     install(COMMON)
 
 
-# For every platform, and for CPU besides.
+# For every platform, for training workers of every platform, and for CPU besides.
 COMMON: dict[str, Hook] = {
     "transfer_queue.interface": queue_controller,
     "transfer_queue.utils.zmq_utils": queue_sockets,
     "transfer_queue.storage.bootstrap.simple_storage_bootstrap": queue_storage,
 }
+ENGINES: dict[str, Hook] = {"verl.workers.engine.fsdp.transformer_impl": lora_dropout}
 CPU: dict[str, Hook] = {
     "verl.workers.engine.fsdp.transformer_impl": cpu_engines,
     "verl.utils.distributed": cpu_process_group,

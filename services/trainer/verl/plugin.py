@@ -11,6 +11,7 @@ import os
 from services.trainer.verl import hooks
 
 hooks.install(hooks.COMMON)
+hooks.install(hooks.ENGINES)
 if os.environ.get("VERL_PLATFORM", "").strip().lower() == "cpu":
     from services.trainer.verl import cpu_platform
 

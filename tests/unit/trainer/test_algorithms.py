@@ -15,7 +15,7 @@ from services.mesh.errors import InvalidArgument
 from services.mesh.params import parse, schema, to_json
 from services.mesh.registry import summary
 from services.trainer.algorithms import algorithms
-from services.trainer.algorithms.settings import largest_divisor, total_steps
+from services.trainer.algorithms.sections import largest_divisor, total_steps
 from services.trainer.plan import JobFacts, LaunchPlan, PlanInputs
 
 FACTS = JobFacts(device="cpu", slots=1, train_format="", train_rows=1000, validation_format="prompt")

@@ -1,0 +1,76 @@
+"""Checks that several algorithms share: what would make a run fail or mislead, by field."""
+
+from __future__ import annotations
+
+import math
+
+from services.mesh.errors import InvalidArgument, Violation
+from services.mesh.params import parse as parse_params
+from services.trainer.algorithms.settings import LoraSettings, TrainingParams
+from services.trainer.plan import JobFacts
+from services.trainer.rewards import rewards
+
+# A validation file holds questions with answers, or conversations whose last turn is the expected answer.
+VALIDATION_FORMATS = ("prompt", "messages")
+
+
+def check_common(
+    params: TrainingParams, formats: tuple[str, ...], facts: JobFacts, batch_size: int, batch_field: str
+) -> list[Violation]:
+    """What holds for every algorithm: formats, a full batch, a device that has what is asked for, a reward."""
+    found: list[Violation] = []
+    if facts.train_format not in formats:
+        known = " or ".join(formats)
+        found.append(Violation("dataset", f"is of format {facts.train_format!r}; this algorithm wants {known}"))
+    if facts.validation_format not in (None, *VALIDATION_FORMATS):
+        found.append(Violation("validation_dataset", f"is of format {facts.validation_format!r}; prompt or messages"))
+    if batch_size > facts.train_rows:
+        found.append(Violation(batch_field, f"must be at most the {facts.train_rows} rows of the dataset"))
+    found += _check_device(params, facts)
+    try:
+        parse_params(rewards.get(params.reward.name, "reward.name").Params, params.reward.params, "reward.params")
+    except InvalidArgument as error:
+        found.extend(error.violations)
+    return found
+
+
+def _check_device(params: TrainingParams, facts: JobFacts) -> list[Violation]:
+    found: list[Violation] = []
+    if facts.device == "cpu" and params.offload != "none":
+        found.append(Violation("offload", "must be none on a machine without a GPU: there is nothing to offload from"))
+    if facts.device == "cpu" and params.sequence_parallel > 1:
+        found.append(Violation("sequence_parallel", "must be 1 on a machine without a GPU"))
+    elif facts.slots % params.sequence_parallel:
+        found.append(Violation("sequence_parallel", f"must divide the job's {facts.slots} slots"))
+    return found
+
+
+def check_divides(field_name: str, size: int, number: int, what: str) -> list[Violation]:
+    if number % size == 0:
+        return []
+    sizes = ", ".join(str(n) for n in range(1, number + 1) if number % n == 0)
+    return [Violation(field_name, f"must divide {what} ({number}): one of {sizes}")]
+
+
+def check_length(field_name: str, tokens: int, facts: JobFacts) -> list[Violation]:
+    if facts.context_length is None or tokens <= facts.context_length:
+        return []
+    return [Violation(field_name, f"{tokens} tokens are more than the model's context of {facts.context_length}")]
+
+
+def check_memory(facts: JobFacts, lora: LoraSettings | None, copies: int = 0) -> list[Violation]:
+    """Weights, gradients and Adam's two moments in fp32, `copies` further copies of the weights; no activations.
+
+    A lower bound: what it refuses can't run; what it lets through may still run out of memory.
+    """
+    if facts.model_parameters is None or facts.memory_bytes is None:
+        return []
+    trained_bytes = 4 if lora is not None else 16
+    needed = math.ceil(facts.model_parameters * (trained_bytes / facts.slots + 4 * copies))
+    if needed <= facts.memory_bytes:
+        return []
+    message = (
+        f"the model needs at least {needed / 2**30:.1f} GiB a slot, and a slot has {facts.memory_bytes / 2**30:.1f}"
+    )
+    remedy = "use lora, more slots or a smaller model" if lora is None else "use more slots or a smaller model"
+    return [Violation("slots", f"{message}; {remedy}")]

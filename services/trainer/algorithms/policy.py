@@ -1,0 +1,188 @@
+"""What the algorithms share that answer prompts and learn from what the answers are worth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from services.mesh.errors import Violation
+from services.trainer.algorithms.checking import check_common, check_divides, check_length, check_memory
+from services.trainer.algorithms.sections import (
+    engine_overrides,
+    largest_divisor,
+    model_overrides,
+    optimizer_overrides,
+    resolve_precision,
+    total_steps,
+    validation_plan,
+)
+from services.trainer.algorithms.settings import EXACT_REWARD, RewardSettings, TrainingParams
+from services.trainer.plan import JobFacts, LaunchPlan, PlanInputs, RewardSpec
+
+DATASET_FORMATS = ("prompt",)
+ACTOR, REFERENCE, ROLLOUT = "actor_rollout_ref.actor", "actor_rollout_ref.ref", "actor_rollout_ref.rollout"
+# verl's names of how the losses of tokens become one number.
+Aggregation = Literal["token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm"]
+
+
+@dataclass(frozen=True)
+class PolicyParams(TrainingParams):
+    """Sampling, the reward, and the policy's update by the clipped ratio (Schulman et al. 2017, arXiv:1707.06347)."""
+
+    learning_rate: Annotated[float, Field(gt=0, le=1, description="peak of AdamW's rate; LoRA wants ten times")] = 1e-6
+    scheduler: Annotated[Literal["constant", "cosine"], Field(description="rate after the warm-up")] = "constant"
+    warmup_ratio: Annotated[float, Field(ge=0, le=0.5, description="share of steps with a rising rate")] = 0.0
+    reward: Annotated[RewardSettings, Field(description="what an answer is worth")] = EXACT_REWARD
+    prompts_per_step: Annotated[int, Field(ge=1, le=65_536, description="prompts answered a step")] = 64
+    samples_per_prompt: Annotated[int, Field(ge=1, le=1024, description="answers a prompt, G of the formula")] = 8
+    mini_batch_size: Annotated[
+        int | None, Field(ge=1, description="prompts an optimizer update; null takes all of a step at once")
+    ] = None
+    micro_batch_size: Annotated[
+        int | None, Field(ge=1, description="answers a forward pass on one slot; null chooses")
+    ] = None
+    passes_per_step: Annotated[int, Field(ge=1, le=64, description="times a step's answers are learnt from")] = 1
+    temperature: Annotated[float, Field(gt=0, le=2, description="of sampling while training")] = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1, description="below 1 the sampled policy is not the trained one")] = 1.0
+    top_k: Annotated[int | None, Field(ge=1, description="likeliest tokens sampled from; null is all")] = None
+    max_prompt_length: Annotated[int, Field(ge=1, le=1_048_576, description="tokens; longer ones are left out")] = 512
+    max_response_length: Annotated[int, Field(ge=1, le=1_048_576, description="tokens an answer may have")] = 512
+    kl_coefficient: Annotated[float, Field(ge=0, le=10, description="0 keeps no reference model")] = 0.0
+    kl_kind: Annotated[
+        Literal["low_var_kl", "kl", "abs", "mse"], Field(description="estimator; low_var_kl is Schulman's k3")
+    ] = "low_var_kl"
+    kl_in: Annotated[Literal["loss", "reward"], Field(description="what the KL is subtracted from")] = "loss"
+    clip_low: Annotated[float, Field(gt=0, lt=1, description="the ratio may fall to 1 − this")] = 0.2
+    clip_high: Annotated[float, Field(gt=0, le=10, description="the ratio may rise to 1 + this")] = 0.2
+    entropy_coefficient: Annotated[float, Field(ge=0, le=1, description="bonus on the policy's entropy")] = 0.0
+    loss_aggregation: Annotated[Aggregation, Field(description="how the losses of tokens become one")] = "token-mean"
+
+
+def check_policy(params: PolicyParams, facts: JobFacts, copies: int = 0) -> list[Violation]:
+    """`copies` counts models besides policy, rollout and reference that a slot holds whole."""
+    found = check_common(params, DATASET_FORMATS, facts, params.prompts_per_step, "prompts_per_step")
+    mini_batch = params.mini_batch_size or params.prompts_per_step
+    found += check_divides("mini_batch_size", mini_batch, params.prompts_per_step, "prompts_per_step")
+    answers = mini_batch * params.samples_per_prompt
+    found += check_divides("slots", facts.slots, answers, "the answers of a mini-batch")
+    if params.micro_batch_size is not None and answers % facts.slots == 0:
+        per_slot = answers // facts.slots
+        found += check_divides("micro_batch_size", params.micro_batch_size, per_slot, "the answers of one slot")
+    length = params.max_prompt_length + params.max_response_length
+    found += check_length("max_response_length", length, facts)
+    # The rollout holds a copy of its own, the reference another.
+    copies += 1 + (params.kl_coefficient > 0 and params.lora is None)
+    return found + check_memory(facts, params.lora, copies)
+
+
+def policy_plan(algorithm: str, params: PolicyParams, inputs: PlanInputs, verl: Mapping[str, Any]) -> LaunchPlan:
+    """A plan for verl's synchronous PPO trainer; `verl` is what sets this algorithm apart, and wins."""
+    return LaunchPlan(
+        **inputs.common(),
+        algorithm=algorithm,
+        validation=validation_plan(params.validation, params.reward, inputs),
+        reward=RewardSpec(params.reward.name, params.reward.params),
+        trainer="rl",
+        verl={
+            **model_overrides("actor_rollout_ref.model", inputs, params.lora, params.gradient_checkpointing),
+            **_actor(params, inputs),
+            **_rollout(params, inputs),
+            **_kl(params),
+            "algorithm.rollout_correction.bypass_mode": _on_policy(params, inputs),
+            "data.train_batch_size": params.prompts_per_step,
+            "data.max_prompt_length": params.max_prompt_length,
+            "data.max_response_length": params.max_response_length,
+            "data.seed": params.seed,
+            **verl,
+        },
+        adapter=params.lora is not None,
+        max_tokens=params.max_prompt_length,
+        total_steps=total_steps(params.steps, params.epochs, inputs.train_rows, params.prompts_per_step),
+        save_every_steps=params.save_every_steps,
+        seed=params.seed,
+    )
+
+
+def micro_batch_size(params: PolicyParams, inputs: PlanInputs) -> int:
+    """Answers a forward pass on one slot."""
+    mini_batch = params.mini_batch_size or params.prompts_per_step
+    per_slot = mini_batch * params.samples_per_prompt // inputs.slots
+    return params.micro_batch_size or largest_divisor(per_slot, 128 if inputs.device == "cpu" else 16)
+
+
+def _on_policy(params: PolicyParams, inputs: PlanInputs) -> bool:
+    """Whether the log-probabilities of sampling are those before the update, so that computing them again is waste.
+
+    So it is where a step is one update, nothing is cut off the distribution, and the rollout computes as the trainer
+    does. vLLM's kernels differ from the trainer's, and verl merges adapters in bf16; there the difference must be seen.
+    """
+    one_update = params.mini_batch_size in (None, params.prompts_per_step) and params.passes_per_step == 1
+    same_numbers = inputs.device == "cpu" and resolve_precision(params.precision, inputs.device) == "fp32"
+    uncut = params.top_p == 1 and params.top_k is None
+    # A KL in the reward is taken between the reference and the log-probabilities computed again.
+    return one_update and same_numbers and uncut and params.lora is None and not _kl_in_reward(params)
+
+
+def _actor(params: PolicyParams, inputs: PlanInputs) -> dict[str, Any]:
+    """verl's sections on the trained policy and, where KL is asked for, the reference."""
+    micro_batch = micro_batch_size(params, inputs)
+    return {
+        **engine_overrides(f"{ACTOR}.fsdp_config", params, inputs.device),
+        **engine_overrides(f"{REFERENCE}.fsdp_config", params, inputs.device),
+        **optimizer_overrides(f"{ACTOR}.optim", params),
+        f"{ACTOR}.strategy": "fsdp2",
+        f"{ACTOR}.ppo_mini_batch_size": params.mini_batch_size or params.prompts_per_step,
+        f"{ACTOR}.ppo_micro_batch_size_per_gpu": micro_batch,
+        f"{ACTOR}.ppo_epochs": params.passes_per_step,
+        f"{ACTOR}.use_torch_compile": inputs.device == "cuda",
+        f"{ACTOR}.data_loader_seed": params.seed,
+        f"{ACTOR}.clip_ratio": params.clip_low,
+        f"{ACTOR}.clip_ratio_low": params.clip_low,
+        f"{ACTOR}.clip_ratio_high": params.clip_high,
+        f"{ACTOR}.loss_agg_mode": params.loss_aggregation,
+        f"{ACTOR}.entropy_coeff": params.entropy_coefficient,
+        # Reported even where it is no part of the loss: a policy that collapses shows there first.
+        f"{ACTOR}.calculate_entropy": True,
+        f"{REFERENCE}.strategy": "fsdp2",
+        f"{REFERENCE}.log_prob_micro_batch_size_per_gpu": micro_batch,
+        f"{ROLLOUT}.log_prob_micro_batch_size_per_gpu": micro_batch,
+    }
+
+
+def _kl(params: PolicyParams) -> dict[str, Any]:
+    """verl's two places for a penalty on the distance from the reference."""
+    in_reward = _kl_in_reward(params)
+    return {
+        f"{ACTOR}.use_kl_loss": params.kl_coefficient > 0 and not in_reward,
+        f"{ACTOR}.kl_loss_coef": params.kl_coefficient,
+        f"{ACTOR}.kl_loss_type": params.kl_kind,
+        "algorithm.use_kl_in_reward": in_reward,
+        "algorithm.kl_penalty": params.kl_kind,
+        "algorithm.kl_ctrl.kl_coef": params.kl_coefficient,
+    }
+
+
+def _kl_in_reward(params: PolicyParams) -> bool:
+    return params.kl_coefficient > 0 and params.kl_in == "reward"
+
+
+def _rollout(params: PolicyParams, inputs: PlanInputs) -> dict[str, Any]:
+    """verl's section on the engine that answers: transformers on CPU, vLLM on CUDA."""
+    compute = resolve_precision(params.precision, inputs.device)
+    return {
+        f"{ROLLOUT}.name": "transformers" if inputs.device == "cpu" else "vllm",
+        f"{ROLLOUT}.n": params.samples_per_prompt,
+        f"{ROLLOUT}.temperature": params.temperature,
+        f"{ROLLOUT}.top_p": params.top_p,
+        f"{ROLLOUT}.top_k": params.top_k or -1,
+        f"{ROLLOUT}.seed": params.seed,
+        f"{ROLLOUT}.tensor_model_parallel_size": 1,
+        f"{ROLLOUT}.dtype": "float32" if compute == "fp32" else "bfloat16",
+        f"{ROLLOUT}.load_format": "auto" if inputs.device == "cpu" else "dummy",
+        # On CPU nothing is freed between rollout and training: both models fit, or the check has refused the job.
+        f"{ROLLOUT}.free_cache_engine": inputs.device == "cuda",
+        f"{ROLLOUT}.calculate_log_probs": True,
+    }
