@@ -9,10 +9,13 @@ from typing import Any, Protocol
 from services.mesh import names, params
 from services.mesh.errors import InvalidArgument, NotFound, Violation
 from services.mesh.labels import check_labels
+from services.trainer import rewards
 from services.trainer.algorithms import Algorithm, algorithms
+from services.trainer.algorithms.retention import check_retention
+from services.trainer.algorithms.settings import RewardSettings
+from services.trainer.disk import Disk, DiskForecast, check_room, forecast, to_json
 from services.trainer.entities import BaseModel, DatasetVersion, NewTrainingJob, TrainingSpec
-from services.trainer.plan import JobFacts
-from services.trainer.rewards import rewards
+from services.trainer.plan import DEFAULT_REWARD_SITE, JobFacts, PlanInputs, RewardSite
 from services.trainer.runners import TARGETS
 
 MAX_PRIORITY = 100
@@ -32,6 +35,9 @@ class Site:
 
     device: str
     slots: int
+    rewards: RewardSite = DEFAULT_REWARD_SITE
+    # None where nothing is known of it.
+    disk: Disk | None = None
 
 
 async def check(new: NewTrainingJob, site: Site, look_up: LookUp) -> TrainingSpec:
@@ -43,10 +49,17 @@ async def check(new: NewTrainingJob, site: Site, look_up: LookUp) -> TrainingSpe
         _found(look_up.dataset_version(new.dataset_version), "dataset_version", found),
         _validation(new, look_up, found),
     )
+    found += _check_inputs(new, base, train, validation)
+    foreseen: DiskForecast | None = None
     if algorithm is not None and parsed is not None and base is not None and train is not None:
         facts = _facts(new, site, base, train, validation)
         found += [_placed(v) for v in algorithm.check(parsed, facts)]
+        found += [_placed(v) for v in check_retention(parsed.checkpoints, bool(new.validation_dataset_version))]
         found += _check_answers(algorithm, parsed, train)
+        # Of parameters that are right: others have no plan.
+        if not found:
+            foreseen = _forecast(algorithm, parsed, facts, site.disk)
+            found += [_placed(v) for v in check_room(foreseen)]
     if found:
         raise InvalidArgument(v if v.field in ("parent", "training_job_id") else v.under("training_job") for v in found)
     assert base is not None and train is not None and parsed is not None
@@ -64,7 +77,43 @@ async def check(new: NewTrainingJob, site: Site, look_up: LookUp) -> TrainingSpe
         target=new.target or "local",
         slots=new.gpu_count or 1,
         labels=new.labels,
+        dataset_sha256=train.sha256,
+        validation_dataset_sha256=validation.sha256 if validation else "",
+        disk_forecast=to_json(foreseen),
     )
+
+
+def _forecast(algorithm: type[Algorithm], parsed: Any, facts: JobFacts, disk: Disk | None) -> DiskForecast | None:
+    """From the plan that would be carried out; its addresses and paths are of no matter here."""
+    nowhere = dict.fromkeys(("job", "job_uid", "ray_address", "ray_namespace", "model_path", "train_path", "work_dir"), "")
+    inputs = PlanInputs(
+        **nowhere,
+        attempt=1,
+        device=facts.device,
+        slots=facts.slots,
+        train_rows=facts.train_rows,
+        validation_path="" if facts.validation_rows else None,
+        validation_rows=facts.validation_rows,
+        resume_from=None,
+        reward_site=facts.reward_site,
+    )
+    return forecast(algorithm.plan(parsed, inputs), parsed.checkpoints, facts.model_parameters or 0, disk)
+
+
+def _check_inputs(
+    new: NewTrainingJob, base: BaseModel | None, train: DatasetVersion | None, validation: DatasetVersion | None
+) -> list[Violation]:
+    """What is read must be what the caller says it is."""
+    there = {
+        "base_manifest_sha256": base.manifest_sha256 if base else None,
+        "dataset_sha256": train.sha256 if train else None,
+        "validation_dataset_sha256": validation.sha256 if validation else None,
+    }
+    return [
+        Violation(f"inputs.{name}", f"it is {there[name]} now: what had this name then is gone (got {wanted[:64]!r})")
+        for name, wanted in new.inputs.items()
+        if there[name] is not None and there[name] != wanted
+    ]
 
 
 def _facts(
@@ -79,6 +128,7 @@ def _facts(
         validation_rows=validation.row_count if validation else 0,
         context_length=base.context_length or None,
         model_parameters=base.parameter_count or None,
+        reward_site=site.rewards,
     )
 
 
@@ -126,10 +176,18 @@ def _check_answers(algorithm: type[Algorithm], parsed: Any, train: DatasetVersio
     if not algorithm.needs_reward or train.answered_row_count is None:
         return []
     missing = train.row_count - train.answered_row_count
-    if not missing or parsed.reward.name not in rewards.names() or not rewards.get(parsed.reward.name).needs_answer:
+    if not missing or not _needs_answer(parsed.reward):
         return []
     message = f"{missing} of its {train.row_count} rows have no answer, which reward {parsed.reward.name!r} needs"
     return [Violation("dataset_version", message)]
+
+
+def _needs_answer(reward: RewardSettings) -> bool:
+    try:
+        return rewards.needs_answer(reward.name, reward.params)
+    except InvalidArgument:
+        # Told by the algorithm's own check.
+        return False
 
 
 def _placed(violation: Violation) -> Violation:

@@ -13,6 +13,8 @@ from typing import Any, Literal
 import msgspec
 
 Device = Literal["cpu", "cuda"]
+# Weights of a language model, an adapter over them, or a reward model: a sequence classifier with one score.
+CheckpointKind = Literal["full", "adapter", "reward"]
 PLAN_FILE = "plan.json"
 SPOOL_FILE = "spool.jsonl"
 CONTROL_FILE = "control.json"
@@ -28,6 +30,26 @@ class RewardSpec:
 
 
 @dataclass(frozen=True)
+class RewardSite:
+    """What rewards may use where they score, by the settings of the trainer. It holds no secret, only where they lie.
+
+    `outbound_allow` are the hosts (`host`, `host:port`, a network such as 10.0.0.0/8, or `loopback`) that may be
+    called. `models` is where each reward model lies, by its reference. `ledger` is the file that counts what
+    judges have cost.
+    """
+
+    secrets_folder: str = ""
+    outbound_allow: tuple[str, ...] = ("loopback",)
+    custom_code: Literal["refuse", "allow", "allow-unisolated"] = "refuse"
+    models: dict[str, str] = field(default_factory=dict)
+    ledger: str = ""
+
+
+# Nothing beyond the machine, and no code of a user's.
+DEFAULT_REWARD_SITE = RewardSite()
+
+
+@dataclass(frozen=True)
 class ValidationPlan:
     """How each checkpoint is sampled: the first `rows` of the validation file, scored with `reward`."""
 
@@ -36,6 +58,39 @@ class ValidationPlan:
     temperature: float
     batch_size: int
     reward: RewardSpec
+
+
+@dataclass(frozen=True)
+class PairValidationPlan:
+    """How each checkpoint of a reward model is judged: on the first `rows` pairs of the validation file; pairs that are
+    longer than `max_tokens` are left out.
+    """
+
+    rows: int
+    batch_size: int
+    max_tokens: int
+
+
+@dataclass(frozen=True)
+class DpoLoss:
+    """What `dpo` minimises; the formulas stand in verl/losses/dpo.py. `gamma` is read by simpo alone."""
+
+    kind: Literal["sigmoid", "ipo", "hinge", "simpo"]
+    beta: float
+    gamma: float = 0.0
+    label_smoothing: float = 0.0
+
+    @property
+    def has_reference(self) -> bool:
+        return self.kind != "simpo"
+
+
+@dataclass(frozen=True)
+class RewardModelLoss:
+    """What `reward_model` minimises; the formula stands in verl/losses/bradley_terry.py."""
+
+    margin: float = 0.0
+    centre_coefficient: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -51,8 +106,9 @@ class LaunchPlan:
     """One attempt of one training job.
 
     `slots` are Ray GPUs (logical ones on a CPU machine). `verl` holds overrides of verl's configuration by dotted name.
-    `save_every_steps` 0 saves only at the end. `max_tokens` bounds a whole row for `sft`, a prompt for `rl`: longer
-    rows are left out and reported. `work_dir` is the attempt's folder.
+    `save_every_steps` 0 saves only at the end. `max_tokens` bounds a prompt for `rl`, else a whole row (of a
+    pair each side): longer rows are left out and reported. `adapter` says that checkpoints are adapters. `work_dir` is
+    the attempt's folder.
     """
 
     job: str
@@ -68,7 +124,7 @@ class LaunchPlan:
     validation_path: str | None
     validation: ValidationPlan | None
     reward: RewardSpec | None
-    trainer: Literal["sft", "rl"]
+    trainer: Literal["sft", "dpo", "reward_model", "rl"]
     verl: dict[str, Any]
     adapter: bool
     max_tokens: int
@@ -77,8 +133,21 @@ class LaunchPlan:
     resume_from: ResumePoint | None
     seed: int
     work_dir: str
+    # Of the trainer `dpo`, and of `reward_model`.
+    dpo: DpoLoss | None = None
+    reward_model: RewardModelLoss | None = None
+    pair_validation: PairValidationPlan | None = None
     # W3C trace context that the run belongs to.
     traceparent: str = ""
+    reward_site: RewardSite = DEFAULT_REWARD_SITE
+    # Logged beside the reward, never trained on.
+    held_out_reward: RewardSpec | None = None
+
+    @property
+    def checkpoint_kind(self) -> CheckpointKind:
+        if self.trainer == "reward_model":
+            return "reward"
+        return "adapter" if self.adapter else "full"
 
     @property
     def start_step(self) -> int:
@@ -105,6 +174,7 @@ class PlanInputs:
     resume_from: ResumePoint | None
     work_dir: str
     traceparent: str = ""
+    reward_site: RewardSite = DEFAULT_REWARD_SITE
 
     def common(self) -> dict[str, Any]:
         """The fields that a LaunchPlan takes over unchanged."""
@@ -127,6 +197,7 @@ class JobFacts:
     context_length: int | None = None
     model_parameters: int | None = None
     memory_bytes: int | None = None
+    reward_site: RewardSite = DEFAULT_REWARD_SITE
 
 
 def encode(plan: LaunchPlan) -> bytes:

@@ -5,37 +5,52 @@ from __future__ import annotations
 import math
 
 from services.mesh.errors import InvalidArgument, Violation
-from services.mesh.params import parse as parse_params
-from services.trainer.algorithms.settings import LoraSettings, TrainingParams
+from services.trainer import rewards
+from services.trainer.algorithms.settings import LoraSettings, RewardSettings, RunParams, TrainingParams
 from services.trainer.plan import JobFacts
-from services.trainer.rewards import rewards
 
 # A validation file holds questions with answers, or conversations whose last turn is the expected answer.
 VALIDATION_FORMATS = ("prompt", "messages")
 
 
 def check_common(
-    params: TrainingParams, formats: tuple[str, ...], facts: JobFacts, batch_size: int, batch_field: str
+    params: RunParams,
+    formats: tuple[str, ...],
+    facts: JobFacts,
+    batch_size: int,
+    batch_field: str,
+    validation_formats: tuple[str, ...] = VALIDATION_FORMATS,
 ) -> list[Violation]:
     """What holds for every algorithm: formats, a full batch, a device that has what is asked for, a reward."""
     found: list[Violation] = []
     if facts.train_format not in formats:
         known = " or ".join(formats)
         found.append(Violation("dataset", f"is of format {facts.train_format!r}; this algorithm wants {known}"))
-    if facts.validation_format not in (None, *VALIDATION_FORMATS):
-        found.append(Violation("validation_dataset", f"is of format {facts.validation_format!r}; prompt or messages"))
+    if facts.validation_format not in (None, *validation_formats):
+        known = " or ".join(validation_formats)
+        found.append(Violation("validation_dataset", f"is of format {facts.validation_format!r}; {known} is wanted"))
     if batch_size > facts.train_rows:
         found.append(Violation(batch_field, f"must be at most the {facts.train_rows} rows of the dataset"))
     found += _check_device(params, facts)
-    try:
-        parse_params(rewards.get(params.reward.name, "reward.name").Params, params.reward.params, "reward.params")
-    except InvalidArgument as error:
-        found.extend(error.violations)
+    if not isinstance(params, TrainingParams):
+        return found
+    found += check_reward(params.reward, facts, "reward")
     return found
 
 
-def _check_device(params: TrainingParams, facts: JobFacts) -> list[Violation]:
+def check_reward(reward: RewardSettings, facts: JobFacts, field: str) -> list[Violation]:
+    """Everything that is wrong with a reward's name or params, under `field`."""
+    try:
+        rewards.parse(reward.name, reward.params, facts.reward_site, field)
+    except InvalidArgument as error:
+        return list(error.violations)
+    return []
+
+
+def _check_device(params: RunParams, facts: JobFacts) -> list[Violation]:
     found: list[Violation] = []
+    if facts.device == "cpu" and params.attention == "flash_attention_2":
+        found.append(Violation("attention", "must be auto or sdpa on a machine without a GPU"))
     if facts.device == "cpu" and params.offload != "none":
         found.append(Violation("offload", "must be none on a machine without a GPU: there is nothing to offload from"))
     if facts.device == "cpu" and params.sequence_parallel > 1:
@@ -58,7 +73,7 @@ def check_length(field_name: str, tokens: int, facts: JobFacts) -> list[Violatio
     return [Violation(field_name, f"{tokens} tokens are more than the model's context of {facts.context_length}")]
 
 
-def check_memory(facts: JobFacts, lora: LoraSettings | None, copies: int = 0) -> list[Violation]:
+def check_memory(facts: JobFacts, lora: LoraSettings | None, copies: float = 0) -> list[Violation]:
     """Weights, gradients and Adam's two moments in fp32, `copies` further copies of the weights; no activations.
 
     A lower bound: what it refuses can't run; what it lets through may still run out of memory.

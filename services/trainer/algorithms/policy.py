@@ -3,29 +3,52 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field
 
 from services.mesh.errors import Violation
-from services.trainer.algorithms.checking import check_common, check_divides, check_length, check_memory
+from services.trainer.algorithms.checking import (
+    check_common,
+    check_divides,
+    check_length,
+    check_memory,
+    check_reward,
+)
 from services.trainer.algorithms.sections import (
     engine_overrides,
     largest_divisor,
     model_overrides,
     optimizer_overrides,
     resolve_precision,
+    reward_spec,
     total_steps,
     validation_plan,
 )
 from services.trainer.algorithms.settings import EXACT_REWARD, RewardSettings, TrainingParams
-from services.trainer.plan import JobFacts, LaunchPlan, PlanInputs, RewardSpec
+from services.trainer.plan import Device, JobFacts, LaunchPlan, PlanInputs
 
 DATASET_FORMATS = ("prompt",)
 ACTOR, REFERENCE, ROLLOUT = "actor_rollout_ref.actor", "actor_rollout_ref.ref", "actor_rollout_ref.rollout"
 # verl's names of how the losses of tokens become one number.
 Aggregation = Literal["token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm"]
+NORMALISED: Aggregation = "seq-mean-token-sum-norm"
+# Fields to which an algorithm gives a default of its own.
+Group = Annotated[int, Field(ge=2, le=1024, description="answers a prompt, G of the formula")]
+Answers = Annotated[int, Field(ge=1, le=1024, description="answers a prompt")]
+KlCoefficient = Annotated[float, Field(ge=0, le=10, description="0 keeps no reference model")]
+KlKind = Annotated[
+    Literal["low_var_kl", "kl", "abs", "mse"],
+    Field(description="estimator: Schulman's k3, k1, its absolute value, k2"),
+]
+KlIn = Annotated[Literal["loss", "reward"], Field(description="what the KL is subtracted from")]
+ClipLow = Annotated[float, Field(gt=0, lt=1, description="the ratio may fall to 1 − this")]
+ClipHigh = Annotated[float, Field(gt=0, le=10, description="the ratio may rise to 1 + this")]
+LossAggregation = Annotated[
+    Aggregation,
+    Field(description="how the losses of tokens become one; the last divides sums by max_response_length"),
+]
 
 
 @dataclass(frozen=True)
@@ -36,8 +59,11 @@ class PolicyParams(TrainingParams):
     scheduler: Annotated[Literal["constant", "cosine"], Field(description="rate after the warm-up")] = "constant"
     warmup_ratio: Annotated[float, Field(ge=0, le=0.5, description="share of steps with a rising rate")] = 0.0
     reward: Annotated[RewardSettings, Field(description="what an answer is worth")] = EXACT_REWARD
+    held_out_reward: Annotated[
+        RewardSettings | None, Field(description="a second judge of the same answers: shown, never trained on")
+    ] = None
     prompts_per_step: Annotated[int, Field(ge=1, le=65_536, description="prompts answered a step")] = 64
-    samples_per_prompt: Annotated[int, Field(ge=1, le=1024, description="answers a prompt, G of the formula")] = 8
+    samples_per_prompt: Answers = 8
     mini_batch_size: Annotated[
         int | None, Field(ge=1, description="prompts an optimizer update; null takes all of a step at once")
     ] = None
@@ -48,22 +74,48 @@ class PolicyParams(TrainingParams):
     temperature: Annotated[float, Field(gt=0, le=2, description="of sampling while training")] = 1.0
     top_p: Annotated[float, Field(gt=0, le=1, description="below 1 the sampled policy is not the trained one")] = 1.0
     top_k: Annotated[int | None, Field(ge=1, description="likeliest tokens sampled from; null is all")] = None
+    rollout_engine: Annotated[
+        Literal["auto", "transformers", "vllm"],
+        Field(description="what answers; auto: vllm on CUDA, else transformers"),
+    ] = "auto"
     max_prompt_length: Annotated[int, Field(ge=1, le=1_048_576, description="tokens; longer ones are left out")] = 512
     max_response_length: Annotated[int, Field(ge=1, le=1_048_576, description="tokens an answer may have")] = 512
-    kl_coefficient: Annotated[float, Field(ge=0, le=10, description="0 keeps no reference model")] = 0.0
-    kl_kind: Annotated[
-        Literal["low_var_kl", "kl", "abs", "mse"], Field(description="estimator; low_var_kl is Schulman's k3")
-    ] = "low_var_kl"
-    kl_in: Annotated[Literal["loss", "reward"], Field(description="what the KL is subtracted from")] = "loss"
-    clip_low: Annotated[float, Field(gt=0, lt=1, description="the ratio may fall to 1 − this")] = 0.2
-    clip_high: Annotated[float, Field(gt=0, le=10, description="the ratio may rise to 1 + this")] = 0.2
+    kl_coefficient: KlCoefficient = 0.0
+    kl_kind: KlKind = "low_var_kl"
+    kl_in: KlIn = "loss"
+    clip_low: ClipLow = 0.2
+    clip_high: ClipHigh = 0.2
+    dual_clip: Annotated[
+        float, Field(gt=1, description="bound of the ratio where the advantage is negative (Ye et al. 2020)")
+    ] = 3.0
     entropy_coefficient: Annotated[float, Field(ge=0, le=1, description="bonus on the policy's entropy")] = 0.0
-    loss_aggregation: Annotated[Aggregation, Field(description="how the losses of tokens become one")] = "token-mean"
+    loss_aggregation: LossAggregation = "token-mean"
 
 
-def check_policy(params: PolicyParams, facts: JobFacts, copies: int = 0) -> list[Violation]:
-    """`copies` counts models besides policy, rollout and reference that a slot holds whole."""
+@dataclass(frozen=True)
+class GroupParams(PolicyParams):
+    """Parameters of an algorithm that compares a prompt's answers with each other."""
+
+    samples_per_prompt: Group = 8
+
+
+P = TypeVar("P", bound=PolicyParams)
+
+
+def in_updates(params: P, updates: int) -> P:
+    """`params` with a step cut into `updates` updates, or the next smaller number that divides it, where the job leaves
+    that open: with a single update a step every ratio is 1, and the clip has nothing to do."""
+    if params.mini_batch_size is not None:
+        return params
+    prompts = params.prompts_per_step
+    return replace(params, mini_batch_size=prompts // largest_divisor(prompts, updates))
+
+
+def check_policy(params: PolicyParams, facts: JobFacts, copies: float = 0) -> list[Violation]:
+    """`copies` counts models in fp32 besides policy, rollout and reference that a slot holds."""
     found = check_common(params, DATASET_FORMATS, facts, params.prompts_per_step, "prompts_per_step")
+    if params.held_out_reward is not None:
+        found += check_reward(params.held_out_reward, facts, "held_out_reward")
     mini_batch = params.mini_batch_size or params.prompts_per_step
     found += check_divides("mini_batch_size", mini_batch, params.prompts_per_step, "prompts_per_step")
     answers = mini_batch * params.samples_per_prompt
@@ -71,11 +123,23 @@ def check_policy(params: PolicyParams, facts: JobFacts, copies: int = 0) -> list
     if params.micro_batch_size is not None and answers % facts.slots == 0:
         per_slot = answers // facts.slots
         found += check_divides("micro_batch_size", params.micro_batch_size, per_slot, "the answers of one slot")
+    if facts.device == "cpu" and params.rollout_engine == "vllm":
+        found.append(Violation("rollout_engine", "must be auto or transformers on a machine without a GPU"))
+    if params.kl_coefficient > 0 and (params.kl_in, params.kl_kind) == ("loss", "kl"):
+        message = "as a loss its gradient is 0 on average: use low_var_kl or mse, or subtract it from the reward"
+        found.append(Violation("kl_kind", message))
     length = params.max_prompt_length + params.max_response_length
     found += check_length("max_response_length", length, facts)
     # The rollout holds a copy of its own, the reference another.
     copies += 1 + (params.kl_coefficient > 0 and params.lora is None)
     return found + check_memory(facts, params.lora, copies)
+
+
+def check_whitened(params: PolicyParams) -> list[Violation]:
+    """Advantages that are normalised over a step have no deviation where it is a single token."""
+    if params.prompts_per_step * params.samples_per_prompt > 1:
+        return []
+    return [Violation("prompts_per_step", "must be at least 2 with one answer a prompt")]
 
 
 def policy_plan(algorithm: str, params: PolicyParams, inputs: PlanInputs, verl: Mapping[str, Any]) -> LaunchPlan:
@@ -84,10 +148,11 @@ def policy_plan(algorithm: str, params: PolicyParams, inputs: PlanInputs, verl: 
         **inputs.common(),
         algorithm=algorithm,
         validation=validation_plan(params.validation, params.reward, inputs),
-        reward=RewardSpec(params.reward.name, params.reward.params),
+        reward=reward_spec(params.reward),
+        held_out_reward=reward_spec(params.held_out_reward) if params.held_out_reward else None,
         trainer="rl",
         verl={
-            **model_overrides("actor_rollout_ref.model", inputs, params.lora, params.gradient_checkpointing),
+            **model_overrides("actor_rollout_ref.model", params, inputs),
             **_actor(params, inputs),
             **_rollout(params, inputs),
             **_kl(params),
@@ -111,6 +176,13 @@ def micro_batch_size(params: PolicyParams, inputs: PlanInputs) -> int:
     mini_batch = params.mini_batch_size or params.prompts_per_step
     per_slot = mini_batch * params.samples_per_prompt // inputs.slots
     return params.micro_batch_size or largest_divisor(per_slot, 128 if inputs.device == "cpu" else 16)
+
+
+def rollout_engine(params: PolicyParams, device: Device) -> str:
+    """The name of the engine under verl's registry."""
+    if params.rollout_engine != "auto":
+        return params.rollout_engine
+    return "transformers" if device == "cpu" else "vllm"
 
 
 def _on_policy(params: PolicyParams, inputs: PlanInputs) -> bool:
@@ -142,7 +214,10 @@ def _actor(params: PolicyParams, inputs: PlanInputs) -> dict[str, Any]:
         f"{ACTOR}.clip_ratio": params.clip_low,
         f"{ACTOR}.clip_ratio_low": params.clip_low,
         f"{ACTOR}.clip_ratio_high": params.clip_high,
+        f"{ACTOR}.clip_ratio_c": params.dual_clip,
         f"{ACTOR}.loss_agg_mode": params.loss_aggregation,
+        # verl would take the longest answer of each micro-batch for the constant.
+        f"{ACTOR}.loss_scale_factor": params.max_response_length if params.loss_aggregation == NORMALISED else None,
         f"{ACTOR}.entropy_coeff": params.entropy_coefficient,
         # Reported even where it is no part of the loss: a policy that collapses shows there first.
         f"{ACTOR}.calculate_entropy": True,
@@ -170,10 +245,11 @@ def _kl_in_reward(params: PolicyParams) -> bool:
 
 
 def _rollout(params: PolicyParams, inputs: PlanInputs) -> dict[str, Any]:
-    """verl's section on the engine that answers: transformers on CPU, vLLM on CUDA."""
+    """verl's section on the engine that answers."""
+    engine = rollout_engine(params, inputs.device)
     compute = resolve_precision(params.precision, inputs.device)
     return {
-        f"{ROLLOUT}.name": "transformers" if inputs.device == "cpu" else "vllm",
+        f"{ROLLOUT}.name": engine,
         f"{ROLLOUT}.n": params.samples_per_prompt,
         f"{ROLLOUT}.temperature": params.temperature,
         f"{ROLLOUT}.top_p": params.top_p,
@@ -181,8 +257,8 @@ def _rollout(params: PolicyParams, inputs: PlanInputs) -> dict[str, Any]:
         f"{ROLLOUT}.seed": params.seed,
         f"{ROLLOUT}.tensor_model_parallel_size": 1,
         f"{ROLLOUT}.dtype": "float32" if compute == "fp32" else "bfloat16",
-        f"{ROLLOUT}.load_format": "auto" if inputs.device == "cpu" else "dummy",
-        # On CPU nothing is freed between rollout and training: both models fit, or the check has refused the job.
-        f"{ROLLOUT}.free_cache_engine": inputs.device == "cuda",
+        f"{ROLLOUT}.load_format": "dummy" if engine == "vllm" else "auto",
+        # transformers frees nothing between rollout and training: both models fit, or the check has refused the job.
+        f"{ROLLOUT}.free_cache_engine": engine == "vllm",
         f"{ROLLOUT}.calculate_log_probs": True,
     }

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from services.trainer import rewards
 from services.trainer.algorithms.settings import (
-    LoraSettings,
     Precision,
     RewardSettings,
-    TrainingParams,
+    RunParams,
     ValidationSettings,
 )
 from services.trainer.plan import Device, PlanInputs, RewardSpec, ValidationPlan
@@ -30,19 +30,19 @@ def total_steps(steps: int | None, epochs: int, rows: int, batch_size: int) -> i
     return steps if steps is not None else epochs * (rows // batch_size)
 
 
-def model_overrides(
-    prefix: str, inputs: PlanInputs, lora: LoraSettings | None, gradient_checkpointing: bool
-) -> dict[str, Any]:
+def model_overrides(prefix: str, params: RunParams, inputs: PlanInputs) -> dict[str, Any]:
     """verl's model section: where the model lies, and how attention and adapters are done on this device."""
+    lora = params.lora
+    # What is installed on CUDA is known where the plan is carried out (configuration.py).
+    attention = "sdpa" if inputs.device == "cpu" else params.attention
     overrides: dict[str, Any] = {
         f"{prefix}.path": inputs.model_path,
         f"{prefix}.trust_remote_code": False,
-        f"{prefix}.enable_gradient_checkpointing": gradient_checkpointing,
+        f"{prefix}.enable_gradient_checkpointing": params.gradient_checkpointing,
+        f"{prefix}.override_config.attn_implementation": attention,
         # Packed sequences need flash attention's variable-length kernels.
-        f"{prefix}.use_remove_padding": inputs.device == "cuda",
+        f"{prefix}.use_remove_padding": attention == "flash_attention_2",
     }
-    if inputs.device == "cpu":
-        overrides[f"{prefix}.override_config.attn_implementation"] = "sdpa"
     if lora is not None:
         overrides[f"{prefix}.lora_rank"] = lora.rank
         overrides[f"{prefix}.lora_alpha"] = lora.alpha
@@ -54,7 +54,7 @@ def model_overrides(
     return overrides
 
 
-def engine_overrides(prefix: str, params: TrainingParams, device: Device) -> dict[str, Any]:
+def engine_overrides(prefix: str, params: RunParams, device: Device) -> dict[str, Any]:
     """verl's FSDP2 section: numeric precision; no compiler on CPU, where it costs more than a small job takes."""
     compute = resolve_precision(params.precision, device)
     return {
@@ -69,7 +69,7 @@ def engine_overrides(prefix: str, params: TrainingParams, device: Device) -> dic
     }
 
 
-def optimizer_overrides(prefix: str, params: TrainingParams) -> dict[str, Any]:
+def optimizer_overrides(prefix: str, params: RunParams) -> dict[str, Any]:
     """verl's section on AdamW and its learning rate."""
     return {
         f"{prefix}.lr": params.learning_rate,
@@ -82,6 +82,11 @@ def optimizer_overrides(prefix: str, params: TrainingParams) -> dict[str, Any]:
     }
 
 
+def reward_spec(reward: RewardSettings) -> RewardSpec:
+    """A checked reward with every parameter spelt out."""
+    return RewardSpec(reward.name, rewards.complete(reward.name, reward.params))
+
+
 def validation_plan(settings: ValidationSettings, reward: RewardSettings, inputs: PlanInputs) -> ValidationPlan | None:
     """None when the job has no validation rows."""
     if inputs.validation_path is None or inputs.validation_rows == 0:
@@ -91,5 +96,5 @@ def validation_plan(settings: ValidationSettings, reward: RewardSettings, inputs
         max_new_tokens=settings.max_new_tokens,
         temperature=settings.temperature,
         batch_size=settings.batch_size,
-        reward=RewardSpec(reward.name, reward.params),
+        reward=reward_spec(reward),
     )

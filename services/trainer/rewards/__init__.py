@@ -1,27 +1,35 @@
-"""Rule rewards: what a completion is worth, decided by its text alone. One file each.
+"""Rewards: what a completion is worth. One file each.
 
-An entry is a class with a docstring, a frozen `Params`, and `score`: a batch in, one Score per sample out. It never
-raises for what a sample contains, because one odd completion must not end a training run; settings that are wrong are
-refused earlier, by `parse`.
+An entry is a class with a docstring, a frozen `Params`, and either `score`, a pure rule (`Rule`), or `open`, which
+makes a judge that holds what judging needs: a connection, a process, a model. A rule never raises for what a sample
+contains, because one odd completion must not end a training run; settings that are wrong are refused earlier, by
+`parse`. Whoever scores goes through `open_judge`, which holds every entry to the contract: one finite score a sample,
+the same parts in each, and an error that names the reward and the sample.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 # By name: importing the reward file math.py binds `math` in this package to that file.
 from math import isfinite
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from services.mesh import params as mesh_params
+from services.mesh.errors import InvalidArgument, Violation
 from services.mesh.registry import Registry
+from services.trainer.plan import DEFAULT_REWARD_SITE, RewardSite
+
+# Of a completion that an error quotes.
+QUOTED_CHARACTERS = 120
 
 
 @dataclass(frozen=True)
 class RewardSample:
     """One completion to judge. `prompt` is the chat messages (or the rendered text), `answer` the row's reference,
-    which a row may lack; a reward with `needs_answer` then scores 0."""
+    which a row may lack; a rule that needs one then scores 0."""
 
     prompt: Sequence[Mapping[str, Any]] | str
     completion: str
@@ -42,23 +50,219 @@ class Score:
             raise ValueError(f"a score must be finite: {self}")
 
 
-class Reward(Protocol):
+class RewardError(Exception):
+    """A reward that could not judge; the text names it and, where one sample is the cause, that sample.
+
+    `index` counts the samples of the batch from 0. `reason` is a stable UPPER_SNAKE_CASE word.
+    """
+
+    def __init__(self, what: str, index: int | None = None, reason: str = "REWARD_FAILED", remedy: str = "") -> None:
+        super().__init__(what)
+        self.what = what
+        self.index = index
+        self.reason = reason
+        self.remedy = remedy
+        self.named = False
+
+    def of(self, name: str, samples: Sequence[RewardSample]) -> RewardError:
+        """The same error with the reward's name and the sample's beginning in its text."""
+        if self.named:
+            return self
+        where = ""
+        if self.index is not None and self.index < len(samples):
+            where = f", sample {self.index} ({samples[self.index].completion[:QUOTED_CHARACTERS]!r})"
+        error = RewardError(f"reward {name!r}{where}: {self.what}", self.index, self.reason, self.remedy)
+        error.named = True
+        return error
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuilt, (self.what, self.index, self.reason, self.remedy, self.named)
+
+
+def _rebuilt(what: str, index: int | None, reason: str, remedy: str, named: bool) -> RewardError:
+    error = RewardError(what, index, reason, remedy)
+    error.named = named
+    return error
+
+
+class ModelScorer(Protocol):
+    """A loaded reward model."""
+
+    def score(self, samples: Sequence[RewardSample]) -> list[float]:
+        """One number a sample, in order."""
+        ...
+
+    def close(self) -> None: ...
+
+
+def _give_up(why: str, seconds: float) -> None:
+    raise RewardError(why, reason="REWARD_UNAVAILABLE")
+
+
+def _no_models(folder: str) -> ModelScorer:
+    raise RewardError("no model can be loaded here", reason="REWARD_UNAVAILABLE")
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """Where a judge works. `wait(why, seconds)` is called while what the judge depends on is away: it says so, sleeps,
+    and raises where nobody wants to wait. `load_model` loads a reward model from a folder."""
+
+    site: RewardSite = DEFAULT_REWARD_SITE
+    wait: Callable[[str, float], None] = _give_up
+    load_model: Callable[[str], ModelScorer] = _no_models
+
+
+class Judge(Protocol):
+    """A reward at work."""
+
+    def score(self, samples: Sequence[RewardSample]) -> list[Score]:
+        """One Score per sample, in order, each with the same keys in `parts`. Raises RewardError."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Reward:
     """The shape of an entry. It is used as a class and never instantiated."""
 
-    Params: type[Any]
-    # Whether rows without an answer can be refused before anything starts.
-    needs_answer: bool
+    Params: ClassVar[type[Any]]
+
+    @staticmethod
+    def needs_answer(params: Any) -> bool:
+        """Whether rows without an answer can be refused before anything starts."""
+        return False
+
+    @staticmethod
+    def check(params: Any, site: RewardSite, field: str, depth: int) -> list[Violation]:
+        """What is wrong with parsed `params` at this site, each violation under `field`. `depth` counts the rewards
+        that this one is a component of."""
+        return []
+
+    @staticmethod
+    def complete(params: Any) -> dict[str, Any]:
+        """The whole set as JSON values, defaults included: what stands in a launch plan."""
+        return mesh_params.to_json(params)
+
+    @staticmethod
+    def models(params: Any) -> dict[str, str]:
+        """References of the models that it loads, by the path of the parameter that names each."""
+        return {}
+
+    @staticmethod
+    def open(params: Any, surroundings: Surroundings) -> Judge:
+        """A judge; whoever opens it closes it."""
+        raise NotImplementedError
+
+
+class Rule(Reward):
+    """An entry that needs the text alone."""
 
     @staticmethod
     def score(samples: Sequence[RewardSample], params: Any) -> list[Score]:
         """One Score per sample, in order, each with the same keys in `parts`."""
-        ...
+        raise NotImplementedError
 
 
 rewards: Registry[type[Reward]] = Registry("reward", __name__)
 
 
+def parse(
+    name: str, params: Mapping[str, Any], site: RewardSite | None = None, field: str = "reward", depth: int = 0
+) -> Any:
+    """The parsed params of the reward called `name`. Raises InvalidArgument with everything that is wrong: at
+    `<field>.name` for an unknown name, under `<field>.params` for the rest. Without a site only the form is checked."""
+    entry = rewards.get(name, f"{field}.name")
+    parsed = mesh_params.parse(entry.Params, params, f"{field}.params")
+    if site is not None and (found := entry.check(parsed, site, f"{field}.params", depth)):
+        raise InvalidArgument(found)
+    return parsed
+
+
+def needs_answer(name: str, params: Mapping[str, Any]) -> bool:
+    """Whether it compares with an answer. Raises InvalidArgument."""
+    return rewards.get(name).needs_answer(parse(name, params))
+
+
+def complete(name: str, params: Mapping[str, Any]) -> dict[str, Any]:
+    """All parameters, defaults included. Raises InvalidArgument."""
+    return rewards.get(name).complete(parse(name, params))
+
+
+def models(name: str, params: Mapping[str, Any]) -> dict[str, str]:
+    """References of the models that it loads, by the path of the parameter. Raises InvalidArgument."""
+    return rewards.get(name).models(parse(name, params))
+
+
+@contextlib.contextmanager
+def opened(name: str, params: Mapping[str, Any], surroundings: Surroundings | None = None) -> Iterator[Judge]:
+    """A judge for the length of a block. Raises InvalidArgument, RewardError."""
+    judge = open_judge(name, params, surroundings)
+    try:
+        yield judge
+    finally:
+        judge.close()
+
+
+def open_judge(name: str, params: Mapping[str, Any], surroundings: Surroundings | None = None) -> Judge:
+    """A judge that keeps to the contract. Raises InvalidArgument for wrong params, RewardError where it can't start."""
+    entry, parsed = rewards.get(name), parse(name, params)
+    if issubclass(entry, Rule):
+        return _Checked(name, _RuleJudge(entry, parsed))
+    try:
+        return _Checked(name, entry.open(parsed, surroundings or Surroundings()))
+    except RewardError as error:
+        raise error.of(name, []) from None
+
+
 def score(name: str, params: Mapping[str, Any], samples: Sequence[RewardSample]) -> list[Score]:
-    """Judge a batch with the reward called `name`. Raises InvalidArgument for an unknown name or wrong params."""
-    entry = rewards.get(name)
-    return entry.score(samples, mesh_params.parse(entry.Params, params))
+    """Judge one batch. Raises InvalidArgument for an unknown name or wrong params, RewardError."""
+    with opened(name, params) as judge:
+        return judge.score(samples)
+
+
+class _RuleJudge:
+    def __init__(self, entry: type[Rule], params: Any) -> None:
+        self._entry = entry
+        self._params = params
+
+    def score(self, samples: Sequence[RewardSample]) -> list[Score]:
+        try:
+            return self._entry.score(samples, self._params)
+        except Exception:
+            # Again one by one, for the one that it is about.
+            return [self._one(index, sample) for index, sample in enumerate(samples)]
+
+    def _one(self, index: int, sample: RewardSample) -> Score:
+        try:
+            return self._entry.score([sample], self._params)[0]
+        except Exception as error:
+            raise RewardError(f"{type(error).__name__}: {error}", index) from error
+
+    def close(self) -> None:
+        pass
+
+
+class _Checked:
+    """Whatever a judge answers, what leaves here is one finite score a sample with the same parts, or a RewardError."""
+
+    def __init__(self, name: str, judge: Judge) -> None:
+        self._name = name
+        self._judge = judge
+
+    def score(self, samples: Sequence[RewardSample]) -> list[Score]:
+        if not samples:
+            return []
+        try:
+            scores = self._judge.score(samples)
+            if len(scores) != len(samples):
+                raise RewardError(f"gave {len(scores)} scores for {len(samples)} samples")
+            for index, one in enumerate(scores):
+                if one.parts.keys() != scores[0].parts.keys():
+                    raise RewardError(f"has parts {sorted(one.parts)}, others {sorted(scores[0].parts)}", index)
+            return scores
+        except RewardError as error:
+            raise error.of(self._name, samples) from error.__cause__
+
+    def close(self) -> None:
+        self._judge.close()

@@ -11,7 +11,7 @@ from pydantic import Field
 from services.mesh.params import STRICT_FIELDS
 from services.scoring.exact import same
 from services.scoring.text import Place, Spelling, locate
-from services.trainer.rewards import RewardSample, Score, rewards
+from services.trainer.rewards import RewardSample, Rule, Score, rewards
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class ExactParams:
 
 
 @rewards.register("exact")
-class Exact:
+class Exact(Rule):
     """1 where the completion equals the answer as a string, else 0.
 
     score = correct. Parts: `correct`; `format`, 1 where the completion has the place that `look_in` names, so that a
@@ -42,7 +42,10 @@ class Exact:
     """
 
     Params = ExactParams
-    needs_answer = True
+
+    @staticmethod
+    def needs_answer(params: ExactParams) -> bool:
+        return True
 
     @staticmethod
     def score(samples: Sequence[RewardSample], params: ExactParams) -> list[Score]:

@@ -11,7 +11,7 @@ from pydantic import Field
 from services.mesh.params import STRICT_FIELDS
 from services.scoring import math
 from services.scoring.text import Place, locate
-from services.trainer.rewards import RewardSample, Score, rewards
+from services.trainer.rewards import RewardSample, Rule, Score, rewards
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class MathParams:
 
 
 @rewards.register("math")
-class Math:
+class Math(Rule):
     """1 where the completion's answer is mathematically equal to the reference, else 0.
 
     score = correct, decided by math-verify 0.9.0 (https://github.com/huggingface/Math-Verify): LaTeX or plain
@@ -42,7 +42,10 @@ class Math:
     """
 
     Params = MathParams
-    needs_answer = True
+
+    @staticmethod
+    def needs_answer(params: MathParams) -> bool:
+        return True
 
     @staticmethod
     def score(samples: Sequence[RewardSample], params: MathParams) -> list[Score]:

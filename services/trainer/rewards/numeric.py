@@ -11,7 +11,7 @@ from pydantic import Field
 from services.mesh.params import STRICT_FIELDS
 from services.scoring import numeric
 from services.scoring.text import Place, locate
-from services.trainer.rewards import RewardSample, Score, rewards
+from services.trainer.rewards import RewardSample, Rule, Score, rewards
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class NumericParams:
 
 
 @rewards.register("numeric")
-class Numeric:
+class Numeric(Rule):
     """1 where the completion's number equals the answer's number within a tolerance, else 0.
 
     score = [ |x − a| ≤ max(absolute_tolerance, relative_tolerance · |a|) ], x from the completion, a the last number of
@@ -45,7 +45,10 @@ class Numeric:
     """
 
     Params = NumericParams
-    needs_answer = True
+
+    @staticmethod
+    def needs_answer(params: NumericParams) -> bool:
+        return True
 
     @staticmethod
     def score(samples: Sequence[RewardSample], params: NumericParams) -> list[Score]:

@@ -12,7 +12,7 @@ from services.mesh.params import STRICT_FIELDS
 from services.scoring import regex
 from services.scoring.exact import same
 from services.scoring.text import Spelling
-from services.trainer.rewards import RewardSample, Score, rewards
+from services.trainer.rewards import RewardSample, Rule, Score, rewards
 
 ANSWER_GROUP = "answer"
 
@@ -39,7 +39,7 @@ class RegexParams:
 
 
 @rewards.register("regex")
-class Regex:
+class Regex(Rule):
     """1 where the completion matches a pattern (and its group `answer`, if it has one, equals the answer), else 0.
 
     Without a group `(?P<answer>…)`: score = format. With it: score = correct, which needs the form too. Parts:
@@ -51,7 +51,10 @@ class Regex:
     """
 
     Params = RegexParams
-    needs_answer = False
+
+    @staticmethod
+    def needs_answer(params: RegexParams) -> bool:
+        return ANSWER_GROUP in regex.compile_pattern(params.pattern, False).groupindex
 
     @staticmethod
     def score(samples: Sequence[RewardSample], params: RegexParams) -> list[Score]:

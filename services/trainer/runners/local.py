@@ -85,9 +85,7 @@ class LocalRun:
             self.kill()
 
     def was_told_to_stop(self) -> bool:
-        with contextlib.suppress(OSError):
-            return (self.folder / plans.CONTROL_FILE).read_bytes() == STOP
-        return False
+        return stop_requested(self.folder)
 
     def kill(self) -> None:
         pid = self._process.pid if self._process is not None else self._recorded_pid()
@@ -104,6 +102,13 @@ class LocalRun:
             return int(json.loads((self.folder / plans.RUNNER_FILE).read_bytes())["pid"])
         except (OSError, ValueError, KeyError):
             return None
+
+
+def stop_requested(folder: Path) -> bool:
+    """Whether the run in `folder` is told to stop."""
+    with contextlib.suppress(OSError):
+        return (folder / plans.CONTROL_FILE).read_bytes() == STOP
+    return False
 
 
 def write_atomically(path: Path, data: bytes) -> None:

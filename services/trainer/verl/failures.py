@@ -7,6 +7,8 @@ import re
 import traceback
 from dataclasses import dataclass
 
+from services.trainer.rewards import RewardError
+
 TRACEBACK_CHARACTERS = 20_000
 
 
@@ -36,10 +38,18 @@ class Known:
 
 _START_RAY = "start Ray, or see its log if it runs"
 _FREE_DISK = "free space on the disk of the home, or save less often; then start the job again"
+_TRY_REWARD = "give the sample to `rlhf reward test`, mend the reward, and start the job again from its last checkpoint"
 # First match wins.
 CATALOGUE = (
     Known("TOO_FEW_SLOTS", "TooFewSlotsError", "", "lower the job's slots, or add machines to the cluster"),
     Known("NO_TRAINABLE_ROWS", "NoRowsError", "", "raise max_length or max_prompt_length, or shorten the rows"),
+    Known(
+        "REWARDS_UNIFORM",
+        "UniformRewardsError",
+        "",
+        "look at the samples: where all are right, the last checkpoint has learnt it; where all are wrong, fine-tune "
+        "first. Else raise samples_per_prompt or max_generation_batches",
+    ),
     Known("OUT_OF_MEMORY", "OutOfMemoryError|OutOfMemory|MemoryError", "", "lower micro_batch_size, or use lora"),
     Known("OUT_OF_MEMORY", ".*", r"out of memory|can't allocate memory", "lower micro_batch_size, or use lora"),
     Known("DISK_FULL", ".*", r"No space left on device", _FREE_DISK),
@@ -54,6 +64,18 @@ CATALOGUE = (
         "ActorDiedError|RayActorError|WorkerCrashedError|ActorUnavailableError|OwnerDiedError",
         "",
         "see the log: a process that was killed has often run out of memory",
+    ),
+    Known(
+        "ROLLOUT_ENGINE_MISSING",
+        "ImportError",
+        r"\bvllm\b",
+        "install vllm beside verl, or set rollout_engine=transformers, which is slower",
+    ),
+    Known(
+        "ATTENTION_MISSING",
+        "ImportError",
+        r"flash.?attn|[Ff]lash.?[Aa]ttention",
+        "install flash-attn, or set attention=sdpa",
     ),
     Known("NODE_DIED", "NodeDiedError|RaySystemError", "", "start the job again: it resumes from its last checkpoint"),
     Known(
@@ -70,19 +92,21 @@ def explain(error: BaseException) -> Failure:
     """The first causal exception behind `error`, named and with its traceback."""
     cause = first_cause(error)
     name, text = type(cause).__name__, str(cause).strip()
+    if isinstance(cause, RewardError):
+        return Failure(cause.reason, str(cause)[:2000], cause.remedy or _TRY_REWARD, _tail_of(error))
     known = next((entry for entry in CATALOGUE if _matches(entry, cause, text)), None)
     return Failure(
         reason=known.reason if known else "TRAINING_FAILED",
         message=f"{name}: {text.splitlines()[0] if text else '(no text)'}"[:2000],
         remedy=known.remedy if known else "",
-        traceback=_full_traceback(error)[-TRACEBACK_CHARACTERS:],
+        traceback=_tail_of(error),
     )
 
 
 def first_cause(error: BaseException) -> BaseException:
     """Through Ray's wrappers, and Python's `from`, down to what was raised first."""
     seen: set[int] = set()
-    while id(error) not in seen:
+    while id(error) not in seen and not isinstance(error, RewardError):
         seen.add(id(error))
         cause = getattr(error, "cause", None)
         if not isinstance(cause, BaseException):
@@ -100,6 +124,6 @@ def _matches(entry: Known, cause: BaseException, text: str) -> bool:
     return any(re.fullmatch(entry.type_name, name) for name in names) and bool(re.search(entry.text, text))
 
 
-def _full_traceback(error: BaseException) -> str:
+def _tail_of(error: BaseException) -> str:
     # RayTaskError's text is the remote traceback.
-    return "".join(traceback.format_exception(error))
+    return "".join(traceback.format_exception(error))[-TRACEBACK_CHARACTERS:]

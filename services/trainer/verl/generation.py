@@ -7,7 +7,7 @@ reward worker and three calls for each answer, which for a small model takes man
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
@@ -17,8 +17,9 @@ from tensordict import TensorDict
 from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 
 from services.trainer import rewards
-from services.trainer.plan import RewardSpec
 from services.trainer.spool import Sample
+from services.trainer.verl.judging import RunJudges
+from services.trainer.verl.overlong import Overlong
 from services.trainer.weights.sampling import Completion, Request
 
 # Answers a step that are shown to people.
@@ -37,6 +38,27 @@ class _Prompt:
     metadata: Mapping[str, Any]
 
 
+@dataclass
+class _StepScores:
+    """Sums over all answers of a step, which may be asked for in several batches."""
+
+    step: int
+    batches: int = 0
+    answers: int = 0
+    sums: dict[str, float] = field(default_factory=dict)
+
+    def add(self, scores: Sequence[rewards.Score]) -> None:
+        self.batches += 1
+        self.answers += len(scores)
+        for score in scores:
+            for name, value in {"": score.score, **score.parts}.items():
+                self.sums[name] = self.sums.get(name, 0.0) + value
+
+    def means(self) -> dict[str, float]:
+        """By part; the score itself has the empty name."""
+        return {name: total / self.answers for name, total in self.sums.items()}
+
+
 class BatchGeneration:
     """Generates, scores and stores the answers to a batch of prompts before it returns."""
 
@@ -45,16 +67,20 @@ class BatchGeneration:
         config: Any,
         tokenizer: Any,
         servers: Sequence[Any],
-        reward: RewardSpec,
+        judges: RunJudges,
         on_metrics: Callable[[Mapping[str, float]], None],
         on_samples: Callable[[list[Sample]], None],
     ) -> None:
         self._rollout = config.actor_rollout_ref.rollout
         self._tokenizer = tokenizer
         self._servers = servers
-        self._reward = reward
+        self._judges = judges
         self._on_metrics = on_metrics
         self._on_samples = on_samples
+        self._overlong = Overlong.of(config)
+        self._filtered = config.algorithm.filter_groups.enable
+        self._scores = _StepScores(step=-1)
+        self._held_out = _StepScores(step=-1)
 
     def generate_sequences(self, batch: TensorDict) -> None:
         """verl's call: `batch` has the dataset's fields, a uid per row and the step. Answers go to TransferQueue."""
@@ -63,16 +89,28 @@ class BatchGeneration:
         grouped = [prompt for prompt in prompts for _ in range(self._rollout.n)]
         completions = self._complete([self._request(prompt) for prompt in grouped])
         texts = [self._tokenizer.decode(one.tokens, skip_special_tokens=True) for one in completions]
-        scores = rewards.score(
-            self._reward.name,
-            self._reward.params,
-            [
-                rewards.RewardSample(prompt.messages, text, prompt.answer, prompt.metadata)
-                for prompt, text in zip(grouped, texts, strict=True)
-            ],
-        )
+        samples = [
+            rewards.RewardSample(prompt.messages, text, prompt.answer, prompt.metadata)
+            for prompt, text in zip(grouped, texts, strict=True)
+        ]
+        scores = self._judges.score(samples)
+        self._add_held_out(self._judges.held_out(samples), step)
+        if self._overlong is not None:
+            scores = [
+                self._overlong.applied(score, len(one.tokens)) for score, one in zip(scores, completions, strict=True)
+            ]
         self._store(grouped, completions, scores, step)
-        self._report(grouped, texts, scores)
+        self._report(grouped, texts, scores, step)
+
+    def _add_held_out(self, scores: list[rewards.Score], step: int) -> None:
+        if not scores:
+            return
+        if step != self._held_out.step:
+            self._held_out = _StepScores(step)
+        self._held_out.add(scores)
+        means = self._held_out.means()
+        values = {"held_out/mean": means.pop("")}
+        self._on_metrics(values | {f"held_out/{part}/mean": mean for part, mean in means.items()})
 
     def _prompt(self, row: Mapping[str, Any]) -> _Prompt:
         messages = list(row["raw_prompt"])
@@ -121,9 +159,20 @@ class BatchGeneration:
         uids = list(dict.fromkeys(prompt.uid for prompt in prompts))
         tq.kv_batch_put(keys=uids, partition_id="train", tags=[{"status": "finished"}] * len(uids))
 
-    def _report(self, prompts: list[_Prompt], texts: list[str], scores: list[rewards.Score]) -> None:
-        means = {part: sum(score.parts[part] for score in scores) / len(scores) for part in scores[0].parts}
-        self._on_metrics({f"reward/{part}/mean": mean for part, mean in means.items()})
+    def _report(self, prompts: list[_Prompt], texts: list[str], scores: list[rewards.Score], step: int) -> None:
+        if step != self._scores.step:
+            self._scores = _StepScores(step)
+        self._scores.add(scores)
+        means = self._scores.means()
+        sampled = means.pop("")
+        values = {f"reward/{part}/mean": mean for part, mean in means.items()}
+        if self._filtered:
+            # verl's own figures are those of the prompts that are kept.
+            values["rollout/reward/mean"] = sampled
+            values["rollout/prompts"] = self._scores.answers / self._rollout.n
+        self._on_metrics(values)
+        if self._scores.batches > 1:
+            return
         shown = zip(prompts[:SHOWN], texts[:SHOWN], scores[:SHOWN], strict=True)
         self._on_samples(
             [

@@ -12,19 +12,28 @@ from verl.trainer.ppo.v1 import trainer_base
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils.debug import marked_timer
 
+from services.trainer import rewards
 from services.trainer.spool import Sample, SampleBatch
-from services.trainer.verl.configuration import rl_config
+from services.trainer.verl.configuration import answers_in_batches, rl_config
 from services.trainer.verl.context import RunContext
+from services.trainer.verl.control import StopRequestedError
 from services.trainer.verl.datasets import PromptRows
 from services.trainer.verl.generation import BatchGeneration
+from services.trainer.verl.judging import RunJudges
 
 # verl looks every two seconds whether answers are complete.
 REPLAY_POLL_SECONDS = 0.02
 
 
+class UniformRewardsError(Exception):
+    """Too few prompts have answers of different reward: there is nothing to learn from."""
+
+
 class RlTrainer(PPOTrainerSync):
     def __init__(self, context: RunContext, config: Any) -> None:
         self._context = context
+        # Prompts that the step has asked to be answered.
+        self._asked = 0
         super().__init__(config)
         self.replay_buffer.poll_interval = REPLAY_POLL_SECONDS
         # verl calls it after each save.
@@ -38,9 +47,32 @@ class RlTrainer(PPOTrainerSync):
         )
 
     def prepare_step(self) -> dict[str, Any]:
-        # On CPU answers are generated here, not while the buffer is sampled; both are the rollout.
+        # Our engine's answers are generated here, not while the buffer is sampled; both are the rollout.
         with marked_timer("gen", self.timing_raw):
+            self._asked = self.config.data.train_batch_size
             return super().prepare_step()
+
+    def _add_prompts_to_generate(self, num_prompts: int) -> int:
+        """verl's call for further prompts in the place of those whose answers all had the same reward; without end."""
+        wanted = self.config.data.train_batch_size
+        if self._asked >= self.config.algorithm.filter_groups.max_num_gen_batches * wanted:
+            mixed = len(self.replay_buffer.finished_keys["train"])
+            raise UniformRewardsError(
+                f"step {self.global_steps}: of {self._asked} prompts only {mixed} had answers of different reward, and "
+                f"a step needs {wanted}"
+            )
+        self._asked += num_prompts
+        return super()._add_prompts_to_generate(num_prompts)
+
+    def step(self, metrics: dict[str, Any], timing_raw: dict[str, float]) -> Any:
+        try:
+            return super().step(metrics, timing_raw)
+        except (UniformRewardsError, rewards.RewardError, StopRequestedError):
+            # The first often means that all has been learnt: what the steps before have made is kept.
+            self.global_steps -= 1
+            if self.global_steps > max(self._context.plan.start_step, self._context.publisher.last_step):
+                self._save_checkpoint()
+            raise
 
     def on_step_end(self) -> None:
         if self._context.reporter.stop_requested():
@@ -57,22 +89,26 @@ def train(context: RunContext) -> None:
     config = rl_config(context.plan)
     OmegaConf.resolve(config)
     _use_our_rows(context)
-    if context.plan.device == "cpu":
+    if answers_in_batches(context.plan):
         _without_load_balancer()
     setattr(trainer_base, "Tracking", lambda **_: context.reporter)  # noqa: B010  (verl exports it not)
     # The queue's processes take as long to start as the trainer's, which don't need it before the first step.
     queue = ThreadPoolExecutor(max_workers=1).submit(tq.init, config.transfer_queue)
+    judges: RunJudges | None = None
     try:
         trainer: Any = RlTrainer(context, config)  # type: ignore[abstract]  (pyright misses the base's methods)
         trainer.init()
         if context.plan.resume_from and trainer.global_steps != context.plan.resume_from.step:
             raise ValueError(f"the training state resumed at step {trainer.global_steps}")
         queue.result()
-        manager = _manager(context, config, trainer)
+        judges = RunJudges(context) if answers_in_batches(context.plan) else None
+        manager = _manager(context, config, trainer, judges)
         context.training_begins()
         trainer.fit(manager)
     finally:
         # Whatever became of it: only what was made is closed.
+        if judges is not None:
+            judges.close()
         wait([queue])
         tq.close()
 
@@ -98,8 +134,8 @@ def _use_our_rows(context: RunContext) -> None:
     setattr(trainer_base, "create_rl_dataset", create)  # noqa: B010  (verl exports it not)
 
 
-def _manager(context: RunContext, config: Any, trainer: Any) -> Any:
-    if context.plan.device == "cuda":
+def _manager(context: RunContext, config: Any, trainer: Any, judges: RunJudges | None) -> Any:
+    if judges is None:
         from verl.trainer.ppo.v1 import AgentLoopManagerTQ
 
         return AgentLoopManagerTQ.create(
@@ -108,10 +144,9 @@ def _manager(context: RunContext, config: Any, trainer: Any) -> Any:
             teacher_client=trainer.get_teacher_client(),
             reward_loop_worker_handles=trainer.get_reward_handles(),
         )
-    assert context.plan.reward is not None
 
     def show(samples: list[Sample]) -> None:
         context.spool.append(SampleBatch(step=trainer.global_steps, split="rollout", samples=samples))
 
     servers = [server for replica in trainer.llm_server_manager.get_replicas() for server in replica.servers]
-    return BatchGeneration(config, trainer.tokenizer, servers, context.plan.reward, context.reporter.add, show)
+    return BatchGeneration(config, trainer.tokenizer, servers, judges, context.reporter.add, show)

@@ -13,6 +13,8 @@ import logging
 import os
 import sys
 import tempfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -94,7 +96,8 @@ def _run(folder: Path, plan: LaunchPlan, spool: SpoolWriter, variables: dict[str
     try:
         _train(RunContext(plan, spool, reporter, publisher), control, variables)
     except StopRequestedError:
-        return End(outcome="stopped", step=start, reason="STOP_REQUESTED")
+        if reporter.last_step == start:
+            return End(outcome="stopped", step=start, reason="STOP_REQUESTED")
     except BaseException as error:
         why = explain(error)
         failure = End(
@@ -139,13 +142,28 @@ def _train(context: RunContext, control: Control, variables: dict[str, str]) -> 
         groups = slots.reserve(plan.slots, plan.device, control, lambda: context.spool.append(waiting))
         context.spool.append(Phase(phase="loading", step=plan.start_step, total_steps=plan.total_steps))
         slots.hand_to_verl(groups)
-        if plan.trainer == "sft":
-            from services.trainer.verl.sft import train
-        else:
-            from services.trainer.verl.rl import train
-        train(context)
+        _trainer(plan)(context)
     finally:
         ray.shutdown()
+
+
+def _trainer(plan: LaunchPlan) -> Callable[[RunContext], None]:
+    """What carries out the plan. Imported only now: each imports half of verl."""
+    if plan.trainer == "rl":
+        from services.trainer.verl import rl
+
+        return rl.train
+    from services.trainer.verl import sft
+
+    if plan.trainer == "sft":
+        return sft.train
+    if plan.trainer == "dpo":
+        from services.trainer.verl.dpo import DpoTrainer
+
+        return partial(sft.train, kind=DpoTrainer)
+    from services.trainer.verl.reward_model import RewardModelTrainer
+
+    return partial(sft.train, kind=RewardModelTrainer)
 
 
 def _outcome(plan: LaunchPlan, start: int, last_step: int, stopped: bool, sound: bool) -> End:

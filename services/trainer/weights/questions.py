@@ -11,7 +11,6 @@ from typing import Any
 import msgspec
 
 from services.trainer import rewards
-from services.trainer.plan import RewardSpec
 
 
 @dataclass(frozen=True)
@@ -25,7 +24,8 @@ class Question:
 
 
 def read_questions(path: Path, rows: int) -> list[Question]:
-    """The first `rows` canonical rows, of format prompt or messages. A conversation's last turn is the expected answer.
+    """The first `rows` canonical rows, of format prompt, messages or preference. A conversation's last turn is the
+    expected answer, and so is that of the better side of a pair.
 
     Raises ValueError for a row of another format.
     """
@@ -35,6 +35,8 @@ def read_questions(path: Path, rows: int) -> list[Question]:
 
 def _question(index: int, row: dict[str, Any]) -> Question:
     metadata = row.get("metadata") or {}
+    if "chosen" in row:
+        return Question(index, tuple(row["prompt"]), row["chosen"][-1]["content"], metadata)
     if "prompt" in row:
         return Question(index, tuple(row["prompt"]), row.get("answer"), metadata)
     messages = row.get("messages") or []
@@ -43,16 +45,20 @@ def _question(index: int, row: dict[str, Any]) -> Question:
     return Question(index, tuple(messages[:-1]), messages[-1]["content"], metadata)
 
 
-def score(questions: Sequence[Question], completions: Sequence[str], reward: RewardSpec) -> list[rewards.Score | None]:
-    """One score a question, in order; None for those that lack the answer which the reward compares with."""
-    needs_answer = rewards.rewards.get(reward.name).needs_answer
+def score(
+    questions: Sequence[Question], completions: Sequence[str], judge: rewards.Judge, needs_answer: bool
+) -> list[rewards.Score | None]:
+    """One score a question, in order; None for those that lack the answer which the reward compares with.
+
+    Raises RewardError.
+    """
     judged = [question.expected is not None or not needs_answer for question in questions]
     samples = [
         rewards.RewardSample(question.messages, completion, question.expected, question.metadata)
         for question, completion, is_judged in zip(questions, completions, judged, strict=True)
         if is_judged
     ]
-    scores = iter(rewards.score(reward.name, reward.params, samples))
+    scores = iter(judge.score(samples))
     return [next(scores) if is_judged else None for is_judged in judged]
 
 

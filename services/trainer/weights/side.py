@@ -10,6 +10,7 @@ import os
 import queue
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -17,6 +18,8 @@ import msgspec
 
 from services.mesh.artifacts import Manifest
 from services.trainer import plan as plans
+from services.trainer import rewards
+from services.trainer.runners.local import stop_requested
 from services.trainer.spool import Checkpoint, Metrics, Problem, Sample, SampleBatch, SpoolWriter
 from services.trainer.weights.questions import Question, read_questions, score, summarise
 
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
 
 # Below training, which must not wait for it, and above the idle class, which may never run.
 NICENESS = 5
+_POLL_SECONDS = 0.2
 
 
 class CheckRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,7 +39,7 @@ class CheckRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     step: int
     path: str
-    kind: Literal["full", "adapter"]
+    kind: plans.CheckpointKind
     training_state_path: str = ""
     sample: bool = True
     checkpoint: bool = True
@@ -75,11 +79,13 @@ class Checker:
         self._plan = plan
         self._spool = spool
         self._questions: list[Question] | None = None
+        self._judge: rewards.Judge | None = None
+        self._waits_for = ""
 
     def handle(self, request: CheckRequest) -> None:
         """Answer one request; whatever goes wrong with the weights is said in the spool, not raised."""
         try:
-            metrics = self._sample(request)
+            metrics = self._try_pairs(request) if request.kind == "reward" else self._sample(request)
             if request.checkpoint:
                 self._report(request, "ready", metrics)
         except Exception as error:
@@ -115,7 +121,28 @@ class Checker:
             self._questions = self._fitting(
                 read_questions(Path(self._plan.validation_path), validation.rows), answerer, validation
             )
-        values = self._score(request.step, answerer, validation, self._questions)
+        try:
+            values = self._score(request.step, answerer, validation, self._questions)
+        except rewards.RewardError as error:
+            # The weights are sound, they only have no score.
+            message = f"the answers of step {request.step} have no score: {error}"
+            self._spool.append(Problem(severity="error", message=message, remedy=error.remedy))
+            return {}
+        self._spool.append(Metrics(step=request.step, values=values))
+        return values
+
+    def _try_pairs(self, request: CheckRequest) -> dict[str, float]:
+        """A reward model is asked which answer of each pair is better."""
+        from services.trainer.weights import pair_scores
+
+        scorer = pair_scores.RewardModelScorer(Path(request.path))
+        validation = self._plan.pair_validation
+        if not request.sample or validation is None or self._plan.validation_path is None:
+            return {}
+        pairs = pair_scores.score_pairs(scorer, Path(self._plan.validation_path), validation)
+        values = pair_scores.summarise(pairs)
+        samples = [sample for pair in pairs for sample in pair.samples()]
+        self._spool.append(SampleBatch(step=request.step, split="validation", samples=samples))
         self._spool.append(Metrics(step=request.step, values=values))
         return values
 
@@ -139,7 +166,7 @@ class Checker:
         for completions in answerer.answer(questions, validation, seed=self._plan.seed + step):
             batch = questions[done : done + len(completions)]
             done += len(completions)
-            batch_scores = score(batch, completions, validation.reward)
+            batch_scores = self._judged(batch, completions, validation.reward)
             scores.extend(batch_scores)
             samples = [
                 Sample(
@@ -154,3 +181,22 @@ class Checker:
             ]
             self._spool.append(SampleBatch(step=step, split="validation", samples=samples))
         return summarise(scores)
+
+    def _judged(
+        self, questions: list[Question], completions: list[str], reward: plans.RewardSpec
+    ) -> list[rewards.Score | None]:
+        if self._judge is None:
+            surroundings = rewards.Surroundings(self._plan.reward_site, self._wait)
+            self._judge = rewards.open_judge(reward.name, reward.params, surroundings)
+        return score(questions, completions, self._judge, rewards.needs_answer(reward.name, reward.params))
+
+    def _wait(self, why: str, seconds: float) -> None:
+        """For a judge that is away; until the run is told to stop, or its process is gone."""
+        if self._waits_for != why:
+            self._waits_for = why
+            self._spool.append(Problem(severity="warning", message=f"the validation waits: {why}"))
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            if stop_requested(Path(self._plan.work_dir)):
+                raise rewards.RewardError(f"{why}; the run is to stop", reason="REWARD_UNAVAILABLE")
+            time.sleep(_POLL_SECONDS)

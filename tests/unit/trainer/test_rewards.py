@@ -17,10 +17,14 @@ from services.trainer.rewards import RewardSample, Score
 
 ANY_TEXT = st.text(st.characters(codec=None), max_size=120)
 PLACES = st.sampled_from(["whole", "last_line", "after_marker", "boxed"])
+WHERE = st.sampled_from(["whole", "fenced", "last_line", "after_marker"])
+# Whose scores are 0 and 1.
 PARAMS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
     "exact": st.fixed_dictionaries({"look_in": PLACES, "ignore_case": st.booleans(), "unicode_forms": st.booleans()}),
     "numeric": st.fixed_dictionaries({"look_in": PLACES, "which": st.sampled_from(["last", "first", "only"])}),
     "regex": st.fixed_dictionaries({"pattern": st.sampled_from(["(?P<answer>.*)", "a+", "(a|b)*c$"])}),
+    "json_schema": st.fixed_dictionaries({"schema": st.just({"type": "array"}), "look_in": WHERE}),
+    "format_tags": st.fixed_dictionaries({"tags": st.just(["a", "b"])}),
     "math": st.fixed_dictionaries({"look_in": PLACES, "cpu_seconds": st.just(0.5)}),
 }
 
@@ -31,7 +35,7 @@ def judge(name: str, completion: str, answer: str | None, **params: Any) -> Scor
 
 
 def test_the_registry_holds_these() -> None:
-    assert rewards.rewards.names() == sorted(PARAMS)
+    assert set(PARAMS) < set(rewards.rewards.names())
     for _, entry in rewards.rewards.items():
         assert summary(entry)
         assert mesh_params.schema(entry.Params)["additionalProperties"] is False
@@ -108,7 +112,7 @@ def test_math() -> None:
 
 @pytest.mark.parametrize("name", ["exact", "numeric", "math"])
 def test_a_row_without_an_answer_scores_nothing(name: str) -> None:
-    assert rewards.rewards.get(name).needs_answer
+    assert rewards.needs_answer(name, {})
     assert judge(name, "5", None).score == 0
     assert judge(name, "", None).score == 0
 
@@ -121,7 +125,7 @@ def test_any_text_scores_between_0_and_1_with_the_same_parts(name: str) -> None:
         scores = rewards.score(name, params, [RewardSample([], *pair) for pair in pairs])
         assert len(scores) == len(pairs)
         assert len({tuple(score.parts) for score in scores}) == 1
-        assert all(value in (0.0, 1.0) for score in scores for value in (score.score, *score.parts.values()))
+        assert all(0 <= value <= 1 for score in scores for value in (score.score, *score.parts.values()))
 
     check()
 
@@ -129,7 +133,8 @@ def test_any_text_scores_between_0_and_1_with_the_same_parts(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(PARAMS))
 @pytest.mark.parametrize("unit", ["1 ", "a", "\\boxed{", "{", "\n", "\x00", "\ud800", "Answer:", "1,", "$"])
 def test_huge_texts(name: str, unit: str) -> None:
-    params: dict[str, Any] = {"pattern": "(a+)+$"} if name == "regex" else {}
+    needed: dict[str, dict[str, Any]] = {"regex": {"pattern": "(a+)+$"}, "json_schema": {"schema": {"type": "array"}}}
+    params = needed.get(name, {})
     if name == "math":
         params["cpu_seconds"] = 0.5
     assert isfinite(judge(name, unit * 200_000, "5", **params).score)
@@ -143,16 +148,16 @@ def test_the_answer_itself_is_exact(answer: str) -> None:
 @pytest.mark.parametrize(
     ("name", "params", "field"),
     [
-        ("exact", {"look_in": "nowhere"}, "params.look_in"),
-        ("exact", {"marker": ""}, "params.marker"),
-        ("exact", {"ignore_kase": True}, "params.ignore_kase"),
-        ("numeric", {"absolute_tolerance": -1}, "params.absolute_tolerance"),
-        ("numeric", {"relative_tolerance": nan}, "params.relative_tolerance"),
-        ("numeric", {"absolute_tolerance": inf}, "params.absolute_tolerance"),
-        ("regex", {}, "params.pattern"),
-        ("regex", {"pattern": "("}, "params.pattern"),
-        ("regex", {"pattern": r"(a)\1"}, "params.pattern"),
-        ("math", {"cpu_seconds": 0}, "params.cpu_seconds"),
+        ("exact", {"look_in": "nowhere"}, "reward.params.look_in"),
+        ("exact", {"marker": ""}, "reward.params.marker"),
+        ("exact", {"ignore_kase": True}, "reward.params.ignore_kase"),
+        ("numeric", {"absolute_tolerance": -1}, "reward.params.absolute_tolerance"),
+        ("numeric", {"relative_tolerance": nan}, "reward.params.relative_tolerance"),
+        ("numeric", {"absolute_tolerance": inf}, "reward.params.absolute_tolerance"),
+        ("regex", {}, "reward.params.pattern"),
+        ("regex", {"pattern": "("}, "reward.params.pattern"),
+        ("regex", {"pattern": r"(a)\1"}, "reward.params.pattern"),
+        ("math", {"cpu_seconds": 0}, "reward.params.cpu_seconds"),
     ],
 )
 def test_wrong_params_are_named(name: str, params: dict[str, Any], field: str) -> None:
@@ -162,7 +167,7 @@ def test_wrong_params_are_named(name: str, params: dict[str, Any], field: str) -
 
 
 def test_an_unknown_reward_is_refused() -> None:
-    with pytest.raises(InvalidArgument, match="exact, math, numeric, regex"):
+    with pytest.raises(InvalidArgument, match="exact, format_tags, json_schema, length, math"):
         rewards.score("vibes", {}, [])
 
 

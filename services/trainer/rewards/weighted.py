@@ -1,0 +1,130 @@
+"""Several rewards at once."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from services.mesh.errors import InvalidArgument, Violation
+from services.mesh.params import STRICT_FIELDS, to_json
+from services.trainer import rewards as package
+from services.trainer.plan import RewardSite
+from services.trainer.rewards import Judge, Reward, RewardError, RewardSample, Score, Surroundings, rewards
+
+# A sum of sums of sums; more is a mistake, or an attempt at one.
+DEEPEST = 3
+
+
+@dataclass(frozen=True)
+class Component:
+    """One reward of the sum."""
+
+    name: Annotated[str, Field(description="one of the registered rewards")]
+    weight: Annotated[float, Field(ge=-1000, le=1000, description="what its score is multiplied by")] = 1.0
+    params: Annotated[dict[str, Any], Field(description="parameters of that reward")] = field(default_factory=dict)
+    label: Annotated[
+        str, Field(pattern=r"^([a-z][a-z0-9_]{0,62})?$", description="how its series are called; empty: its name")
+    ] = ""
+    __pydantic_config__ = STRICT_FIELDS
+
+    @property
+    def called(self) -> str:
+        return self.label or self.name
+
+
+@dataclass(frozen=True)
+class WeightedParams:
+    components: Annotated[
+        list[Component], Field(min_length=1, max_length=32, description="what is summed: name, weight, params, label")
+    ]
+    __pydantic_config__ = STRICT_FIELDS
+
+
+@rewards.register("weighted")
+class Weighted(Reward):
+    """A sum of other rewards, each with a weight.
+
+    score = Σ weight_i · score_i. Parts: for each component, under its label, its score before weighting (`format_tags`)
+    and each of its parts (`format_tags/order`), so that a sum which rises can be told from the part that rises.
+
+    Rewards on unlike scales drown each other: bring them to comparable ranges, and let form weigh less than the goal.
+    Above all not for components that can be had without the goal: they will be.
+    """
+
+    Params = WeightedParams
+
+    @staticmethod
+    def needs_answer(params: WeightedParams) -> bool:
+        return any(package.needs_answer(one.name, one.params) for one in params.components)
+
+    @staticmethod
+    def check(params: WeightedParams, site: RewardSite, field: str, depth: int) -> list[Violation]:
+        if depth + 1 >= DEEPEST and any(one.name == "weighted" for one in params.components):
+            return [Violation(f"{field}.components", f"sums may stand in each other {DEEPEST} deep")]
+        found: list[Violation] = []
+        first: dict[str, int] = {}
+        for index, one in enumerate(params.components):
+            place = f"{field}.components.{index}"
+            if first.setdefault(one.called, index) != index:
+                message = f"{one.called!r} is the label of component {first[one.called]} too; give one of them another"
+                found.append(Violation(f"{place}.label", message))
+            try:
+                package.parse(one.name, one.params, site, place, depth + 1)
+            except InvalidArgument as error:
+                found += error.violations
+        return found
+
+    @staticmethod
+    def complete(params: WeightedParams) -> dict[str, Any]:
+        return to_json(
+            replace(
+                params,
+                components=[replace(one, params=package.complete(one.name, one.params)) for one in params.components],
+            )
+        )
+
+    @staticmethod
+    def models(params: WeightedParams) -> dict[str, str]:
+        return {
+            f"components.{index}.params.{path}": reference
+            for index, one in enumerate(params.components)
+            for path, reference in package.models(one.name, one.params).items()
+        }
+
+    @staticmethod
+    def open(params: WeightedParams, surroundings: Surroundings) -> Judge:
+        return _Sum(params.components, surroundings)
+
+
+class _Sum:
+    def __init__(self, components: Sequence[Component], surroundings: Surroundings) -> None:
+        self._components = components
+        self._judges: list[Judge] = []
+        with contextlib.ExitStack() as undo:
+            undo.callback(self.close)
+            for one in components:
+                self._judges.append(package.open_judge(one.name, one.params, surroundings))
+            undo.pop_all()
+
+    def score(self, samples: Sequence[RewardSample]) -> list[Score]:
+        by_component = [judge.score(samples) for judge in self._judges]
+        return [self._sum(index, scores) for index, scores in enumerate(zip(*by_component, strict=True))]
+
+    def _sum(self, index: int, scores: Sequence[Score]) -> Score:
+        total, parts = 0.0, {}
+        for one, score in zip(self._components, scores, strict=True):
+            total += one.weight * score.score
+            parts[one.called] = score.score
+            parts |= {f"{one.called}/{part}": value for part, value in score.parts.items()}
+        try:
+            return Score(total, parts)
+        except ValueError as error:
+            raise RewardError(str(error), index) from error
+
+    def close(self) -> None:
+        for judge in self._judges:
+            judge.close()

@@ -1,0 +1,70 @@
+"""The rewards of a run at work: opened once, and patient with what they depend on."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Sequence
+
+from services.trainer import rewards
+from services.trainer.plan import LaunchPlan, RewardSpec
+from services.trainer.spool import Phase, Problem
+from services.trainer.verl.context import RunContext
+from services.trainer.verl.control import StopRequestedError
+
+WAITING = "waiting_for_reward"
+# Between two looks at whether the run is to stop.
+_POLL_SECONDS = 0.2
+
+
+class RunJudges:
+    """The reward that is trained on, and the held-out one where the plan names one."""
+
+    def __init__(self, context: RunContext) -> None:
+        self._context = context
+        self._waited = False
+        plan: LaunchPlan = context.plan
+        assert plan.reward is not None
+        surroundings = rewards.Surroundings(plan.reward_site, self._wait)
+        with contextlib.ExitStack() as undo:
+            self._reward = _open(plan.reward, surroundings, undo)
+            self._held_out = _open(plan.held_out_reward, surroundings, undo) if plan.held_out_reward else None
+            self._judges = undo.pop_all()
+
+    def score(self, samples: Sequence[rewards.RewardSample]) -> list[rewards.Score]:
+        """One score a sample. Raises RewardError, StopRequestedError while it waits for a judge that is away."""
+        return self._back(self._reward.score(samples))
+
+    def held_out(self, samples: Sequence[rewards.RewardSample]) -> list[rewards.Score]:
+        """Scores that nothing is trained on; none where the plan names no such reward. Raises as `score` does."""
+        return self._back(self._held_out.score(samples)) if self._held_out is not None else []
+
+    def close(self) -> None:
+        self._judges.close()
+
+    def _wait(self, why: str, seconds: float) -> None:
+        """Say what is waited for, and sleep. Raises StopRequestedError when the run is told to stop."""
+        if not self._waited:
+            self._waited = True
+            remedy = "the run goes on by itself once the judge answers; it can be cancelled meanwhile"
+            self._context.spool.append(Problem(severity="warning", message=f"waiting: {why}", remedy=remedy))
+            self._say(WAITING)
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            if self._context.reporter.stop_requested():
+                raise StopRequestedError
+            time.sleep(_POLL_SECONDS)
+
+    def _back(self, scores: list[rewards.Score]) -> list[rewards.Score]:
+        if self._waited:
+            self._waited = False
+            self._say("training")
+        return scores
+
+    def _say(self, phase: str) -> None:
+        step, total = self._context.reporter.last_step, self._context.plan.total_steps
+        self._context.spool.append(Phase(phase=phase, step=step, total_steps=total))
+
+
+def _open(reward: RewardSpec, surroundings: rewards.Surroundings, undo: contextlib.ExitStack) -> rewards.Judge:
+    return undo.enter_context(rewards.opened(reward.name, reward.params, surroundings))
