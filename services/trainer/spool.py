@@ -17,6 +17,8 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from services.trainer.plan import CheckpointKind
+
 # Lines that wait for a full disk to have room again; beyond this the oldest are given up and counted.
 PENDING_LINES = 10_000
 _DRAIN_PAUSE_SECONDS = 0.2
@@ -60,18 +62,20 @@ class SampleBatch(_Record, frozen=True, kw_only=True, tag="samples"):
 class Checkpoint(_Record, frozen=True, kw_only=True, tag="checkpoint"):
     """A checkpoint's weights in Hugging Face form at `path`.
 
-    It is written once as `verifying` and once more as `ready` (loaded, sampled, hashed) or `corrupt`. `manifest_sha256`
+    It is written once as `verifying` and once more as `ready` (loaded, tried, hashed) or `corrupt`. `manifest_sha256`
     and `size_bytes` are those of the files under `path`; both are empty until the state is `ready`.
     """
 
     step: int
-    kind: Literal["full", "adapter"]
+    kind: CheckpointKind
     state: Literal["verifying", "ready", "corrupt"]
     path: str
     training_state_path: str
     manifest_sha256: str = ""
     size_bytes: int = 0
     metrics: dict[str, float] = {}
+    # Version by package of what made it.
+    software: dict[str, str] = {}
 
 
 SpanId = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{16}$")]
@@ -88,6 +92,12 @@ class Span(_Record, frozen=True, kw_only=True, tag="span"):
     end_time_ns: Annotated[int, msgspec.Meta(ge=0)]
     error: str = ""
     attributes: dict[str, str | int | float | bool] = {}
+
+
+class Software(_Record, frozen=True, kw_only=True, tag="software"):
+    """Version by package of what trains; see provenance.software."""
+
+    versions: dict[str, str]
 
 
 class Problem(_Record, frozen=True, kw_only=True, tag="problem"):
@@ -107,7 +117,7 @@ class End(_Record, frozen=True, kw_only=True, tag="end"):
     traceback: str = ""
 
 
-Record = Metrics | Phase | SampleBatch | Checkpoint | Span | Problem | End
+Record = Metrics | Phase | SampleBatch | Checkpoint | Software | Span | Problem | End
 
 # strict=False reads "NaN" back into a float.
 _decoder = msgspec.json.Decoder(Record, strict=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,33 @@ from services.trainer.verl.datasets import ConversationRows
 
 
 class SftTrainer(sft_trainer_ray.SFTTrainer):
+    """What `_rows`, `_collator`, `before_load`, `after_save` and `metrics` give is what other losses change."""
+
     def __init__(self, context: RunContext) -> None:
         self._context = context
         super().__init__(sft_config(context.plan))
 
-    def _build_dataset(self) -> None:
+    def _rows(self) -> Any:
         plan = self._context.plan
-        self.train_dataset = ConversationRows(
+        return ConversationRows(
             Path(plan.train_path), self.model_config.tokenizer, self.config.data, self._context.report_left_out
         )
+
+    def _collator(self) -> Any:
+        return self.collate_fn
+
+    def before_load(self) -> None:
+        """Called when the weights are those of the base model, before a training state is loaded."""
+
+    def after_save(self, folder: Path) -> None:
+        """Called when verl has written a training state to `folder`."""
+
+    def metrics(self, raw: Mapping[str, Any]) -> Mapping[str, Any]:
+        """verl's metrics of a step, before they are reported."""
+        return raw
+
+    def _build_dataset(self) -> None:
+        self.train_dataset = self._rows()
         # Held-out rows are answered and scored by the side process.
         self.val_dataset = None
 
@@ -33,6 +52,7 @@ class SftTrainer(sft_trainer_ray.SFTTrainer):
         self.train_sampler = DistributedSampler(
             self.train_dataset, shuffle=True, num_replicas=1, rank=0, drop_last=True, seed=self._context.plan.seed
         )
+        self.collate_fn = self._collator()
         self.train_dataloader = self._loader()
         self.steps_per_epoch = len(self.train_dataloader)
         if self.steps_per_epoch == 0:
@@ -56,9 +76,11 @@ class SftTrainer(sft_trainer_ray.SFTTrainer):
         def save_and_publish(step: int) -> None:
             save(step=step)
             folder = Path(self.config.trainer.default_local_dir) / f"global_step_{step}"
+            self.after_save(folder)
             self._context.publisher.publish(step, folder, folder, sample=not self._context.reporter.stopped)
 
         def load_and_align() -> int:
+            self.before_load()
             step = load()
             if step and step % self.steps_per_epoch == 0:
                 # The saved loader stands at the end of its pass and would give nothing in the next.
@@ -77,7 +99,7 @@ class _StoppingReporter:
         self._trainer = trainer
 
     def log(self, data: dict[str, Any], step: int, **_: object) -> None:
-        self._context.reporter.log(data, step)
+        self._context.reporter.log(self._trainer.metrics(data), step)
         if self._context.reporter.stop_requested():
             self._trainer.total_training_steps = step
 
@@ -85,9 +107,9 @@ class _StoppingReporter:
         pass
 
 
-def train(context: RunContext) -> None:
-    """Carry out an SFT plan; returns after the last step, or the one at which a stop was asked for."""
-    trainer = SftTrainer(context)
+def train(context: RunContext, kind: type[SftTrainer] = SftTrainer) -> None:
+    """Carry out a plan; returns after the last step, or the one at which a stop was asked for."""
+    trainer = kind(context)
     if context.plan.resume_from and trainer.resume_global_step != context.plan.resume_from.step:
         raise ValueError(f"the training state resumed at step {trainer.resume_global_step}")
     setattr(sft_trainer_ray, "Tracking", lambda **_: _StoppingReporter(context, trainer))  # noqa: B010  (not exported)

@@ -45,7 +45,7 @@ def test_a_plan_survives(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"trainer": "dpo"}, {"slots": "1"}, {"device": "tpu"}, {"resume_from": {"step": 1}}]
+    "change", [{"trainer": "kto"}, {"slots": "1"}, {"device": "tpu"}, {"resume_from": {"step": 1}}]
 )
 def test_a_plan_of_another_shape_is_refused(change: dict) -> None:
     document = {**msgspec.json.decode(plans.encode(PLAN)), **change}

@@ -1,0 +1,68 @@
+"""What the algorithms share that learn from pairs of a better and a worse answer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from services.mesh.errors import Violation
+from services.trainer.algorithms.checking import check_common, check_divides, check_length, check_memory
+from services.trainer.algorithms.sections import (
+    engine_overrides,
+    largest_divisor,
+    model_overrides,
+    optimizer_overrides,
+    total_steps,
+)
+from services.trainer.algorithms.settings import RunParams
+from services.trainer.plan import JobFacts, PlanInputs
+
+DATASET_FORMATS = ("preference",)
+
+
+@dataclass(frozen=True)
+class PairParams(RunParams):
+    """Sizes count pairs: both answers of one are in the same forward pass."""
+
+    warmup_ratio: Annotated[float, Field(ge=0, le=0.5, description="share of steps with a rising rate")] = 0.1
+    batch_size: Annotated[int, Field(ge=1, le=65_536, description="pairs a step")] = 64
+    micro_batch_size: Annotated[
+        int | None, Field(ge=1, description="pairs a forward pass on one slot; null chooses")
+    ] = None
+    max_length: Annotated[
+        int, Field(ge=8, le=1_048_576, description="tokens of prompt and answer; pairs with a longer side are left out")
+    ] = 2048
+
+
+def check_pairs(params: PairParams, facts: JobFacts, validation_formats: tuple[str, ...]) -> list[Violation]:
+    found = check_common(params, DATASET_FORMATS, facts, params.batch_size, "batch_size", validation_formats)
+    found += check_divides("slots", facts.slots, params.batch_size, "batch_size")
+    if params.micro_batch_size is not None and params.batch_size % facts.slots == 0:
+        per_slot = params.batch_size // facts.slots
+        found += check_divides("micro_batch_size", params.micro_batch_size, per_slot, "the pairs of one slot")
+    found += check_length("max_length", params.max_length, facts)
+    return found + check_memory(facts, params.lora)
+
+
+def pair_overrides(params: PairParams, inputs: PlanInputs) -> dict[str, Any]:
+    """verl's settings. A pair is two rows, one after the other; what counts rows for verl is twice the pairs."""
+    per_slot = params.batch_size // inputs.slots
+    return {
+        **model_overrides("model", params, inputs),
+        **engine_overrides("engine", params, inputs.device),
+        **optimizer_overrides("optim", params),
+        # Our loader draws pairs.
+        "data.train_batch_size": params.batch_size,
+        # Rows: an even number from an even place on never splits a pair.
+        "data.micro_batch_size_per_gpu": 2 * (params.micro_batch_size or largest_divisor(per_slot, 32)),
+        "data.use_dynamic_bsz": False,
+        "data.max_length": params.max_length,
+        # It would order rows by length.
+        "trainer.balance_batch": False,
+    }
+
+
+def pair_steps(params: PairParams, inputs: PlanInputs) -> int:
+    return total_steps(params.steps, params.epochs, inputs.train_rows, params.batch_size)

@@ -1,0 +1,1 @@
+"""Losses that verl lacks: pure functions of tensors, one file each."""
