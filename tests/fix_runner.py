@@ -62,23 +62,37 @@ class PrivateRay:
 @pytest.fixture(scope="session")
 def private_ray() -> Iterator[PrivateRay]:
     """Two slots, and no more CPUs than they take. Ended by pid: `ray stop` would end everybody's Ray."""
-    port = _free_port()
-    ray = Path(sys.executable).with_name("ray")
-    # Paths of Ray's sockets must stay under 107 bytes.
-    folder = Path("/tmp") / f"rlhf-test-{os.getpid()}"
-    command = [str(ray), "start", "--head", "--block", f"--port={port}", "--num-cpus=2", "--num-gpus=2"]
-    command += ["--include-dashboard=false", "--disable-usage-stats", f"--temp-dir={folder}"]
-    process = subprocess.Popen(
-        [*command, "--object-store-memory=200000000"], env=ENVIRONMENT, stdout=subprocess.DEVNULL
-    )
-    _wait_for_port(port, process)
-    yield PrivateRay(f"127.0.0.1:{port}", process)
-    children = _descendants(process.pid)
-    process.send_signal(signal.SIGTERM)
-    process.wait(timeout=60)
+    found = start_ray(cpus=2, gpus=2)
+    yield found
+    children = _descendants(found.process.pid)
+    found.process.send_signal(signal.SIGTERM)
+    found.process.wait(timeout=60)
     for pid in children:
         if Path(f"/proc/{pid}").exists():
             os.kill(pid, signal.SIGKILL)
+
+
+def start_ray(cpus: int, gpus: int, store_bytes: int = 200_000_000) -> PrivateRay:
+    """A Ray that answers; on a machine without a GPU its `gpus` are logical ones."""
+    port = _free_port()
+    # Paths of Ray's sockets must stay under 107 bytes.
+    folder = Path("/tmp") / f"rlhf-test-{os.getpid()}"
+    command = [
+        sys.executable,
+        "-m",
+        "ray.scripts.scripts",
+        "start",
+        "--head",
+        "--block",
+        f"--port={port}",
+        f"--num-cpus={cpus}",
+        f"--num-gpus={gpus}",
+    ]
+    command += ["--include-dashboard=false", "--disable-usage-stats", f"--temp-dir={folder}"]
+    command.append(f"--object-store-memory={store_bytes}")
+    process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL)
+    _wait_for_port(port, process)
+    return PrivateRay(f"127.0.0.1:{port}", process)
 
 
 @dataclass
@@ -120,10 +134,11 @@ class AttemptMaker:
     root: Path
     model: Path
     ray_address: str
+    device: plans.Device = "cpu"
     started: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def __call__(
-        self, name: str, algorithm: str, resume_from: plans.ResumePoint | None = None, **params: Any
+        self, name: str, algorithm: str, resume_from: plans.ResumePoint | None = None, slots: int = 1, **params: Any
     ) -> Attempt:
         """An attempt with 64 rows of training data and 16 of validation: sort six digits."""
         folder = self.root / name
@@ -131,16 +146,18 @@ class AttemptMaker:
         numbers = random.Random(0)
         texts = ["".join(numbers.choices("0123456789", k=6)) for _ in range(80)]
         train, validation = folder / "train.jsonl", folder / "validation.jsonl"
-        _write(train, [_row(text, algorithm == "sft") for text in texts[:64]])
-        _write(validation, [_row(text, False) for text in texts[64:]])
         entry = algorithms.get(algorithm)
-        parsed = parse(entry.Params, {"validation": {"rows": 16, "max_new_tokens": 8}, **params})
+        judged = algorithm == "reward_model"
+        write_rows(train, [_row(text, entry.dataset_formats[0]) for text in texts[:64]])
+        write_rows(validation, [_row(text, "preference" if judged else "prompt") for text in texts[64:]])
+        checking = {"rows": 16} if judged else {"rows": 16, "max_new_tokens": 8}
+        parsed = parse(entry.Params, {"validation": checking, **params})
         inputs = plans.PlanInputs(
             job=f"projects/default/trainingJobs/{name}",
             job_uid=name,
             attempt=1,
-            device="cpu",
-            slots=1,
+            device=self.device,
+            slots=slots,
             ray_address=self.ray_address,
             ray_namespace=f"rlhf-{name}",
             model_path=str(self.model),
@@ -168,14 +185,21 @@ def attempts(tmp_path: Path, tiny_model: Path, private_ray: PrivateRay) -> Itera
         process.wait()
 
 
-def _row(text: str, conversation: bool) -> dict[str, Any]:
+def _row(text: str, format_: str) -> dict[str, Any]:
+    """The digits in order; of a pair the worse side has them in the opposite one."""
     question, answer = {"role": "user", "content": text}, "".join(sorted(text))
-    if conversation:
-        return {"messages": [question, {"role": "assistant", "content": answer}]}
+    if format_ == "messages":
+        return {"messages": [question, _assistant(answer)]}
+    if format_ == "preference":
+        return {"prompt": [question], "chosen": [_assistant(answer)], "rejected": [_assistant(answer[::-1])]}
     return {"prompt": [question], "answer": answer}
 
 
-def _write(path: Path, rows: list[dict[str, Any]]) -> None:
+def _assistant(text: str) -> dict[str, str]:
+    return {"role": "assistant", "content": text}
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 

@@ -8,8 +8,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from services.mesh.params import STRICT_FIELDS
+from services.trainer.algorithms.retention import DEFAULT_CHECKPOINTS, CheckpointSettings
 
 Precision = Literal["auto", "fp32", "bf16"]
+Attention = Literal["auto", "sdpa", "flash_attention_2"]
 Offload = Literal["none", "optimizer", "all"]
 
 
@@ -52,8 +54,8 @@ EXACT_REWARD = RewardSettings()
 
 
 @dataclass(frozen=True)
-class TrainingParams:
-    """What is asked of every training: optimiser, length of the run, numerics, adapters, validation.
+class RunParams:
+    """What is asked of every training: optimiser, length of the run, numerics, adapters.
 
     An algorithm inherits and gives the fields that it sees otherwise a default of its own.
     """
@@ -73,8 +75,12 @@ class TrainingParams:
     steps: Annotated[int | None, Field(ge=1, le=10_000_000, description="steps; null counts epochs")] = None
     seed: Annotated[int, Field(ge=0, lt=2**31, description="Of every random choice.")] = 42
     save_every_steps: Annotated[int, Field(ge=0, description="0 saves at the end only")] = 0
+    checkpoints: Annotated[CheckpointSettings, Field(description="which of them stay")] = DEFAULT_CHECKPOINTS
     precision: Annotated[Precision, Field(description="auto: fp32 on CPU, bf16 on CUDA")] = "auto"
     gradient_checkpointing: Annotated[bool, Field(description="less memory, a third more compute")] = False
+    attention: Annotated[
+        Attention, Field(description="auto: flash_attention_2 where it is installed on CUDA, else sdpa")
+    ] = "auto"
     offload: Annotated[Offload, Field(description="what waits in the host's memory between its uses; CUDA only")] = (
         "none"
     )
@@ -82,5 +88,11 @@ class TrainingParams:
         int, Field(ge=1, le=64, description="slots that share one long sequence (Ulysses); CUDA only")
     ] = 1
     lora: Annotated[LoraSettings | None, Field(description="null trains all weights")] = None
+
+
+@dataclass(frozen=True)
+class TrainingParams(RunParams):
+    """And of one that makes a language model: how its answers to held-out rows are had and scored."""
+
     validation: ValidationSettings = DEFAULT_VALIDATION
     reward: Annotated[RewardSettings, Field(description="scores the validation answers")] = EXACT_REWARD

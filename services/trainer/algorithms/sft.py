@@ -61,7 +61,7 @@ class Sft:
     def plan(params: SftParams, inputs: PlanInputs) -> LaunchPlan:
         per_slot = params.batch_size // inputs.slots
         verl = {
-            **model_overrides("model", inputs, params.lora, params.gradient_checkpointing),
+            **model_overrides("model", params, inputs),
             **engine_overrides("engine", params, inputs.device),
             **optimizer_overrides("optim", params),
             "data.train_batch_size": params.batch_size,

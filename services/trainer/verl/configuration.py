@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from services.trainer.plan import LaunchPlan
 from services.trainer.verl.checkpoints import resume_folder
+from services.trainer.verl.hooks import ROLLOUT
 
 SAVED = ["model", "optimizer", "extra", "hf_model"]
 LOADED = ["model", "optimizer", "extra"]
@@ -59,8 +61,25 @@ def epochs_for(total_steps: int, steps_per_epoch: int) -> int:
     return math.ceil(total_steps / max(1, steps_per_epoch)) + 1
 
 
+def answers_in_batches(plan: LaunchPlan) -> bool:
+    """Whether a step's prompts are answered by our own engine, all at once (generation.py)."""
+    return plan.verl["actor_rollout_ref.rollout.name"] == ROLLOUT
+
+
+def with_attention(verl: dict[str, Any]) -> dict[str, Any]:
+    """`verl` with each `attn_implementation` auto replaced by what is installed here, and packed where that can be."""
+    best = "flash_attention_2" if find_spec("flash_attn") else "sdpa"
+    chosen = dict(verl)
+    for key in verl:
+        model, _, found = key.rpartition(".override_config.attn_implementation")
+        if not found and model and verl[key] == "auto":
+            chosen[key] = best
+            chosen[f"{model}.use_remove_padding"] = best == "flash_attention_2"
+    return chosen
+
+
 def _rewarding(plan: LaunchPlan) -> dict[str, Any]:
-    if plan.device == "cpu":
+    if answers_in_batches(plan):
         # Answers are scored where they are collected (generation.py): no workers for that.
         return {"reward.num_workers": 0, "actor_rollout_ref.rollout.agent.num_workers": 1}
     return {
@@ -93,6 +112,6 @@ def _compose(name: str, plan: LaunchPlan, settings: dict[str, Any]) -> DictConfi
     with initialize_config_module("verl.trainer.config", version_base=None):
         config = compose(name)
     with open_dict(config):
-        for key, value in {**common, **settings, **plan.verl}.items():
+        for key, value in {**common, **settings, **with_attention(plan.verl)}.items():
             OmegaConf.update(config, key, value, merge=True, force_add=True)
     return config

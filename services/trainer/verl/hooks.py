@@ -22,6 +22,8 @@ from services.trainer.verl.environment import RENDEZVOUS, SECRET
 Hook = Callable[[Any], None]
 # The name under which verl's configuration chooses our rollout engine.
 ROLLOUT = "transformers"
+# And the type of model under which it chooses our engine of reward models.
+SEQUENCE_CLASSIFIER = "sequence_classifier"
 _installed: set[Hook] = set()
 
 
@@ -85,6 +87,45 @@ def lora_dropout(module: Any) -> None:
     module.FSDPEngine._build_lora_module = with_dropout
 
 
+def critic_attention(module: Any) -> None:
+    """verl loads every critic with flash attention, wherever it runs, and falls back on a package that we lack: load it
+    with the attention that its configuration names.
+    """
+
+    def load_valuehead_model(local_path: str, torch_dtype: Any, model_config: Any, trust_remote_code: bool) -> Any:
+        from transformers import AutoModelForTokenClassification
+
+        return AutoModelForTokenClassification.from_pretrained(
+            local_path,
+            dtype=torch_dtype,
+            config=model_config,
+            attn_implementation=model_config._attn_implementation,
+            trust_remote_code=trust_remote_code,
+        )
+
+    module.load_valuehead_model = load_valuehead_model
+
+
+def engines(module: Any) -> None:
+    lora_dropout(module)
+    classifier_engine(module)
+
+
+def classifier_engine(module: Any) -> None:
+    """Our engine of reward models among verl's."""
+    from verl.workers.engine.base import EngineRegistry
+
+    from services.trainer.verl.classifier_engine import SequenceClassifierEngine
+
+    register = EngineRegistry.register(SEQUENCE_CLASSIFIER, ["fsdp2"], device=["cpu", "cuda"])
+    register(SequenceClassifierEngine)
+
+
+def without_trl(module: Any) -> None:
+    """verl patches TRL's value head wherever TRL is installed; newer ones have it no more. Our critics are none."""
+    module.is_trl_available = lambda: False
+
+
 def cpu_engines(module: Any) -> None:
     """verl's own FSDP engines, registered for device "cpu" too; pinned memory needs a GPU."""
     from verl.workers.engine.base import EngineRegistry
@@ -120,7 +161,7 @@ def cpu_process_group(module: Any) -> None:
     module.set_numa_affinity = lambda: None
 
 
-def cpu_replica(module: Any) -> None:
+def transformers_replica(module: Any) -> None:
     """Our rollout engine among verl's."""
 
     def load() -> Any:
@@ -131,7 +172,7 @@ def cpu_replica(module: Any) -> None:
     module.RolloutReplicaRegistry.register(ROLLOUT, load)
 
 
-def cpu_adapter(module: Any) -> None:
+def transformers_adapter(module: Any) -> None:
     """The half of our rollout engine that lives in the training worker."""
     module._ROLLOUT_REGISTRY[ROLLOUT, "async"] = "services.trainer.verl.rollout.TransformersAdapter"
 
@@ -211,10 +252,14 @@ COMMON: dict[str, Hook] = {
     "transfer_queue.utils.zmq_utils": queue_sockets,
     "transfer_queue.storage.bootstrap.simple_storage_bootstrap": queue_storage,
 }
-ENGINES: dict[str, Hook] = {"verl.workers.engine.fsdp.transformer_impl": lora_dropout}
+ENGINES: dict[str, Hook] = {
+    "verl.workers.engine.fsdp.transformer_impl": engines,
+    "verl.utils.model": critic_attention,
+    "verl.models.transformers.monkey_patch": without_trl,
+    "verl.workers.rollout.replica": transformers_replica,
+    "verl.workers.rollout.base": transformers_adapter,
+}
 CPU: dict[str, Hook] = {
     "verl.workers.engine.fsdp.transformer_impl": cpu_engines,
     "verl.utils.distributed": cpu_process_group,
-    "verl.workers.rollout.replica": cpu_replica,
-    "verl.workers.rollout.base": cpu_adapter,
 }

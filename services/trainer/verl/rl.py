@@ -74,6 +74,11 @@ class RlTrainer(PPOTrainerSync):
                 self._save_checkpoint()
             raise
 
+    def _compute_values(self, batch: Any, metrics: dict[str, Any]) -> Any:
+        # What verl has set for the reference's log-probabilities stays set, and a critic has no adapter to leave out.
+        batch.extra_info.pop("no_lora_adapter", None)
+        return super()._compute_values(batch, metrics=metrics)
+
     def on_step_end(self) -> None:
         if self._context.reporter.stop_requested():
             if self._context.publisher.last_step != self.global_steps:

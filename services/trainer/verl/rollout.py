@@ -1,4 +1,4 @@
-"""A rollout engine for verl on transformers, for machines without a GPU.
+"""A rollout engine for verl on transformers: for machines without a GPU, and for GPUs without vLLM.
 
 The server is a Ray actor with the model; the adapter lives in the training worker and pushes new weights to it through
 Ray's object store. The server speaks verl's protocol (`generate`, one prompt a call) and takes whole batches besides
@@ -48,10 +48,13 @@ class TransformersServer:
         self._model = AutoModelForCausalLM.from_pretrained(
             model.local_path, dtype=dtype, attn_implementation="sdpa", trust_remote_code=False
         ).eval()
+        # A run on CPUs sees no GPU; one on GPUs gives the server that of its training worker (`launch_servers`).
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._model.to(self._device)
         self._end_tokens = end_tokens(self._model, model.tokenizer)
         self._pad_token = pad_token(model.tokenizer)
         self._context_length = getattr(self._model.config, "max_position_embeddings", None)
-        self._generator = torch.Generator().manual_seed(self._config.seed + replica_rank)
+        self._generator = torch.Generator(self._device).manual_seed(self._config.seed + replica_rank)
         self._step: int | None = None
         self._waiting: list[_Waiting] = []
         self._answering: asyncio.Task[None] | None = None
@@ -130,18 +133,28 @@ class TransformersServer:
     release_kv_cache = resume_kv_cache = start_profile = stop_profile = set_global_steps = _nothing
 
 
+def _place(_worker: object) -> tuple[str, str]:
+    """Ray's name of the node, and the GPU that this process trains on ("" where there is none)."""
+    gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    # Workers of one node may all see all of its GPUs; verl sets the device of each.
+    gpu = gpus[torch.cuda.current_device()] if torch.cuda.is_available() else ""
+    return ray.get_runtime_context().get_node_id(), gpu
+
+
 class TransformersReplica(RolloutReplica):
     """One server a replica, on the node of its training worker."""
 
     async def launch_servers(self) -> None:
         worker: Any = self.workers[0]
-        node = await worker.__ray_call__.remote(lambda _: ray.get_runtime_context().get_node_id())
+        node, gpu = await worker.__ray_call__.remote(_place)
         actor: Any = ray.remote(TransformersServer)
         server = actor.options(
             name=server_name(self.replica_rank),
             num_cpus=0,
             scheduling_strategy=NodeAffinitySchedulingStrategy(node_id=node, soft=False),
             max_concurrency=self.max_concurrency,
+            # It shares its worker's GPU, which Ray has given away; without the second Ray would hide every GPU from it.
+            runtime_env={"env_vars": {"CUDA_VISIBLE_DEVICES": gpu, "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}},
         ).remote(self.config, self.model_config, self.replica_rank)
         await server.ready.remote()
         self.servers = [server]

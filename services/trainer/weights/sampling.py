@@ -86,16 +86,17 @@ class _Batch:
         self.tokens: list[list[int]] = [[] for _ in requests]
         self.logprobs: list[list[float]] = [[] for _ in requests]
         width = max((len(request.prompt) for request in requests), default=0)
-        self.input_B_T = torch.full((len(requests), width), pad_token)
-        self.mask_B_T = torch.zeros((len(requests), width), dtype=torch.long)
+        device = next(model.parameters()).device
+        self.input_B_T = torch.full((len(requests), width), pad_token, device=device)
+        self.mask_B_T = torch.zeros((len(requests), width), dtype=torch.long, device=device)
         for row, request in enumerate(requests):
             self.input_B_T[row, width - len(request.prompt) :] = torch.tensor(request.prompt)
             self.mask_B_T[row, width - len(request.prompt) :] = 1
         # Padding has position 0 and mask 0: it is never attended to.
         self.position_B_T = (self.mask_B_T.cumsum(-1) - 1).clamp(min=0)
-        self.temperature_B = torch.tensor([request.temperature for request in requests])
-        self.top_p_B = torch.tensor([request.top_p for request in requests])
-        self.top_k_B = torch.tensor([request.top_k for request in requests])
+        self.temperature_B = torch.tensor([request.temperature for request in requests], device=device)
+        self.top_p_B = torch.tensor([request.top_p for request in requests], device=device)
+        self.top_k_B = torch.tensor([request.top_k for request in requests], device=device)
         self.cache = None
 
     def step(self) -> None:
@@ -132,7 +133,7 @@ class _Batch:
         self.rows = [self.rows[position] for position in kept]
         if not kept:
             return
-        index = torch.tensor(kept)
+        index = torch.tensor(kept, device=self.mask_B_T.device)
         for name in ("input_B_T", "mask_B_T", "position_B_T", "temperature_B", "top_p_B", "top_k_B"):
             setattr(self, name, getattr(self, name)[index])
         self.cache.batch_select_indices(index)  # type: ignore[union-attr]
@@ -150,7 +151,7 @@ def distribution(logits_B_V: Tensor, temperature_B: Tensor, top_p_B: Tensor, top
     if not (top_k_B > 0).any() and bool((top_p_B >= 1).all()):
         return logprob_B_V
     sorted_B_V, order_B_V = logprob_B_V.sort(-1, descending=True)
-    rank_V = torch.arange(logits_B_V.shape[-1])
+    rank_V = torch.arange(logits_B_V.shape[-1], device=logits_B_V.device)
     beyond_k = (top_k_B[:, None] > 0) & (rank_V[None] >= top_k_B[:, None])
     sorted_B_V = sorted_B_V.masked_fill(beyond_k, -torch.inf).log_softmax(-1)
     probability_B_V = sorted_B_V.exp()

@@ -17,6 +17,8 @@ from services.trainer.verl.failures import RayUnreachableError, explain
         (RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534"), "DISK_FULL"),
         (OSError(28, "No space left on device"), "DISK_FULL"),
         (RuntimeError("I/O error: No space left on device (os error 28)"), "DISK_FULL"),
+        (ModuleNotFoundError("No module named 'vllm'"), "ROLLOUT_ENGINE_MISSING"),
+        (ImportError("FlashAttention2 has been toggled on, but the package flash_attn is not"), "ATTENTION_MISSING"),
         (ValueError("learning rate"), "TRAINING_FAILED"),
     ],
 )

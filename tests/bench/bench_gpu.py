@@ -1,0 +1,170 @@
+"""Trainings on one GPU: `python -m tests.bench.bench_gpu [names] [--steps N] [--model tiny|135m]`. Prints; asserts only
+that each run succeeds.
+
+Each run is a launch plan of the algorithm itself, carried out by the real runner in a Ray of its own, on a model made
+from scratch: `135m` has the shape of SmolLM2-135M (30 layers of 576, 49,152 tokens). Its weights are random, which
+changes no time and no memory. Step times are medians without the first two steps, memory is torch's peak in a training
+worker. Wants CUDA; vLLM and flash-attn are used where the settings name them and they are installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from services.trainer.spool import End, Metrics, Record
+from tests.fix_runner import ENVIRONMENT, SPEC, AttemptMaker, start_ray, write_rows
+
+MODELS: dict[str, dict[str, Any]] = {
+    "tiny": SPEC,
+    "135m": {
+        "config": {
+            "model_type": "llama",
+            "hidden_size": 576,
+            "intermediate_size": 1536,
+            "num_hidden_layers": 30,
+            "num_attention_heads": 9,
+            "num_key_value_heads": 3,
+            "max_position_embeddings": 2048,
+            "tie_word_embeddings": True,
+        },
+        # One token a character: digits, then as many others as make 49,152 tokens with the seven special ones.
+        "tokenizer": {
+            "kind": "characters",
+            "alphabet": "0123456789" + "".join(map(chr, range(0x3400, 0x3400 + 49_135))),
+        },
+    },
+}
+WARMING_STEPS = 2
+ROWS, QUESTION, ANSWER = 512, 64, 448
+
+
+class Run(NamedTuple):
+    algorithm: str
+    params: dict[str, Any]
+
+
+_PAIRS = {"batch_size": 32, "micro_batch_size": 8, "max_length": 1024}
+_POLICY = {
+    "rollout_engine": "transformers",
+    "prompts_per_step": 32,
+    "samples_per_prompt": 8,
+    "micro_batch_size": 32,
+    "max_prompt_length": 128,
+    "max_response_length": 128,
+}
+RUNS = {
+    "sft": Run("sft", {"batch_size": 64, "micro_batch_size": 16, "max_length": 1024}),
+    "sft-fp32": Run("sft", {"batch_size": 64, "micro_batch_size": 16, "max_length": 1024, "precision": "fp32"}),
+    "sft-lora": Run("sft", {"batch_size": 64, "micro_batch_size": 16, "max_length": 1024, "lora": {"rank": 16}}),
+    "dpo": Run("dpo", _PAIRS),
+    "dpo-lora": Run("dpo", {**_PAIRS, "lora": {"rank": 16}}),
+    "grpo": Run("grpo", _POLICY),
+    "gspo": Run("gspo", _POLICY),
+    "ppo": Run("ppo", {**_POLICY, "prompts_per_step": 256, "samples_per_prompt": 1}),
+}
+
+
+def make_model(name: str, folder: Path) -> Path:
+    spec = folder / f"{name}.json"
+    spec.write_text(json.dumps(MODELS[name]))
+    target = folder / name
+    command = [sys.executable, "-m", "services.trainer.weights", "init", str(target), "--spec", str(spec)]
+    subprocess.run(command, check=True, env=ENVIRONMENT)
+    return target
+
+
+def rows(algorithm: str) -> list[dict[str, Any]]:
+    """Rows of the algorithm's format: a question of digits, and answers that say them in order and in reverse."""
+    numbers = random.Random(0)
+    made: list[dict[str, Any]] = []
+    for _ in range(ROWS):
+        text = "".join(numbers.choices("0123456789", k=QUESTION))
+        question = [{"role": "user", "content": text}]
+        right, wrong = (
+            [{"role": "assistant", "content": "".join(sorted(text * 7, reverse=reverse))[:ANSWER]}]
+            for reverse in (False, True)
+        )
+        if algorithm == "sft":
+            made.append({"messages": question + right})
+        elif algorithm == "dpo":
+            made.append({"prompt": question, "chosen": right, "rejected": wrong})
+        else:
+            made.append({"prompt": question, "answer": "1"})
+    return made
+
+
+def measure(maker: AttemptMaker, name: str, steps: int) -> None:
+    algorithm, params = RUNS[name]
+    reward = {"reward": {"name": "regex", "params": {"pattern": "1", "mode": "search"}}}
+    extra = reward if "rollout_engine" in params else {}
+    attempt = maker(name, algorithm, steps=steps, **params, **extra)
+    write_rows(Path(attempt.plan.train_path), rows(algorithm))
+    started = time.monotonic()
+    status = attempt.start().wait()
+    took = time.monotonic() - started
+    records = attempt.records()
+    end = records[-1] if records else None
+    if status or not isinstance(end, End) or end.outcome != "succeeded":
+        print(f"{name}: FAILED: {end}\n{(attempt.folder / 'output.log').read_text()[-6000:]}", flush=True)
+        return
+    show(name, records, took)
+
+
+def show(name: str, records: list[Record], took: float) -> None:
+    taken = [r.values for r in records if isinstance(r, Metrics) and "time/step_seconds" in r.values]
+    seen = {key for values in taken for key in values}
+
+    def middle(key: str) -> float:
+        return statistics.median(values[key] for values in taken[WARMING_STEPS:] if key in values)
+
+    seconds = middle("time/step_seconds")
+    tokens = middle("train/tokens") if "train/tokens" in seen else float("nan")
+    memory = [key for key in seen if "max_memory_allocated" in key]
+    peak = max((values[key] for values in taken for key in memory if key in values), default=float("nan"))
+    print(
+        f"{name:9} step {seconds:7.3f} s  {tokens / seconds:10,.0f} tokens/s  peak {peak:6.2f} GB"
+        f"  loss {taken[0].get('train/loss', float('nan')):.4f} → {taken[-1].get('train/loss', float('nan')):.4f}"
+        f"  whole run {took:.0f} s",
+        flush=True,
+    )
+    phases = sorted(key for key in seen if key.startswith("time/") and key != "time/step_seconds")
+    others = sorted(key for key in seen if key.startswith(("reward", "rollout", "critic", "actor")))
+    for key in phases + others:
+        print(f"    {key} {middle(key):.4g}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("names", nargs="*", default=list(RUNS), help=", ".join(RUNS))
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--model", choices=list(MODELS), default="135m")
+    arguments = parser.parse_args()
+    print(f"{torch.cuda.get_device_name(0)}, torch {torch.__version__}, model {arguments.model}", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        model = make_model(arguments.model, root)
+        ray = start_ray(cpus=os.cpu_count() or 4, gpus=torch.cuda.device_count(), store_bytes=8_000_000_000)
+        try:
+            maker = AttemptMaker(root, model, ray.address, device="cuda")
+            for name in arguments.names:
+                measure(maker, name, arguments.steps)
+        finally:
+            ray.process.send_signal(signal.SIGTERM)
+            ray.process.wait(timeout=60)
+
+
+if __name__ == "__main__":
+    main()
