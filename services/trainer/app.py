@@ -6,8 +6,8 @@ from rlhf.trainer.v1 import trainer_service_pb2
 from rlhf.trainer.v1.trainer_service_pb2_grpc import add_TrainerServiceServicer_to_server
 
 from services.mesh import identity
-from services.mesh.artifacts import ArtifactStore
 from services.mesh.census import Census, open_jobs, unpublished_events
+from services.mesh.collecting import CollectingStore
 from services.mesh.events import EventLog, Relay
 from services.mesh.nats import Bus
 from services.mesh.postgres import Database
@@ -19,8 +19,11 @@ from services.trainer import announcing
 from services.trainer.checkpoint_intake import CheckpointIntake
 from services.trainer.checkpoints import Checkpoints
 from services.trainer.checks import Site
+from services.trainer.corruption import Corruption
 from services.trainer.dataset_client import DatasetClient
+from services.trainer.disk import Disk
 from services.trainer.import_handler import ImportHandler
+from services.trainer.keeping import Keeper
 from services.trainer.models import IMPORT, Models
 from services.trainer.series import Series
 from services.trainer.servicer import Servicer
@@ -28,6 +31,7 @@ from services.trainer.settings import Settings
 from services.trainer.store.checkpoints import by_state as checkpoints_by_state
 from services.trainer.training_handler import TrainingHandler
 from services.trainer.training_jobs import TRAINING, TrainingJobs
+from services.trainer.trials import RewardTrials
 
 SCHEMA = "trainer"
 SERVICE = trainer_service_pb2.DESCRIPTOR.services_by_name["TrainerService"].full_name
@@ -40,15 +44,18 @@ def build(settings: Settings) -> Server:
     database = Database(settings.mesh.postgres_url, SCHEMA)
     log = EventLog(database)
     jobs = announcing.jobs_of(database, log)
-    artifacts = ArtifactStore(settings.mesh.artifacts_url)
+    artifacts = CollectingStore(settings.mesh.artifacts_url)
     datasets = DatasetClient(settings.dataset_target, identity.read_token(settings.mesh.token_file))
     bus = Bus(settings.mesh.nats_url, "trainer")
-    site = Site(settings.device, settings.slots)
+    disk = Disk.of(settings.jobs_folder, settings.mesh.artifacts_url)
+    site = Site(settings.device, settings.slots, settings.reward_site, disk)
+    corruption = Corruption(database, artifacts, announcing.CheckpointAnnouncer(jobs, log))
     servicer = Servicer(
         Models(database, jobs, artifacts, settings.model_roots),
-        TrainingJobs(database, jobs, log, datasets, site),
+        TrainingJobs(database, jobs, log, datasets, site, artifacts, corruption),
         Series(database, jobs),
-        Checkpoints(database, jobs, artifacts),
+        Checkpoints(database, jobs, artifacts, corruption),
+        RewardTrials(settings, _training_environment()),
     )
     server.add_step(lambda: database.migrate(*PACKAGES))
     census = Census(database, open_jobs, unpublished_events, checkpoints_by_state)
@@ -65,13 +72,17 @@ def build_worker(settings: Settings) -> Process:
     database = Database(settings.mesh.postgres_url, SCHEMA)
     log = EventLog(database)
     jobs = announcing.jobs_of(database, log)
-    artifacts = ArtifactStore(settings.mesh.artifacts_url)
+    artifacts = CollectingStore(settings.mesh.artifacts_url)
     datasets = DatasetClient(settings.dataset_target, identity.read_token(settings.mesh.token_file))
-    intake = CheckpointIntake(artifacts, announcing.CheckpointAnnouncer(jobs, log))
-    # One thread each: a second one makes a busy machine slower, not faster.
-    environment = child_environment(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", PYTHONUNBUFFERED="1")
+    announce = announcing.CheckpointAnnouncer(jobs, log)
+    intake = CheckpointIntake(artifacts, announce)
+    keeper = Keeper(database, jobs, artifacts, announce, settings.jobs_folder)
+    corruption = Corruption(database, artifacts, announce)
+    environment = _training_environment()
     handlers = {
-        TRAINING: TrainingHandler(settings, database, jobs, artifacts, datasets, intake, environment),
+        TRAINING: TrainingHandler(
+            settings, database, jobs, artifacts, datasets, intake, keeper, corruption, environment
+        ),
         IMPORT: ImportHandler(settings, database, jobs, artifacts, environment),
     }
     worker = Worker(
@@ -89,3 +100,8 @@ def build_worker(settings: Settings) -> Process:
     sweeper = Sweeper(database, settings.mesh.artifacts_url, settings.mesh.keep)
     process.add_routine("mesh sweeper", sweeper.run)
     return process
+
+
+def _training_environment() -> dict[str, str]:
+    """Of the processes that load models. One thread each: a second one makes a busy machine slower, not faster."""
+    return child_environment(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", PYTHONUNBUFFERED="1")

@@ -5,15 +5,19 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from services.mesh import names
-from services.mesh.artifacts import ArtifactStore, Manifest
+from services.mesh.artifacts import Manifest
+from services.mesh.collecting import CollectingStore
+from services.mesh.errors import Aborted, DataLoss
 from services.mesh.jobs import Job
 from services.mesh.postgres import Connection
-from services.trainer import spool
-from services.trainer.entities import Checkpoint, CheckpointState
+from services.trainer import provenance, spool
+from services.trainer.entities import Checkpoint, CheckpointState, TrainingSpec, TrainingStateState
 from services.trainer.store import checkpoints as store
 
 log = logging.getLogger(__name__)
@@ -23,22 +27,23 @@ AnnounceCheckpoint = Callable[[Connection, Checkpoint], Awaitable[None]]
 
 
 class CheckpointIntake:
-    def __init__(self, artifacts: ArtifactStore, announce: AnnounceCheckpoint) -> None:
+    def __init__(self, artifacts: CollectingStore, announce: AnnounceCheckpoint) -> None:
         self._artifacts = artifacts
         self._announce = announce
 
     async def take(self, job: Job, attempt: int, record: spool.Checkpoint, at: datetime) -> Checkpoint:
         """The row of a checkpoint record. READY weights are stored first; ones that changed since they were verified
         are CORRUPT."""
-        state = CheckpointState(record.state.upper())
-        state_sha256 = ""
+        state, why, state_sha256 = CheckpointState(record.state.upper()), "", ""
         if state is CheckpointState.READY:
             manifest = await self._artifacts.put_folder(Path(record.path))
             if manifest.sha256 != record.manifest_sha256:
                 log.error("checkpoint %s of %s changed after it was verified", record.step, job.name)
-                state = CheckpointState.CORRUPT
+                state, why = CheckpointState.CORRUPT, "its files changed after they were verified"
             state_sha256 = await asyncio.to_thread(training_state_sha256, Path(record.training_state_path))
-        parents = [job.spec["base_model"], job.spec["dataset_version"]]
+        elif state is CheckpointState.CORRUPT:
+            why = "its weights could not be used; the log says why"
+        corrupt = state is CheckpointState.CORRUPT
         return Checkpoint(
             job_uid=job.uid,
             step=record.step,
@@ -50,15 +55,49 @@ class CheckpointIntake:
             manifest_sha256=record.manifest_sha256,
             size_bytes=record.size_bytes,
             metrics=record.metrics,
-            parents=parents,
-            training_state_path=record.training_state_path if state is not CheckpointState.CORRUPT else "",
+            parents=[job.spec["base_model"], job.spec["dataset_version"]],
+            training_state_path="" if corrupt else record.training_state_path,
             training_state_sha256=state_sha256,
             create_time=at,
+            state_reason=why,
+            provenance=_provenance(job, attempt, record),
+            training_state=TrainingStateState.PRUNED if corrupt else TrainingStateState.KEPT,
+            weights_path=record.path,
         )
 
     async def store(self, connection: Connection, checkpoint: Checkpoint) -> None:
-        await store.put(connection, checkpoint)
-        await self._announce(connection, checkpoint)
+        """Write the row and its event. Raises Aborted where a blob has been collected since it was looked at: while
+        nothing named it, and another checkpoint of the same bytes was let go. Taking it in once more puts it back."""
+        if checkpoint.state is CheckpointState.READY:
+            await store.lock_blobs(connection, exclusive=False)
+            try:
+                await self._artifacts.whole_manifest(checkpoint.manifest_sha256)
+            except DataLoss as error:
+                raise Aborted("BLOBS_COLLECTED", f"{error.message}; it is stored again", name=checkpoint.name) from None
+        before = await store.previous(connection, checkpoint.job_uid, checkpoint.step)
+        known = {**checkpoint.provenance, "previous_checkpoint": before}
+        checkpoint = replace(checkpoint, provenance=known)
+        if await store.put(connection, checkpoint):
+            await self._announce(connection, checkpoint)
+
+
+def _provenance(job: Job, attempt: int, record: spool.Checkpoint) -> dict[str, Any]:
+    """Fields of rlhf.type.v1.Provenance, all that is known without a look at other checkpoints."""
+    spec = TrainingSpec(**job.spec)
+    return {
+        "job": job.name,
+        "attempt": attempt,
+        "algorithm": spec.algorithm,
+        "base_model": spec.base_model,
+        "base_manifest_sha256": spec.base_manifest_sha256,
+        "dataset_version": spec.dataset_version,
+        "dataset_sha256": spec.dataset_sha256,
+        "validation_dataset_version": spec.validation_dataset_version,
+        "validation_dataset_sha256": spec.validation_dataset_sha256,
+        "params_sha256": provenance.sha256(spec.params),
+        "seed": int(spec.params.get("seed", 0)),
+        "software": dict(record.software),
+    }
 
 
 def training_state_sha256(path: Path) -> str:

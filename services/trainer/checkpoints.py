@@ -6,11 +6,13 @@ import hashlib
 from collections.abc import AsyncIterator
 
 from services.mesh import names
-from services.mesh.artifacts import ArtifactStore, Manifest
+from services.mesh.artifacts import Manifest
+from services.mesh.collecting import CollectingStore
 from services.mesh.errors import DataLoss, FailedPrecondition, NotFound, OutOfRange
 from services.mesh.jobs import Jobs
 from services.mesh.pages import Page, PageRequest
 from services.mesh.postgres import Database
+from services.trainer.corruption import Corruption
 from services.trainer.entities import Checkpoint, CheckpointState
 from services.trainer.store import checkpoints as store
 
@@ -18,17 +20,22 @@ from services.trainer.store import checkpoints as store
 class Checkpoints:
     """Use cases."""
 
-    def __init__(self, database: Database, jobs: Jobs, artifacts: ArtifactStore) -> None:
+    def __init__(self, database: Database, jobs: Jobs, artifacts: CollectingStore, corruption: Corruption) -> None:
         self._database = database
         self._jobs = jobs
         self._artifacts = artifacts
+        self._corruption = corruption
 
     async def get(self, name: str) -> tuple[Checkpoint, Manifest]:
-        """The checkpoint and its files; none while it is not READY."""
+        """The checkpoint and its files; none unless it is READY. One whose files are gone or cut short is CORRUPT."""
         checkpoint = await self._get(name)
         if checkpoint.state is not CheckpointState.READY:
             return checkpoint, Manifest(())
-        return checkpoint, await self._artifacts.manifest(checkpoint.manifest_sha256)
+        try:
+            return checkpoint, await self._artifacts.whole_manifest(checkpoint.manifest_sha256)
+        except DataLoss as error:
+            await self._corruption.mark(name, checkpoint.manifest_sha256, error)
+            return await self._get(name), Manifest(())
 
     async def list(self, parent: str, page: PageRequest) -> Page[Checkpoint]:
         """Highest step first."""
@@ -39,10 +46,12 @@ class Checkpoints:
         return page.page(rows, lambda checkpoint: (checkpoint.step,))
 
     async def download(self, name: str, path: str, offset: int) -> AsyncIterator[tuple[int, bytes]]:
-        """One file from `offset` on, as (offset, chunk). Raises DataLoss at the end when its bytes have changed."""
+        """One file from `offset` on, as (offset, chunk). Raises DataLoss at the end when its bytes have changed; the
+        checkpoint is CORRUPT then. From the middle on only the length is looked at: the reader knows the hash."""
         checkpoint, manifest = await self.get(name)
         if checkpoint.state is not CheckpointState.READY:
-            message = f"{name} is {checkpoint.state}; only a READY checkpoint has files"
+            why = f" ({checkpoint.state_reason})" if checkpoint.state_reason else ""
+            message = f"{name} is {checkpoint.state}{why}; only a READY checkpoint has files"
             raise FailedPrecondition("CHECKPOINT_NOT_READY", message, name=name)
         file = manifest.file(path)
         if not 0 <= offset <= file.size_bytes:
@@ -54,7 +63,9 @@ class Checkpoints:
             if digest is not None:
                 digest.update(chunk)
         if offset != file.size_bytes or (digest is not None and digest.hexdigest() != file.sha256):
-            raise DataLoss("CORRUPT_ARTIFACT", f"stored bytes of {path} no longer match their hash", path=path)
+            error = DataLoss("CORRUPT_ARTIFACT", f"stored bytes of {path} no longer match their hash", path=path)
+            await self._corruption.mark(name, checkpoint.manifest_sha256, error)
+            raise error
 
     async def _get(self, name: str) -> Checkpoint:
         names.parse(names.TRAINING_CHECKPOINT, name)

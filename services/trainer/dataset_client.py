@@ -38,7 +38,14 @@ class DatasetClient:
         version = await client.call(self._stub().GetDatasetVersion(request))
         answered = json_format.MessageToDict(version.statistics).get("rows_with_answer")
         answered_row_count = int(answered) if answered is not None and version.format == "prompt" else None
-        return DatasetVersion(version.name, version.format, version.row_count, version.size_bytes, answered_row_count)
+        return DatasetVersion(
+            name=version.name,
+            format=version.format,
+            row_count=version.row_count,
+            size_bytes=version.size_bytes,
+            answered_row_count=answered_row_count,
+            sha256=version.sha256,
+        )
 
     async def download(self, name: str, size_bytes: int, target: Path) -> None:
         """Write the canonical rows to `target`, going on after a broken connection. Raises what the service raises."""

@@ -67,6 +67,8 @@ class NewTrainingJob:
     gpu_count: int
     priority: int
     labels: dict[str, str] = field(default_factory=dict)
+    # Hashes that what it reads must still have, by the names of JobInputs; empty where none is given.
+    inputs: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,8 @@ class DatasetVersion:
     size_bytes: int
     # Rows with a verifiable answer; None for a format that has none.
     answered_row_count: int | None
+    # Of format and rows.
+    sha256: str = ""
 
 
 @dataclass(frozen=True)
@@ -108,17 +112,32 @@ class TrainingSpec:
     target: str
     slots: int
     labels: dict[str, str]
+    dataset_sha256: str = ""
+    validation_dataset_sha256: str = ""
+    # Fields of disk.DiskForecast; None where nothing can be foreseen.
+    disk_forecast: dict[str, Any] | None = None
 
 
 class CheckpointState(StrEnum):
     VERIFYING = "VERIFYING"
     READY = "READY"
     CORRUPT = "CORRUPT"
+    PRUNED = "PRUNED"
+
+
+class TrainingStateState(StrEnum):
+    KEPT = "KEPT"
+    PRUNED = "PRUNED"
+    CORRUPT = "CORRUPT"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One row. `kind` is `full` or `adapter`; the training state is private and empty once pruned."""
+    """One row. `kind` is `full`, `adapter` or `reward`; the training state is private, without a path unless KEPT.
+
+    `weights_path` is the run's own copy until the store has it and it is deleted. `provenance` has the fields of
+    rlhf.type.v1.Provenance.
+    """
 
     job_uid: UUID
     step: int
@@ -134,9 +153,14 @@ class Checkpoint:
     training_state_path: str
     training_state_sha256: str
     create_time: datetime
+    state_reason: str = ""
+    provenance: dict[str, Any] = field(default_factory=dict)
+    training_state: TrainingStateState = TrainingStateState.KEPT
+    weights_path: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "state", CheckpointState(self.state))
+        object.__setattr__(self, "training_state", TrainingStateState(self.training_state))
 
 
 @dataclass(frozen=True)
@@ -172,6 +196,23 @@ class Sample:
     score: float
     parts: dict[str, float]
     observe_time: datetime
+
+
+@dataclass(frozen=True)
+class RewardVerdict:
+    """What a reward makes of one sample; `error` is why it could not be judged."""
+
+    score: float
+    parts: dict[str, float]
+    error: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class RewardTrial:
+    """One verdict a sample, in order. `elapsed_seconds` is the time that scoring took."""
+
+    verdicts: list[RewardVerdict]
+    elapsed_seconds: float
 
 
 @dataclass(frozen=True)

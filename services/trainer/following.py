@@ -149,6 +149,8 @@ class Follower:
         elif isinstance(record, spool.Checkpoint):
             # Its files are copied and hashed here, before the transaction.
             batch.checkpoints.append(await self._intake.take(self._lease.job, batch.position.attempt, record, at))
+        elif isinstance(record, spool.Software):
+            batch.progress["software"] = record.versions
         elif isinstance(record, spool.Span):
             batch.spans.append(record)
         elif isinstance(record, spool.Problem):

@@ -8,12 +8,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from services.mesh.artifacts import ArtifactStore
-from services.mesh.errors import FailedPrecondition
+from services.mesh.collecting import CollectingStore
+from services.mesh.errors import Aborted, FailedPrecondition
 from services.mesh.jobs import Jobs, Lease, State
 from services.mesh.postgres import Connection, Database
 from services.mesh.worker import Ending, Retry
 from services.trainer.settings import Settings
+from services.trainer.store import checkpoints
 from services.trainer.store import models as store
 
 MAX_ATTEMPTS = 3
@@ -24,7 +25,12 @@ class ImportHandler:
     """The mesh worker's handler of model imports."""
 
     def __init__(
-        self, settings: Settings, database: Database, jobs: Jobs, artifacts: ArtifactStore, environment: dict[str, str]
+        self,
+        settings: Settings,
+        database: Database,
+        jobs: Jobs,
+        artifacts: CollectingStore,
+        environment: dict[str, str],
     ) -> None:
         self._settings = settings
         self._database = database
@@ -63,6 +69,10 @@ class ImportHandler:
         manifest = await self._artifacts.put_folder(model)
 
         async def then(connection: Connection) -> None:
+            await checkpoints.lock_blobs(connection, exclusive=False)
+            # A checkpoint of the same bytes may have been let go since they were found to be in the store already.
+            if await self._artifacts.missing(manifest):
+                raise Aborted("BLOBS_COLLECTED", "its files were let go meanwhile with a checkpoint; import it again")
             columns = {
                 "architecture": facts["architecture"],
                 "parameter_count": facts["parameters"],

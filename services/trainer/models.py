@@ -15,6 +15,7 @@ from services.mesh.pages import Page, PageRequest
 from services.mesh.postgres import Connection, Database
 from services.mesh.requests import RequestKey, claim, earlier
 from services.trainer.entities import Model, ModelState, NewModel
+from services.trainer.store import checkpoints
 from services.trainer.store import models as store
 
 IMPORT = "import"
@@ -74,6 +75,8 @@ class Models:
                 why = f"{', '.join(users[:3])} start from it" if users else "it is being imported"
                 raise FailedPrecondition("MODEL_IN_USE", f"{name} cannot be deleted: {why}", name=name)
             await store.delete(connection, name)
+            if model.manifest_sha256:
+                await checkpoints.doom(connection, model.manifest_sha256)
 
     async def _get(self, connection: Connection, name: str) -> Model:
         model = await store.get(connection, name)

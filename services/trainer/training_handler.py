@@ -5,23 +5,33 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from services.mesh import client, params, tracing
 from services.mesh.artifacts import ArtifactStore
-from services.mesh.errors import NO_ROOM, Aborted, FailedPrecondition, PlatformError, ResourceExhausted, Unavailable
+from services.mesh.errors import (
+    NO_ROOM,
+    Aborted,
+    DataLoss,
+    FailedPrecondition,
+    NotFound,
+    PlatformError,
+    ResourceExhausted,
+    Unavailable,
+)
 from services.mesh.jobs import Jobs, Lease, State
 from services.mesh.postgres import Database
 from services.mesh.worker import Ending, Retry
 from services.trainer import spool
 from services.trainer.algorithms import algorithms
-from services.trainer.checkpoint_intake import CheckpointIntake, training_state_sha256
+from services.trainer.checkpoint_intake import CheckpointIntake
+from services.trainer.corruption import Corruption
 from services.trainer.dataset_client import DatasetClient
 from services.trainer.entities import SpoolPosition, TrainingSpec
 from services.trainer.following import Follower
+from services.trainer.keeping import Keeper
 from services.trainer.plan import LaunchPlan, PlanInputs, ResumePoint
 from services.trainer.runners import Run
 from services.trainer.runners.local import LocalRun
@@ -32,8 +42,6 @@ log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.1
 EXIT_SECONDS = 30.0
-# Training states kept for a resume: the newest, and one to fall back on.
-KEPT_TRAINING_STATES = 2
 # Before the second try of a run that died. Each later pause is twice as long, and no two jobs wait equally long: what
 # killed one has often killed many.
 _RETRY_SECONDS = 5.0
@@ -66,6 +74,8 @@ class TrainingHandler:
         artifacts: ArtifactStore,
         datasets: DatasetClient,
         intake: CheckpointIntake,
+        keeper: Keeper,
+        corruption: Corruption,
         environment: dict[str, str],
     ) -> None:
         self._settings = settings
@@ -74,6 +84,8 @@ class TrainingHandler:
         self._artifacts = artifacts
         self._datasets = datasets
         self._intake = intake
+        self._keeper = keeper
+        self._corruption = corruption
         self._environment = environment
 
     async def run(self, lease: Lease, cancelled: asyncio.Event) -> Ending:
@@ -100,7 +112,7 @@ class TrainingHandler:
                 await self._exited(run)
             raise
         if ending.state is not State.FAILED:
-            await asyncio.to_thread(self._tidy, lease)
+            await self._keeper.tidy(lease)
         return ending
 
     async def _find(self, lease: Lease) -> Run | None:
@@ -116,7 +128,7 @@ class TrainingHandler:
     async def _launch(self, lease: Lease) -> Run:
         spec = TrainingSpec(**lease.job.spec)
         inputs = await self._bring(lease, spec)
-        resume = await self._resume_point(lease)
+        resume = await self._keeper.resume_point(lease)
         async with self._database.transaction() as connection:
             attempt = await self._jobs.begin_attempt(connection, lease, resume.step if resume else 0)
             old = await series.position(connection, lease.job.uid) or SpoolPosition(0)
@@ -132,29 +144,25 @@ class TrainingHandler:
     async def _bring(self, lease: Lease, spec: TrainingSpec) -> _Inputs:
         """Rows and weights on this host, verified."""
         await self._report(lease, "preparing")
-        data = self._folder(lease) / "data"
-        model = await self._artifacts.fetch(spec.base_manifest_sha256, self._settings.cache_folder / "models")
+        data = self._keeper.folder(lease) / "data"
+        model = await self._base_model(spec)
         train = await self._rows(spec.dataset_version, data / "train.jsonl")
         validation = None
         if spec.validation_dataset_version:
             validation = await self._rows(spec.validation_dataset_version, data / "validation.jsonl")
         return _Inputs(model, train, validation)
 
+    async def _base_model(self, spec: TrainingSpec) -> Path:
+        """Raises FailedPrecondition where its bytes are gone or no longer are what was stored."""
+        try:
+            return await self._artifacts.fetch(spec.base_manifest_sha256, self._settings.cache_folder / "models")
+        except (NotFound, DataLoss) as error:
+            raise await self._corruption.of_base(spec.base_model, spec.base_manifest_sha256, error) from error
+
     async def _rows(self, version: str, target: Path) -> Path:
         facts = await self._datasets.version(version)
         await self._datasets.download(version, facts.size_bytes, target)
         return target
-
-    async def _resume_point(self, lease: Lease) -> ResumePoint | None:
-        """The newest READY checkpoint whose training state is still what was saved."""
-        async with self._database.transaction() as connection:
-            candidates = await checkpoints.resumable(connection, lease.job.uid)
-        for checkpoint in candidates:
-            path = checkpoint.training_state_path
-            if await asyncio.to_thread(training_state_sha256, Path(path)) == checkpoint.training_state_sha256:
-                return ResumePoint(checkpoint.step, path)
-            log.warning("the training state of %s has changed; stepping back", checkpoint.name)
-        return None
 
     def _plan(
         self, lease: Lease, spec: TrainingSpec, attempt: int, inputs: _Inputs, resume: ResumePoint | None, folder: Path
@@ -198,12 +206,12 @@ class TrainingHandler:
             try:
                 end, anything, checkpoints_came = await follower.advance()
                 if checkpoints_came:
-                    await self._prune(lease)
+                    await self._keeper.prune(lease)
             except Unavailable:
                 await asyncio.sleep(1)
                 continue
             except Aborted as error:
-                if error.reason != "SPOOL_MOVED":
+                if error.reason not in ("SPOOL_MOVED", "BLOBS_COLLECTED"):
                     raise
                 continue
             except ResourceExhausted:
@@ -263,26 +271,8 @@ class TrainingHandler:
         async with self._database.transaction() as connection:
             await self._jobs.report(connection, lease, {"phase": phase})
 
-    async def _prune(self, lease: Lease) -> None:
-        """Delete training states that no resume will want."""
-        async with self._database.transaction() as connection:
-            paths = await checkpoints.forget_training_states(connection, lease.job.uid, KEPT_TRAINING_STATES)
-        for path in paths:
-            if Path(path).is_relative_to(self._folder(lease)):
-                await asyncio.to_thread(shutil.rmtree, path, ignore_errors=True)
-
-    def _tidy(self, lease: Lease) -> None:
-        """Delete what an ended run no longer needs: rows, and checkpoints, whose weights are in the store."""
-        folder = self._folder(lease)
-        shutil.rmtree(folder / "data", ignore_errors=True)
-        for checkpoints_folder in folder.glob("attempts/*/checkpoints"):
-            shutil.rmtree(checkpoints_folder, ignore_errors=True)
-
-    def _folder(self, lease: Lease) -> Path:
-        return self._settings.jobs_folder / str(lease.job.uid)
-
     def _run(self, lease: Lease, attempt: int) -> LocalRun:
-        folder = self._folder(lease) / "attempts" / str(attempt)
+        folder = self._keeper.folder(lease) / "attempts" / str(attempt)
         return LocalRun(folder, self._settings.worker_python, self._environment)
 
 

@@ -6,13 +6,15 @@ from collections.abc import AsyncIterator, Iterable
 from dataclasses import asdict, dataclass
 
 from services.mesh import names
-from services.mesh.errors import InvalidArgument, NotFound, Violation
+from services.mesh.collecting import CollectingStore
+from services.mesh.errors import DataLoss, InvalidArgument, NotFound, Violation
 from services.mesh.events import EventLog, StoredEvent
 from services.mesh.jobs import TERMINAL, Attempt, Job, Jobs, State, job_topic
 from services.mesh.pages import Page, PageRequest
 from services.mesh.postgres import Database, wait
 from services.mesh.requests import RequestKey, claim, earlier
 from services.trainer.checks import Site, check
+from services.trainer.corruption import Corruption
 from services.trainer.dataset_client import DatasetClient
 from services.trainer.entities import (
     BaseModel,
@@ -40,12 +42,23 @@ class TrainingJob:
 class TrainingJobs:
     """Use cases. Also the look-ups that a check needs."""
 
-    def __init__(self, database: Database, jobs: Jobs, log: EventLog, datasets: DatasetClient, site: Site) -> None:
+    def __init__(
+        self,
+        database: Database,
+        jobs: Jobs,
+        log: EventLog,
+        datasets: DatasetClient,
+        site: Site,
+        artifacts: CollectingStore,
+        corruption: Corruption,
+    ) -> None:
         self._database = database
         self._jobs = jobs
         self._log = log
         self._datasets = datasets
         self._site = site
+        self._artifacts = artifacts
+        self._corruption = corruption
 
     async def create(self, new: NewTrainingJob, key: RequestKey) -> TrainingJob:
         """Accept a job. Raises InvalidArgument with everything that is wrong, AlreadyExists."""
@@ -126,11 +139,19 @@ class TrainingJobs:
     async def base_model(self, reference: str) -> BaseModel:
         """The weights behind a model reference. Raises InvalidArgument when they cannot be trained from."""
         if names.match(names.MODEL, reference):
-            return await self._model(reference)
-        if names.match(names.TRAINING_CHECKPOINT, reference):
-            return await self._checkpoint(reference)
-        wanted = f"{names.MODEL} or {names.TRAINING_CHECKPOINT}"
-        raise InvalidArgument([Violation("base_model", f"must be of the form {wanted} (got {reference[:120]!r})")])
+            base = await self._model(reference)
+        elif names.match(names.TRAINING_CHECKPOINT, reference):
+            base = await self._checkpoint(reference)
+        else:
+            wanted = f"{names.MODEL} or {names.TRAINING_CHECKPOINT}"
+            raise InvalidArgument([Violation("base_model", f"must be of the form {wanted} (got {reference[:120]!r})")])
+        try:
+            # What is gone or cut short is seen now; every byte is read when the job starts.
+            await self._artifacts.whole_manifest(base.manifest_sha256)
+        except DataLoss as error:
+            found = await self._corruption.of_base(base.name, base.manifest_sha256, error)
+            raise InvalidArgument.of("base_model", found.message) from error
+        return base
 
     async def _model(self, name: str) -> BaseModel:
         async with self._database.transaction() as connection:
@@ -150,9 +171,16 @@ class TrainingJobs:
         if checkpoint.state is not CheckpointState.READY:
             raise InvalidArgument.of("base_model", f"{name} is {checkpoint.state}; it must be READY")
         if checkpoint.kind != "full":
-            raise InvalidArgument.of("base_model", f"{name} is an adapter; a job starts from full weights")
+            raise InvalidArgument.of("base_model", f"{name} is {_NO_BASE[checkpoint.kind]}")
         spec = TrainingSpec(**job.spec)
         return BaseModel(name, checkpoint.manifest_sha256, spec.parameter_count, spec.context_length)
+
+
+# Kinds of checkpoints that no job starts from, and why.
+_NO_BASE = {
+    "adapter": "an adapter; a job starts from full weights",
+    "reward": "a reward model, which scores conversations and writes none; a job starts from a language model",
+}
 
 
 def _training_job(job: Job, attempts: list[Attempt]) -> TrainingJob:

@@ -8,7 +8,7 @@ from typing import Any
 
 from google.rpc import error_details_pb2
 from rlhf.event.v1 import checkpoint_changed_pb2, training_job_changed_pb2
-from rlhf.trainer.v1 import model_pb2, trainer_service_pb2, training_job_pb2
+from rlhf.trainer.v1 import model_pb2, reward_sample_pb2, trainer_service_pb2, training_job_pb2
 from rlhf.type.v1 import checkpoint_pb2, job_state_pb2, log_line_pb2, metric_point_pb2, placement_pb2, sample_pb2
 
 from services.mesh import params, registry
@@ -25,11 +25,12 @@ from services.trainer.entities import (
     Model,
     NewModel,
     NewTrainingJob,
+    RewardVerdict,
     Sample,
     TrainingSpec,
 )
 from services.trainer.feeds import Batch
-from services.trainer.rewards import Reward
+from services.trainer.rewards import Reward, RewardSample
 from services.trainer.training_jobs import TrainingJob
 
 
@@ -95,6 +96,7 @@ def new_training_job(request: trainer_service_pb2.CreateTrainingJobRequest) -> N
         gpu_count=job.placement.resources.gpu_count,
         priority=job.priority,
         labels=dict(job.labels),
+        inputs={field.name: value for field, value in job.inputs.ListFields()},
     )
 
 
@@ -110,6 +112,7 @@ def training_job(found: TrainingJob) -> training_job_pb2.TrainingJob:
     message.step_count = job.progress.get("step_count", 0)
     message.total_step_count = job.progress.get("total_step_count", 0)
     message.sequence = job.sequence
+    message.software.update(job.progress.get("software", {}))
     for field in ("create_time", "start_time", "end_time"):
         if moment := getattr(job, field):
             getattr(message, field).FromDatetime(moment)
@@ -166,6 +169,12 @@ def _spec(spec: TrainingSpec) -> training_job_pb2.TrainingJob:
         params=to_struct(spec.params),
         placement=placement_pb2.Placement(target=spec.target, resources=resources),
         labels=spec.labels,
+        inputs=training_job_pb2.JobInputs(
+            base_manifest_sha256=spec.base_manifest_sha256,
+            dataset_sha256=spec.dataset_sha256,
+            validation_dataset_sha256=spec.validation_dataset_sha256,
+        ),
+        disk_forecast=training_job_pb2.DiskForecast(**spec.disk_forecast) if spec.disk_forecast else None,
     )
 
 
@@ -192,6 +201,9 @@ def checkpoint(row: Checkpoint, manifest: Manifest | None = None) -> checkpoint_
         parents=row.parents,
         create_time=timestamp(row.create_time),
         files=_files(manifest.files if manifest else ()),
+        training_state=checkpoint_pb2.Checkpoint.TrainingState.Value(f"TRAINING_STATE_{row.training_state}"),
+        state_reason=row.state_reason,
+        provenance=checkpoint_pb2.Provenance(**row.provenance) if row.provenance else None,
     )
 
 
@@ -254,6 +266,17 @@ def reward(name: str, entry: type[Reward]) -> training_job_pb2.Reward:
         description=inspect.getdoc(entry) or "",
         params_schema=to_struct(params.schema(entry.Params)),
     )
+
+
+def reward_sample(message: reward_sample_pb2.RewardSample) -> RewardSample:
+    prompt = [{"role": turn.role, "content": turn.content} for turn in message.prompt]
+    answer = message.answer if message.HasField("answer") else None
+    return RewardSample(prompt, message.completion, answer, struct(message.metadata))
+
+
+def reward_verdict(verdict: RewardVerdict) -> reward_sample_pb2.RewardVerdict:
+    error = status(verdict.error) if verdict.error else None
+    return reward_sample_pb2.RewardVerdict(score=verdict.score, parts=verdict.parts, error=error)
 
 
 def job_state(state: State) -> job_state_pb2.JobState.ValueType:

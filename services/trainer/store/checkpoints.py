@@ -10,39 +10,47 @@ from psycopg.types.json import Jsonb
 
 from services.mesh.pages import PageRequest
 from services.mesh.postgres import Connection
-from services.trainer.entities import Checkpoint
+from services.trainer.entities import Checkpoint, CheckpointState
 
 _COLUMNS = (
     "job_uid, step, name, attempt, kind, state, base_model, manifest_sha256, size_bytes, metrics, parents,"
-    " training_state_path, training_state_sha256, create_time"
+    " training_state_path, training_state_sha256, create_time, state_reason, provenance, training_state, weights_path"
 )
+# What stays when a checkpoint takes the place of another of its step.
+_LASTING = ("job_uid", "step", "name", "create_time")
 
 
-async def put(connection: Connection, checkpoint: Checkpoint) -> None:
-    """Insert, or replace the one of the same step: a later attempt, or the next state."""
-    await connection.execute(
-        f"INSERT INTO checkpoints ({_COLUMNS}) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s)"
-        " ON CONFLICT (job_uid, step) DO UPDATE SET attempt = excluded.attempt, kind = excluded.kind,"
-        " state = excluded.state, manifest_sha256 = excluded.manifest_sha256, size_bytes = excluded.size_bytes,"
-        " metrics = excluded.metrics, training_state_path = excluded.training_state_path,"
-        " training_state_sha256 = excluded.training_state_sha256",
-        (
-            checkpoint.job_uid,
-            checkpoint.step,
-            checkpoint.name,
-            checkpoint.attempt,
-            checkpoint.kind,
-            str(checkpoint.state),
-            checkpoint.base_model,
-            checkpoint.manifest_sha256,
-            checkpoint.size_bytes,
-            Jsonb(checkpoint.metrics),
-            checkpoint.parents,
-            checkpoint.training_state_path,
-            checkpoint.training_state_sha256,
-            checkpoint.create_time,
-        ),
+async def put(connection: Connection, checkpoint: Checkpoint) -> bool:
+    """Insert, or replace the one of the same step: a later attempt, or the next state. Whether there was a change.
+
+    What is READY stays so until another that is READY takes its place: an attempt that dies while it verifies the same
+    step has taken nothing away. The weights that lose their place are doomed.
+    """
+    replaced = await _many(
+        connection,
+        f"SELECT {_COLUMNS} FROM checkpoints WHERE job_uid = %s AND step = %s FOR UPDATE",
+        (checkpoint.job_uid, checkpoint.step),
     )
+    old = replaced[0] if replaced else None
+    if old is not None and old.state is CheckpointState.READY:
+        if checkpoint.state is not CheckpointState.READY:
+            return False
+        if old.manifest_sha256 != checkpoint.manifest_sha256:
+            await doom(connection, old.manifest_sha256)
+    columns = _COLUMNS.split(", ")
+    new = ", ".join(f"{name} = excluded.{name}" for name in columns if name not in _LASTING)
+    query = (
+        f"INSERT INTO checkpoints ({_COLUMNS}) VALUES ({', '.join(['%s'] * len(columns))})"
+        f" ON CONFLICT (job_uid, step) DO UPDATE SET {new}"
+    )
+    row = vars(checkpoint) | {
+        "state": str(checkpoint.state),
+        "training_state": str(checkpoint.training_state),
+        "metrics": Jsonb(checkpoint.metrics),
+        "provenance": Jsonb(checkpoint.provenance),
+    }
+    await connection.execute(query.encode(), [row[name] for name in columns])
+    return True
 
 
 async def get(connection: Connection, name: str) -> Checkpoint | None:
@@ -62,13 +70,91 @@ async def list_(connection: Connection, job_name: str, page: PageRequest) -> lis
 
 
 async def resumable(connection: Connection, job_uid: UUID) -> list[Checkpoint]:
-    """READY ones that still have their training state, highest step first."""
+    """Those that were READY and still have their training state, highest step first."""
     return await _many(
         connection,
-        f"SELECT {_COLUMNS} FROM checkpoints WHERE job_uid = %s AND state = 'READY' AND training_state_path <> ''"
+        f"SELECT {_COLUMNS} FROM checkpoints WHERE job_uid = %s AND training_state_path <> ''"
+        " AND state IN ('READY', 'PRUNED')"
         " ORDER BY step DESC",
         (job_uid,),
     )
+
+
+async def of_job(connection: Connection, job_uid: UUID) -> list[Checkpoint]:
+    """All of a job, highest step first."""
+    return await _many(
+        connection, f"SELECT {_COLUMNS} FROM checkpoints WHERE job_uid = %s ORDER BY step DESC", (job_uid,)
+    )
+
+
+async def previous(connection: Connection, job_uid: UUID, step: int) -> str:
+    """The name of the newest one before `step` that was READY; empty where there is none."""
+    cursor = await connection.execute(
+        "SELECT name FROM checkpoints WHERE job_uid = %s AND step < %s AND state IN ('READY', 'PRUNED')"
+        " ORDER BY step DESC LIMIT 1",
+        (job_uid, step),
+    )
+    row = await cursor.fetchone()
+    return row[0] if row else ""
+
+
+async def leave_ready(connection: Connection, name: str, state: CheckpointState, reason: str) -> Checkpoint | None:
+    """A READY one in another state from now on; None when it was not READY."""
+    rows = await _many(
+        connection,
+        "UPDATE checkpoints SET state = %s, state_reason = %s WHERE name = %s AND state = 'READY'"
+        f" RETURNING {_COLUMNS}",
+        (str(state), reason, name),
+    )
+    return rows[0] if rows else None
+
+
+async def in_use(connection: Connection) -> frozenset[str]:
+    """Names that a job which has not ended starts from, or that an adapter lies over."""
+    cursor = await connection.execute(
+        "SELECT spec->>'base_model' FROM jobs WHERE kind = 'training' AND end_time IS NULL"
+        " UNION SELECT base_model FROM checkpoints WHERE base_model <> '' AND state = 'READY'"
+    )
+    return frozenset([row[0] async for row in cursor])
+
+
+async def forget_weights_path(connection: Connection, job_uid: UUID, step: int) -> None:
+    """The run's own copy of the weights is gone."""
+    await connection.execute(
+        "UPDATE checkpoints SET weights_path = '' WHERE job_uid = %s AND step = %s", (job_uid, step)
+    )
+
+
+async def doom(connection: Connection, manifest_sha256: str) -> None:
+    """Let the blobs of a manifest go that nothing else will name once this transaction has committed."""
+    await connection.execute(
+        "INSERT INTO doomed_manifests (sha256) VALUES (%s) ON CONFLICT DO NOTHING", (manifest_sha256,)
+    )
+
+
+async def doomed(connection: Connection) -> list[str]:
+    cursor = await connection.execute("SELECT sha256 FROM doomed_manifests ORDER BY create_time LIMIT 1000")
+    return [row[0] async for row in cursor]
+
+
+async def forget_doomed(connection: Connection, manifests: list[str]) -> None:
+    await connection.execute("DELETE FROM doomed_manifests WHERE sha256 = ANY(%s)", (manifests,))
+
+
+async def named_manifests(connection: Connection) -> set[str]:
+    """Of every model and checkpoint that is READY, and of what jobs start from that have not ended."""
+    cursor = await connection.execute(
+        "SELECT manifest_sha256 FROM checkpoints WHERE state = 'READY'"
+        " UNION SELECT manifest_sha256 FROM models WHERE state = 'READY'"
+        " UNION SELECT spec->>'base_manifest_sha256' FROM jobs WHERE kind = 'training' AND end_time IS NULL"
+    )
+    return {row[0] async for row in cursor}
+
+
+async def lock_blobs(connection: Connection, *, exclusive: bool) -> None:
+    """Until the transaction ends: nothing is collected while blobs get a name, and none gets one meanwhile."""
+    function = "pg_advisory_xact_lock" if exclusive else "pg_advisory_xact_lock_shared"
+    await connection.execute(f"SELECT {function}(hashtext(current_schema() || '.blobs'))".encode())
 
 
 async def drop_verifying(connection: Connection, job_uid: UUID) -> None:
@@ -77,15 +163,30 @@ async def drop_verifying(connection: Connection, job_uid: UUID) -> None:
 
 
 async def forget_training_states(connection: Connection, job_uid: UUID, keep: int) -> list[str]:
-    """Clear all but the newest `keep` training states; returns the paths that may be deleted."""
+    """Clear all but the newest `keep` training states of READY ones; returns the paths that may be deleted.
+
+    One that is CORRUPT itself counts for nothing, and has no path to begin with.
+    """
     cursor = await connection.execute(
-        "WITH old AS (SELECT step, training_state_path FROM checkpoints WHERE job_uid = %(uid)s"
-        "  AND training_state_path <> '' AND state <> 'VERIFYING' ORDER BY step DESC OFFSET %(keep)s)"
-        " UPDATE checkpoints SET training_state_path = '', training_state_sha256 = '' FROM old"
-        " WHERE checkpoints.job_uid = %(uid)s AND checkpoints.step = old.step RETURNING old.training_state_path",
+        "WITH kept AS (SELECT step FROM checkpoints WHERE job_uid = %(uid)s AND training_state_path <> ''"
+        "  AND state IN ('READY', 'PRUNED') ORDER BY step DESC LIMIT %(keep)s),"
+        " old AS (SELECT step, training_state_path FROM checkpoints WHERE job_uid = %(uid)s"
+        "  AND training_state_path <> '' AND state <> 'VERIFYING' AND step NOT IN (SELECT step FROM kept))"
+        " UPDATE checkpoints SET training_state = 'PRUNED', training_state_path = '', training_state_sha256 = ''"
+        " FROM old WHERE checkpoints.job_uid = %(uid)s AND checkpoints.step = old.step"
+        " RETURNING old.training_state_path",
         {"uid": job_uid, "keep": keep},
     )
     return [row[0] async for row in cursor]
+
+
+async def spoil_training_state(connection: Connection, job_uid: UUID, step: int) -> None:
+    """Mark a training state that no longer is what was saved."""
+    await connection.execute(
+        "UPDATE checkpoints SET training_state = 'CORRUPT', training_state_path = '', training_state_sha256 = ''"
+        " WHERE job_uid = %s AND step = %s",
+        (job_uid, step),
+    )
 
 
 async def by_state(connection: Connection) -> dict[str, dict[tuple[tuple[str, str], ...], float]]:

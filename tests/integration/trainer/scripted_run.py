@@ -60,16 +60,22 @@ def main(folder: Path) -> None:
 def save(folder: Path, writer: spool.SpoolWriter, step: int, *, spoil: bool) -> None:
     weights = folder / "checkpoints" / f"step-{step}" / "weights"
     state = weights.with_name("training_state")
-    for path, text in ((weights / "model.safetensors", f"weights {step}"), (state / "state.pt", f"state {step}")):
-        path.parent.mkdir(parents=True)
+    texts = {
+        weights / "model.safetensors": f"weights {step}",
+        weights / "config.json": "{}",
+        state / "state.pt": f"state {step}",
+    }
+    for path, text in texts.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     manifest = Manifest.of_folder(weights)
     common = {"step": step, "kind": "full", "path": str(weights), "training_state_path": str(state)}
     writer.append(spool.Checkpoint(**common, state="verifying"))
     if spoil:
         (weights / "model.safetensors").write_text("something else")
-    facts = {"manifest_sha256": manifest.sha256, "size_bytes": manifest.size_bytes}
-    writer.append(spool.Checkpoint(**common, **facts, state="ready", metrics={"validation/score/mean": step / 10}))
+    facts = {"manifest_sha256": manifest.sha256, "size_bytes": manifest.size_bytes, "software": {"verl": "0.9.1"}}
+    score = json.loads(os.environ["SCRIPT"]).get("scores", {}).get(str(step), step / 10)
+    writer.append(spool.Checkpoint(**common, **facts, state="ready", metrics={"validation/score/mean": score}))
     answer = spool.Sample(row_index=0, prompt="q", completion="a\0", expected=None, score=0.5, parts={"correct": 0.5})
     writer.append(spool.SampleBatch(step=step, split="validation", samples=[answer]))
 

@@ -74,9 +74,12 @@ class Bench:
         self.workers.append(worker)
         return worker
 
-    async def create(self, **params: Any) -> str:
+    async def create(self, base_model: str = f"{PARENT}/models/base", validation: str = "", **params: Any) -> str:
         job = training_job_pb2.TrainingJob(
-            algorithm="sft", base_model=f"{PARENT}/models/base", dataset_version=f"{PARENT}/datasets/d/versions/latest"
+            algorithm="sft",
+            base_model=base_model,
+            dataset_version=f"{PARENT}/datasets/d/versions/latest",
+            validation_dataset_version=validation,
         )
         job.params.update({"batch_size": 8, "max_length": 32, "steps": 6, **params})
         request = pb.CreateTrainingJobRequest(parent=PARENT, training_job=job, request_id=str(names.uuid7()))
@@ -145,10 +148,11 @@ async def bench(
 
 
 def scripted_python(folder: Path) -> Path:
-    """What the worker starts in place of `python -m services.trainer.verl.runner FOLDER`."""
+    """What the worker starts in place of `python -m services.trainer.verl.runner FOLDER`; anything else is the real."""
     path = folder / "python"
     script = Path(__file__).with_name("scripted_run.py")
-    path.write_text(f'#!/bin/sh\nexec {sys.executable} {script} "$@"\n')
+    runs = f'case "$2" in *.runner) exec {sys.executable} {script} "$@";; esac'
+    path.write_text(f'#!/bin/sh\n{runs}\nexec {sys.executable} "$@"\n')
     path.chmod(0o755)
     return path
 

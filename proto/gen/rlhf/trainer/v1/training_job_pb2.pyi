@@ -49,6 +49,26 @@ class TrainingJob(message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @typing.final
+    class SoftwareEntry(message.Message):
+        DESCRIPTOR: descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        value: builtins.str
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     NAME_FIELD_NUMBER: builtins.int
     ALGORITHM_FIELD_NUMBER: builtins.int
     BASE_MODEL_FIELD_NUMBER: builtins.int
@@ -58,6 +78,7 @@ class TrainingJob(message.Message):
     PLACEMENT_FIELD_NUMBER: builtins.int
     PRIORITY_FIELD_NUMBER: builtins.int
     LABELS_FIELD_NUMBER: builtins.int
+    INPUTS_FIELD_NUMBER: builtins.int
     STATE_FIELD_NUMBER: builtins.int
     ERROR_FIELD_NUMBER: builtins.int
     ATTEMPTS_FIELD_NUMBER: builtins.int
@@ -68,6 +89,8 @@ class TrainingJob(message.Message):
     CREATE_TIME_FIELD_NUMBER: builtins.int
     START_TIME_FIELD_NUMBER: builtins.int
     END_TIME_FIELD_NUMBER: builtins.int
+    DISK_FORECAST_FIELD_NUMBER: builtins.int
+    SOFTWARE_FIELD_NUMBER: builtins.int
     name: builtins.str
     algorithm: builtins.str
     """A name from ListAlgorithms: `sft`, `grpo`."""
@@ -96,6 +119,10 @@ class TrainingJob(message.Message):
     @builtins.property
     def labels(self) -> containers.ScalarMap[builtins.str, builtins.str]: ...
     @builtins.property
+    def inputs(self) -> JobInputs:
+        """Filled in at Create. A hash that is given must still be that of what is read: so a job is made again."""
+
+    @builtins.property
     def error(self) -> status_pb2.Status:
         """Set when state is FAILED."""
 
@@ -109,6 +136,14 @@ class TrainingJob(message.Message):
     def start_time(self) -> timestamp_pb2.Timestamp: ...
     @builtins.property
     def end_time(self) -> timestamp_pb2.Timestamp: ...
+    @builtins.property
+    def disk_forecast(self) -> DiskForecast:
+        """What its files will take; absent where the model's size is not known."""
+
+    @builtins.property
+    def software(self) -> containers.ScalarMap[builtins.str, builtins.str]:
+        """Version by package of what trains, of the last attempt; `commit` where the code's is known."""
+
     def __init__(
         self,
         *,
@@ -121,6 +156,7 @@ class TrainingJob(message.Message):
         placement: placement_pb2.Placement | None = ...,
         priority: builtins.int = ...,
         labels: abc.Mapping[builtins.str, builtins.str] | None = ...,
+        inputs: JobInputs | None = ...,
         state: job_state_pb2.JobState.ValueType = ...,
         error: status_pb2.Status | None = ...,
         attempts: abc.Iterable[JobAttempt] | None = ...,
@@ -131,12 +167,86 @@ class TrainingJob(message.Message):
         create_time: timestamp_pb2.Timestamp | None = ...,
         start_time: timestamp_pb2.Timestamp | None = ...,
         end_time: timestamp_pb2.Timestamp | None = ...,
+        disk_forecast: DiskForecast | None = ...,
+        software: abc.Mapping[builtins.str, builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = typing.Literal["create_time", b"create_time", "end_time", b"end_time", "error", b"error", "params", b"params", "placement", b"placement", "start_time", b"start_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["create_time", b"create_time", "disk_forecast", b"disk_forecast", "end_time", b"end_time", "error", b"error", "inputs", b"inputs", "params", b"params", "placement", b"placement", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["algorithm", b"algorithm", "attempts", b"attempts", "base_model", b"base_model", "create_time", b"create_time", "dataset_version", b"dataset_version", "end_time", b"end_time", "error", b"error", "labels", b"labels", "name", b"name", "params", b"params", "phase", b"phase", "placement", b"placement", "priority", b"priority", "sequence", b"sequence", "start_time", b"start_time", "state", b"state", "step_count", b"step_count", "total_step_count", b"total_step_count", "validation_dataset_version", b"validation_dataset_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["algorithm", b"algorithm", "attempts", b"attempts", "base_model", b"base_model", "create_time", b"create_time", "dataset_version", b"dataset_version", "disk_forecast", b"disk_forecast", "end_time", b"end_time", "error", b"error", "inputs", b"inputs", "labels", b"labels", "name", b"name", "params", b"params", "phase", b"phase", "placement", b"placement", "priority", b"priority", "sequence", b"sequence", "software", b"software", "start_time", b"start_time", "state", b"state", "step_count", b"step_count", "total_step_count", b"total_step_count", "validation_dataset_version", b"validation_dataset_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class JobInputs(message.Message):
+    """Hashes of what a job reads, lower-case hex."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    BASE_MANIFEST_SHA256_FIELD_NUMBER: builtins.int
+    DATASET_SHA256_FIELD_NUMBER: builtins.int
+    VALIDATION_DATASET_SHA256_FIELD_NUMBER: builtins.int
+    base_manifest_sha256: builtins.str
+    """Of the base model's manifest."""
+    dataset_sha256: builtins.str
+    """DatasetVersion.sha256."""
+    validation_dataset_sha256: builtins.str
+    def __init__(
+        self,
+        *,
+        base_manifest_sha256: builtins.str = ...,
+        dataset_sha256: builtins.str = ...,
+        validation_dataset_sha256: builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["base_manifest_sha256", b"base_manifest_sha256", "dataset_sha256", b"dataset_sha256", "validation_dataset_sha256", b"validation_dataset_sha256"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class DiskForecast(message.Message):
+    """A lower bound of the bytes that a job's files take, as foreseen when it was created."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    WEIGHTS_BYTES_FIELD_NUMBER: builtins.int
+    TRAINING_STATE_BYTES_FIELD_NUMBER: builtins.int
+    SAVE_COUNT_FIELD_NUMBER: builtins.int
+    CHECKPOINT_COUNT_FIELD_NUMBER: builtins.int
+    TRAINING_STATE_COUNT_FIELD_NUMBER: builtins.int
+    NEEDED_BYTES_FIELD_NUMBER: builtins.int
+    FREE_BYTES_FIELD_NUMBER: builtins.int
+    weights_bytes: builtins.int
+    """Weights of one checkpoint, as they are kept. Of an adapter 0: its size is not foreseen."""
+    training_state_bytes: builtins.int
+    """Training state of one checkpoint."""
+    save_count: builtins.int
+    """How often it saves."""
+    checkpoint_count: builtins.int
+    """Checkpoints and training states that are there at most at one time."""
+    training_state_count: builtins.int
+    needed_bytes: builtins.int
+    """All of it together, with what is there only while a checkpoint is written."""
+    free_bytes: builtins.int
+    """Room on the disk; absent where it is not known, as with an object store."""
+    def __init__(
+        self,
+        *,
+        weights_bytes: builtins.int = ...,
+        training_state_bytes: builtins.int = ...,
+        save_count: builtins.int = ...,
+        checkpoint_count: builtins.int = ...,
+        training_state_count: builtins.int = ...,
+        needed_bytes: builtins.int = ...,
+        free_bytes: builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = typing.Literal["_free_bytes", b"_free_bytes", "free_bytes", b"free_bytes"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["_free_bytes", b"_free_bytes", "checkpoint_count", b"checkpoint_count", "free_bytes", b"free_bytes", "needed_bytes", b"needed_bytes", "save_count", b"save_count", "training_state_bytes", b"training_state_bytes", "training_state_count", b"training_state_count", "weights_bytes", b"weights_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__free_bytes: _TypeAlias = typing.Literal["free_bytes"]  # noqa: Y015
+    _WhichOneofArgType__free_bytes: _TypeAlias = typing.Literal["_free_bytes", b"_free_bytes"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__free_bytes) -> _WhichOneofReturnType__free_bytes | None: ...
 
 @typing.final
 class JobAttempt(message.Message):

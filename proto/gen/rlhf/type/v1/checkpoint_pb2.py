@@ -27,7 +27,7 @@ from google.api import resource_pb2 as google_dot_api_dot_resource__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1drlhf/type/v1/checkpoint.proto\x12\x0crlhf.type.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb9\x06\n\nCheckpoint\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x31\n\x04kind\x18\x02 \x01(\x0e\x32\x1d.rlhf.type.v1.Checkpoint.KindB\x04\xe2\x41\x01\x03\x12\x33\n\x05state\x18\x03 \x01(\x0e\x32\x1e.rlhf.type.v1.Checkpoint.StateB\x04\xe2\x41\x01\x03\x12\x18\n\nbase_model\x18\x04 \x01(\tB\x04\xe2\x41\x01\x03\x12\x12\n\x04step\x18\x05 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x1d\n\x0fmanifest_sha256\x18\x06 \x01(\tB\x04\xe2\x41\x01\x03\x12\x18\n\nsize_bytes\x18\x07 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12<\n\x07metrics\x18\x08 \x03(\x0b\x32%.rlhf.type.v1.Checkpoint.MetricsEntryB\x04\xe2\x41\x01\x03\x12\x15\n\x07parents\x18\t \x03(\tB\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x63reate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12/\n\x05\x66iles\x18\x0b \x03(\x0b\x32\x1a.rlhf.type.v1.ArtifactFileB\x04\xe2\x41\x01\x03\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"=\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\r\n\tKIND_FULL\x10\x01\x12\x10\n\x0cKIND_ADAPTER\x10\x02\"W\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x13\n\x0fSTATE_VERIFYING\x10\x01\x12\x0f\n\x0bSTATE_READY\x10\x02\x12\x11\n\rSTATE_CORRUPT\x10\x03:\xc2\x01\xea\x41\xbe\x01\n\x13rlhf.dev/Checkpoint\x12Gprojects/{project}/trainingJobs/{training_job}/checkpoints/{checkpoint}\x12\x45projects/{project}/surgeryJobs/{surgery_job}/checkpoints/{checkpoint}*\x0b\x63heckpoints2\ncheckpoint\"@\n\x0c\x41rtifactFile\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12\x0e\n\x06sha256\x18\x03 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1drlhf/type/v1/checkpoint.proto\x12\x0crlhf.type.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf3\x08\n\nCheckpoint\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x31\n\x04kind\x18\x02 \x01(\x0e\x32\x1d.rlhf.type.v1.Checkpoint.KindB\x04\xe2\x41\x01\x03\x12\x33\n\x05state\x18\x03 \x01(\x0e\x32\x1e.rlhf.type.v1.Checkpoint.StateB\x04\xe2\x41\x01\x03\x12\x18\n\nbase_model\x18\x04 \x01(\tB\x04\xe2\x41\x01\x03\x12\x12\n\x04step\x18\x05 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x1d\n\x0fmanifest_sha256\x18\x06 \x01(\tB\x04\xe2\x41\x01\x03\x12\x18\n\nsize_bytes\x18\x07 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12<\n\x07metrics\x18\x08 \x03(\x0b\x32%.rlhf.type.v1.Checkpoint.MetricsEntryB\x04\xe2\x41\x01\x03\x12\x15\n\x07parents\x18\t \x03(\tB\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x63reate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12/\n\x05\x66iles\x18\x0b \x03(\x0b\x32\x1a.rlhf.type.v1.ArtifactFileB\x04\xe2\x41\x01\x03\x12\x44\n\x0etraining_state\x18\x0c \x01(\x0e\x32&.rlhf.type.v1.Checkpoint.TrainingStateB\x04\xe2\x41\x01\x03\x12\x1a\n\x0cstate_reason\x18\r \x01(\tB\x04\xe2\x41\x01\x03\x12\x32\n\nprovenance\x18\x0e \x01(\x0b\x32\x18.rlhf.type.v1.ProvenanceB\x04\xe2\x41\x01\x03\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"N\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\r\n\tKIND_FULL\x10\x01\x12\x10\n\x0cKIND_ADAPTER\x10\x02\x12\x0f\n\x0bKIND_REWARD\x10\x03\"i\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x13\n\x0fSTATE_VERIFYING\x10\x01\x12\x0f\n\x0bSTATE_READY\x10\x02\x12\x11\n\rSTATE_CORRUPT\x10\x03\x12\x10\n\x0cSTATE_PRUNED\x10\x04\"\x7f\n\rTrainingState\x12\x1e\n\x1aTRAINING_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13TRAINING_STATE_KEPT\x10\x01\x12\x19\n\x15TRAINING_STATE_PRUNED\x10\x02\x12\x1a\n\x16TRAINING_STATE_CORRUPT\x10\x03:\xc2\x01\xea\x41\xbe\x01\n\x13rlhf.dev/Checkpoint\x12Gprojects/{project}/trainingJobs/{training_job}/checkpoints/{checkpoint}\x12\x45projects/{project}/surgeryJobs/{surgery_job}/checkpoints/{checkpoint}*\x0b\x63heckpoints2\ncheckpoint\"\x94\x03\n\nProvenance\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\x11\n\talgorithm\x18\x03 \x01(\t\x12\x12\n\nbase_model\x18\x04 \x01(\t\x12\x1c\n\x14\x62\x61se_manifest_sha256\x18\x05 \x01(\t\x12\x1b\n\x13previous_checkpoint\x18\x06 \x01(\t\x12\x17\n\x0f\x64\x61taset_version\x18\x07 \x01(\t\x12\x16\n\x0e\x64\x61taset_sha256\x18\x08 \x01(\t\x12\"\n\x1avalidation_dataset_version\x18\t \x01(\t\x12!\n\x19validation_dataset_sha256\x18\n \x01(\t\x12\x15\n\rparams_sha256\x18\x0b \x01(\t\x12\x0c\n\x04seed\x18\x0c \x01(\x03\x12\x38\n\x08software\x18\r \x03(\x0b\x32&.rlhf.type.v1.Provenance.SoftwareEntry\x1a/\n\rSoftwareEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"@\n\x0c\x41rtifactFile\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12\x0e\n\x06sha256\x18\x03 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -58,16 +58,30 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CHECKPOINT'].fields_by_name['create_time']._serialized_options = b'\342A\001\003'
   _globals['_CHECKPOINT'].fields_by_name['files']._loaded_options = None
   _globals['_CHECKPOINT'].fields_by_name['files']._serialized_options = b'\342A\001\003'
+  _globals['_CHECKPOINT'].fields_by_name['training_state']._loaded_options = None
+  _globals['_CHECKPOINT'].fields_by_name['training_state']._serialized_options = b'\342A\001\003'
+  _globals['_CHECKPOINT'].fields_by_name['state_reason']._loaded_options = None
+  _globals['_CHECKPOINT'].fields_by_name['state_reason']._serialized_options = b'\342A\001\003'
+  _globals['_CHECKPOINT'].fields_by_name['provenance']._loaded_options = None
+  _globals['_CHECKPOINT'].fields_by_name['provenance']._serialized_options = b'\342A\001\003'
   _globals['_CHECKPOINT']._loaded_options = None
   _globals['_CHECKPOINT']._serialized_options = b'\352A\276\001\n\023rlhf.dev/Checkpoint\022Gprojects/{project}/trainingJobs/{training_job}/checkpoints/{checkpoint}\022Eprojects/{project}/surgeryJobs/{surgery_job}/checkpoints/{checkpoint}*\013checkpoints2\ncheckpoint'
+  _globals['_PROVENANCE_SOFTWAREENTRY']._loaded_options = None
+  _globals['_PROVENANCE_SOFTWAREENTRY']._serialized_options = b'8\001'
   _globals['_CHECKPOINT']._serialized_start=141
-  _globals['_CHECKPOINT']._serialized_end=966
-  _globals['_CHECKPOINT_METRICSENTRY']._serialized_start=571
-  _globals['_CHECKPOINT_METRICSENTRY']._serialized_end=617
-  _globals['_CHECKPOINT_KIND']._serialized_start=619
-  _globals['_CHECKPOINT_KIND']._serialized_end=680
-  _globals['_CHECKPOINT_STATE']._serialized_start=682
-  _globals['_CHECKPOINT_STATE']._serialized_end=769
-  _globals['_ARTIFACTFILE']._serialized_start=968
-  _globals['_ARTIFACTFILE']._serialized_end=1032
+  _globals['_CHECKPOINT']._serialized_end=1280
+  _globals['_CHECKPOINT_METRICSENTRY']._serialized_start=721
+  _globals['_CHECKPOINT_METRICSENTRY']._serialized_end=767
+  _globals['_CHECKPOINT_KIND']._serialized_start=769
+  _globals['_CHECKPOINT_KIND']._serialized_end=847
+  _globals['_CHECKPOINT_STATE']._serialized_start=849
+  _globals['_CHECKPOINT_STATE']._serialized_end=954
+  _globals['_CHECKPOINT_TRAININGSTATE']._serialized_start=956
+  _globals['_CHECKPOINT_TRAININGSTATE']._serialized_end=1083
+  _globals['_PROVENANCE']._serialized_start=1283
+  _globals['_PROVENANCE']._serialized_end=1687
+  _globals['_PROVENANCE_SOFTWAREENTRY']._serialized_start=1640
+  _globals['_PROVENANCE_SOFTWAREENTRY']._serialized_end=1687
+  _globals['_ARTIFACTFILE']._serialized_start=1689
+  _globals['_ARTIFACTFILE']._serialized_end=1753
 # @@protoc_insertion_point(module_scope)

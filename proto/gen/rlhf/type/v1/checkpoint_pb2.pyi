@@ -37,6 +37,8 @@ class Checkpoint(message.Message):
         """All weights."""
         KIND_ADAPTER: Checkpoint._Kind.ValueType  # 2
         """A PEFT adapter over `base_model`."""
+        KIND_REWARD: Checkpoint._Kind.ValueType  # 3
+        """A reward model: a sequence classifier with one output, the score of a conversation. It writes no text."""
 
     class Kind(_Kind, metaclass=_KindEnumTypeWrapper): ...
     KIND_UNSPECIFIED: Checkpoint.Kind.ValueType  # 0
@@ -44,6 +46,8 @@ class Checkpoint(message.Message):
     """All weights."""
     KIND_ADAPTER: Checkpoint.Kind.ValueType  # 2
     """A PEFT adapter over `base_model`."""
+    KIND_REWARD: Checkpoint.Kind.ValueType  # 3
+    """A reward model: a sequence classifier with one output, the score of a conversation. It writes no text."""
 
     class _State:
         ValueType = typing.NewType("ValueType", builtins.int)
@@ -57,6 +61,8 @@ class Checkpoint(message.Message):
         STATE_READY: Checkpoint._State.ValueType  # 2
         STATE_CORRUPT: Checkpoint._State.ValueType  # 3
         """Its files no longer match its manifest, or never could be loaded."""
+        STATE_PRUNED: Checkpoint._State.ValueType  # 4
+        """Let go by the job's `checkpoints` settings. What it was is still known; its weights are gone."""
 
     class State(_State, metaclass=_StateEnumTypeWrapper): ...
     STATE_UNSPECIFIED: Checkpoint.State.ValueType  # 0
@@ -65,6 +71,33 @@ class Checkpoint(message.Message):
     STATE_READY: Checkpoint.State.ValueType  # 2
     STATE_CORRUPT: Checkpoint.State.ValueType  # 3
     """Its files no longer match its manifest, or never could be loaded."""
+    STATE_PRUNED: Checkpoint.State.ValueType  # 4
+    """Let go by the job's `checkpoints` settings. What it was is still known; its weights are gone."""
+
+    class _TrainingState:
+        ValueType = typing.NewType("ValueType", builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _TrainingStateEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[Checkpoint._TrainingState.ValueType], builtins.type):
+        DESCRIPTOR: descriptor.EnumDescriptor
+        TRAINING_STATE_UNSPECIFIED: Checkpoint._TrainingState.ValueType  # 0
+        TRAINING_STATE_KEPT: Checkpoint._TrainingState.ValueType  # 1
+        """Optimizer, scheduler, sampler position and random numbers are kept."""
+        TRAINING_STATE_PRUNED: Checkpoint._TrainingState.ValueType  # 2
+        """Let go: there are newer ones, or the job has ended."""
+        TRAINING_STATE_CORRUPT: Checkpoint._TrainingState.ValueType  # 3
+        """Its files no longer are what was saved; resuming steps over it."""
+
+    class TrainingState(_TrainingState, metaclass=_TrainingStateEnumTypeWrapper):
+        """Whether training can go on from it."""
+
+    TRAINING_STATE_UNSPECIFIED: Checkpoint.TrainingState.ValueType  # 0
+    TRAINING_STATE_KEPT: Checkpoint.TrainingState.ValueType  # 1
+    """Optimizer, scheduler, sampler position and random numbers are kept."""
+    TRAINING_STATE_PRUNED: Checkpoint.TrainingState.ValueType  # 2
+    """Let go: there are newer ones, or the job has ended."""
+    TRAINING_STATE_CORRUPT: Checkpoint.TrainingState.ValueType  # 3
+    """Its files no longer are what was saved; resuming steps over it."""
 
     @typing.final
     class MetricsEntry(message.Message):
@@ -97,6 +130,9 @@ class Checkpoint(message.Message):
     PARENTS_FIELD_NUMBER: builtins.int
     CREATE_TIME_FIELD_NUMBER: builtins.int
     FILES_FIELD_NUMBER: builtins.int
+    TRAINING_STATE_FIELD_NUMBER: builtins.int
+    STATE_REASON_FIELD_NUMBER: builtins.int
+    PROVENANCE_FIELD_NUMBER: builtins.int
     name: builtins.str
     """Format: `projects/{project}/trainingJobs/{training_job}/checkpoints/step-{step}`."""
     kind: Checkpoint.Kind.ValueType
@@ -108,6 +144,9 @@ class Checkpoint(message.Message):
     manifest_sha256: builtins.str
     """Lower-case hex SHA-256 of the manifest, which holds the SHA-256 and size of every file."""
     size_bytes: builtins.int
+    training_state: Checkpoint.TrainingState.ValueType
+    state_reason: builtins.str
+    """Why it is CORRUPT or PRUNED, for a person; empty else."""
     @builtins.property
     def metrics(self) -> containers.ScalarMap[builtins.str, builtins.float]:
         """Validation values at this step, such as `validation/score/mean`."""
@@ -122,6 +161,8 @@ class Checkpoint(message.Message):
     def files(self) -> containers.RepeatedCompositeFieldContainer[ArtifactFile]:
         """Every file, by path. Empty in lists."""
 
+    @builtins.property
+    def provenance(self) -> Provenance: ...
     def __init__(
         self,
         *,
@@ -136,10 +177,95 @@ class Checkpoint(message.Message):
         parents: abc.Iterable[builtins.str] | None = ...,
         create_time: timestamp_pb2.Timestamp | None = ...,
         files: abc.Iterable[ArtifactFile] | None = ...,
+        training_state: Checkpoint.TrainingState.ValueType = ...,
+        state_reason: builtins.str = ...,
+        provenance: Provenance | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = typing.Literal["create_time", b"create_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["create_time", b"create_time", "provenance", b"provenance"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["base_model", b"base_model", "create_time", b"create_time", "files", b"files", "kind", b"kind", "manifest_sha256", b"manifest_sha256", "metrics", b"metrics", "name", b"name", "parents", b"parents", "size_bytes", b"size_bytes", "state", b"state", "step", b"step"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["base_model", b"base_model", "create_time", b"create_time", "files", b"files", "kind", b"kind", "manifest_sha256", b"manifest_sha256", "metrics", b"metrics", "name", b"name", "parents", b"parents", "provenance", b"provenance", "size_bytes", b"size_bytes", "state", b"state", "state_reason", b"state_reason", "step", b"step", "training_state", b"training_state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class Provenance(message.Message):
+    """All that a checkpoint was made from; the same once more makes the same checkpoint."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    @typing.final
+    class SoftwareEntry(message.Message):
+        DESCRIPTOR: descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        value: builtins.str
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    JOB_FIELD_NUMBER: builtins.int
+    ATTEMPT_FIELD_NUMBER: builtins.int
+    ALGORITHM_FIELD_NUMBER: builtins.int
+    BASE_MODEL_FIELD_NUMBER: builtins.int
+    BASE_MANIFEST_SHA256_FIELD_NUMBER: builtins.int
+    PREVIOUS_CHECKPOINT_FIELD_NUMBER: builtins.int
+    DATASET_VERSION_FIELD_NUMBER: builtins.int
+    DATASET_SHA256_FIELD_NUMBER: builtins.int
+    VALIDATION_DATASET_VERSION_FIELD_NUMBER: builtins.int
+    VALIDATION_DATASET_SHA256_FIELD_NUMBER: builtins.int
+    PARAMS_SHA256_FIELD_NUMBER: builtins.int
+    SEED_FIELD_NUMBER: builtins.int
+    SOFTWARE_FIELD_NUMBER: builtins.int
+    job: builtins.str
+    """The job that made it, which holds the parameters, and the attempt that did."""
+    attempt: builtins.int
+    algorithm: builtins.str
+    base_model: builtins.str
+    """The model or the checkpoint that training started from, and the hash of its manifest."""
+    base_manifest_sha256: builtins.str
+    previous_checkpoint: builtins.str
+    """The checkpoint before it in the same job; empty for the first."""
+    dataset_version: builtins.str
+    dataset_sha256: builtins.str
+    validation_dataset_version: builtins.str
+    validation_dataset_sha256: builtins.str
+    params_sha256: builtins.str
+    """Of the job's parameters, defaults filled in, as JSON with sorted keys."""
+    seed: builtins.int
+    @builtins.property
+    def software(self) -> containers.ScalarMap[builtins.str, builtins.str]:
+        """Version by package of what computed it; `commit` where the code's is known."""
+
+    def __init__(
+        self,
+        *,
+        job: builtins.str = ...,
+        attempt: builtins.int = ...,
+        algorithm: builtins.str = ...,
+        base_model: builtins.str = ...,
+        base_manifest_sha256: builtins.str = ...,
+        previous_checkpoint: builtins.str = ...,
+        dataset_version: builtins.str = ...,
+        dataset_sha256: builtins.str = ...,
+        validation_dataset_version: builtins.str = ...,
+        validation_dataset_sha256: builtins.str = ...,
+        params_sha256: builtins.str = ...,
+        seed: builtins.int = ...,
+        software: abc.Mapping[builtins.str, builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["algorithm", b"algorithm", "attempt", b"attempt", "base_manifest_sha256", b"base_manifest_sha256", "base_model", b"base_model", "dataset_sha256", b"dataset_sha256", "dataset_version", b"dataset_version", "job", b"job", "params_sha256", b"params_sha256", "previous_checkpoint", b"previous_checkpoint", "seed", b"seed", "software", b"software", "validation_dataset_sha256", b"validation_dataset_sha256", "validation_dataset_version", b"validation_dataset_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

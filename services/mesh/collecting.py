@@ -1,0 +1,89 @@
+"""An artifact store from which blobs go again, and which looks at what it has before it is used.
+
+Two manifests may name one blob. Who keeps the manifests knows which blobs nothing names any more; what is here only
+finds what is there, and removes what it is told to.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import shutil
+import uuid
+from collections.abc import Iterable
+from pathlib import Path
+
+from services.mesh.artifacts import CHUNK_BYTES, ArtifactFile, ArtifactStore, Manifest
+from services.mesh.errors import DataLoss, NotFound
+
+
+class CollectingStore(ArtifactStore):
+    async def fetch(self, manifest_sha256: str, cache: Path) -> Path:
+        """As above; a copy in the cache that has changed since it was made is made again."""
+        target = cache / manifest_sha256
+        if await asyncio.to_thread(_has_changed, target, manifest_sha256):
+            await asyncio.to_thread(_set_aside, target)
+        return await super().fetch(manifest_sha256, cache)
+
+    async def missing(self, manifest: Manifest) -> list[ArtifactFile]:
+        """Files whose blobs are not there or of another size: a look at each, without reading it."""
+        return await asyncio.to_thread(
+            lambda: [file for file in manifest.files if not self._has(file.sha256, file.size_bytes)]
+        )
+
+    async def whole_manifest(self, manifest_sha256: str) -> Manifest:
+        """The manifest of an artifact all of whose blobs are there. Raises DataLoss where something is missing."""
+        try:
+            manifest = await self.manifest(manifest_sha256)
+        except NotFound as error:
+            raise DataLoss("CORRUPT_ARTIFACT", "its manifest is gone", sha256=manifest_sha256) from error
+        if missing := await self.missing(manifest):
+            message = f"stored bytes of {missing[0].path} are gone or cut short"
+            raise DataLoss("CORRUPT_ARTIFACT", message, sha256=missing[0].sha256)
+        return manifest
+
+    async def remove(self, blobs: Iterable[str]) -> None:
+        """Blobs that nothing names any more. One that is gone already is no error; an open reader keeps its own."""
+        await asyncio.to_thread(self._remove, list(blobs))
+
+    async def discard_corrupt(self, manifest_sha256: str) -> list[str]:
+        """Remove those blobs of an artifact that no longer have their hash; the paths that they stood for.
+
+        Left in place they would be taken for the right ones when the same content is stored again.
+        """
+        with contextlib.suppress(NotFound, DataLoss):
+            manifest = await self.manifest(manifest_sha256)
+            wrong = await asyncio.to_thread(
+                lambda: [file for file in manifest.files if not self._is_right(file.sha256, file.size_bytes)]
+            )
+            await self.remove(file.sha256 for file in wrong)
+            return [file.path for file in wrong]
+        await self.remove([manifest_sha256])
+        return []
+
+    def _is_right(self, sha256: str, size_bytes: int) -> bool:
+        if not self._has(sha256, size_bytes):
+            return False
+        digest = hashlib.sha256()
+        with self._open(sha256) as file:
+            while chunk := file.read(CHUNK_BYTES):
+                digest.update(chunk)
+        return digest.hexdigest() == sha256
+
+    def _remove(self, blobs: list[str]) -> None:
+        for sha256 in blobs:
+            with contextlib.suppress(FileNotFoundError):
+                self._filesystem.rm(self._key(sha256))
+
+
+def _has_changed(folder: Path, manifest_sha256: str) -> bool:
+    return folder.exists() and Manifest.of_folder(folder).sha256 != manifest_sha256
+
+
+def _set_aside(folder: Path) -> None:
+    """Out of the way at once, so that nobody finds half of it, and then gone."""
+    aside = folder.with_name(f".{folder.name}.{uuid.uuid4()}")
+    with contextlib.suppress(FileNotFoundError):
+        folder.rename(aside)
+    shutil.rmtree(aside, ignore_errors=True)

@@ -1,0 +1,50 @@
+"""Which checkpoints of a job stay, as every algorithm asks for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from services.mesh.errors import Violation
+from services.mesh.params import STRICT_FIELDS
+
+# What a checkpoint's own values are called.
+VALIDATION_PREFIX = "validation/"
+
+
+@dataclass(frozen=True)
+class CheckpointSettings:
+    """Which checkpoints stay: by default all, else the best by a validation series, and the last."""
+
+    __pydantic_config__ = STRICT_FIELDS
+    keep_best: Annotated[
+        int | None, Field(ge=0, le=100_000, description="the best so many stay, and the last; null keeps all")
+    ] = None
+    keep_last: Annotated[int, Field(ge=1, le=100_000, description="so many of the newest stay in any case")] = 1
+    metric: Annotated[str, Field(description="validation series that says which is best")] = "validation/score/mean"
+    mode: Annotated[Literal["max", "min"], Field(description="whether more of it is better, or less")] = "max"
+    keep_training_states: Annotated[
+        int, Field(ge=1, le=1000, description="newest states that training can go on from, while the job runs")
+    ] = 2
+
+
+DEFAULT_CHECKPOINTS = CheckpointSettings()
+
+
+def check_retention(settings: CheckpointSettings, has_validation: bool) -> list[Violation]:
+    """What would keep other checkpoints than was meant."""
+    found: list[Violation] = []
+    if settings.keep_best is None and settings.keep_last != DEFAULT_CHECKPOINTS.keep_last:
+        message = "keeps all while keep_best is null; set keep_best, 0 where only the newest shall stay"
+        found.append(Violation("checkpoints.keep_last", message))
+    if not settings.keep_best:
+        return found
+    if not has_validation:
+        message = "nothing says which is best without a validation dataset; give one, or set keep_best to 0"
+        found.append(Violation("checkpoints.keep_best", message))
+    if not settings.metric.startswith(VALIDATION_PREFIX):
+        message = f"must be a series of the validation, such as {DEFAULT_CHECKPOINTS.metric} (got {settings.metric!r})"
+        found.append(Violation("checkpoints.metric", message))
+    return found

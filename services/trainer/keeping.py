@@ -1,0 +1,147 @@
+"""What is kept of a job's checkpoints, and what goes: the rule of retention, blobs that nothing names, training states.
+
+Each step is done once more by who comes after a crash in it: a state is written before files go, and files go before
+it is forgotten that they have to.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+from pathlib import Path
+
+from services.mesh.collecting import CollectingStore
+from services.mesh.errors import DataLoss, NotFound, PlatformError
+from services.mesh.jobs import Jobs, Lease
+from services.mesh.postgres import Database
+from services.trainer.checkpoint_intake import AnnounceCheckpoint, training_state_sha256
+from services.trainer.entities import CheckpointState
+from services.trainer.plan import ResumePoint
+from services.trainer.retention import reason, settings_of, surplus
+from services.trainer.store import checkpoints as store
+
+log = logging.getLogger(__name__)
+
+# Nothing but weights is collected: other services keep what they have in the same store, and none of it is such a file.
+WEIGHT_FILES = (".safetensors",)
+
+
+class Keeper:
+    """Of the holder of a job's lease."""
+
+    def __init__(
+        self,
+        database: Database,
+        jobs: Jobs,
+        artifacts: CollectingStore,
+        announce: AnnounceCheckpoint,
+        jobs_folder: Path,
+    ) -> None:
+        self._database = database
+        self._jobs = jobs
+        self._artifacts = artifacts
+        self._announce = announce
+        self._jobs_folder = jobs_folder
+        # Manifests never change: blobs by manifest, of those that have been read.
+        self._blobs: dict[str, frozenset[str]] = {}
+
+    def folder(self, lease: Lease) -> Path:
+        return self._jobs_folder / str(lease.job.uid)
+
+    async def resume_point(self, lease: Lease) -> ResumePoint | None:
+        """The newest training state that still is what was saved; those that are not are marked and stepped over."""
+        async with self._database.transaction() as connection:
+            candidates = await store.resumable(connection, lease.job.uid)
+        for checkpoint in candidates:
+            path = Path(checkpoint.training_state_path)
+            if await asyncio.to_thread(_hash_or_nothing, path) == checkpoint.training_state_sha256:
+                return ResumePoint(checkpoint.step, str(path))
+            log.warning("the training state of %s has changed; stepping back", checkpoint.name)
+            async with self._database.transaction() as connection:
+                await self._jobs.held(connection, lease)
+                await store.spoil_training_state(connection, lease.job.uid, checkpoint.step)
+        return None
+
+    async def prune(self, lease: Lease) -> None:
+        """Let go what the job's settings no longer keep, now that what replaces it is READY."""
+        settings = settings_of(lease.job.spec["params"])
+        await self._drop_copies(lease)
+        async with self._database.transaction() as connection:
+            await self._jobs.held(connection, lease)
+            found = await store.of_job(connection, lease.job.uid)
+            for checkpoint in surplus(found, settings, await store.in_use(connection)):
+                pruned = await store.leave_ready(connection, checkpoint.name, CheckpointState.PRUNED, reason(settings))
+                if pruned is not None:
+                    await store.doom(connection, pruned.manifest_sha256)
+                    await self._announce(connection, pruned)
+        await self.collect()
+        await self._forget_training_states(lease, settings.keep_training_states)
+
+    async def tidy(self, lease: Lease) -> None:
+        """What an ended job no longer needs: rows, training states and its own copies of weights."""
+        await self.prune(lease)
+        await self._forget_training_states(lease, 0)
+        folder = self.folder(lease)
+        for path in (folder / "data", *folder.glob("attempts/*/checkpoints")):
+            await asyncio.to_thread(shutil.rmtree, path, ignore_errors=True)
+
+    async def collect(self) -> None:
+        """Remove the weights of doomed manifests, but for blobs that something else names.
+
+        Under a lock, in one transaction: where a blob gets a name it is looked for under the same lock.
+        """
+        async with self._database.transaction() as connection:
+            doomed = await store.doomed(connection)
+            named = await store.named_manifests(connection)
+        if not doomed:
+            return
+        # Read before the lock is held; under it only what has come since.
+        await self._blobs_of(named | set(doomed))
+        async with self._database.transaction() as connection:
+            await store.lock_blobs(connection, exclusive=True)
+            named = await store.named_manifests(connection)
+            kept = await self._blobs_of(named)
+            await self._artifacts.remove(await self._blobs_of(set(doomed)) - kept)
+            await store.forget_doomed(connection, doomed)
+
+    async def _blobs_of(self, manifests: set[str]) -> set[str]:
+        """Weights that they name. One that cannot be read names nothing that could be used."""
+        for sha256 in manifests - self._blobs.keys():
+            try:
+                manifest = await self._artifacts.manifest(sha256)
+            except (NotFound, DataLoss) as error:
+                log.warning("manifest %s cannot be read: %s", sha256, error)
+                continue
+            self._blobs[sha256] = frozenset(file.sha256 for file in manifest.files if file.path.endswith(WEIGHT_FILES))
+        return set().union(*(self._blobs.get(sha256, frozenset()) for sha256 in manifests))
+
+    async def _drop_copies(self, lease: Lease) -> None:
+        """Delete the run's own copies of weights that are in the store, or that are of no use."""
+        async with self._database.transaction() as connection:
+            found = await store.of_job(connection, lease.job.uid)
+        for checkpoint in found:
+            if checkpoint.weights_path and checkpoint.state is not CheckpointState.VERIFYING:
+                await self._delete(lease, checkpoint.weights_path)
+                async with self._database.transaction() as connection:
+                    await store.forget_weights_path(connection, lease.job.uid, checkpoint.step)
+
+    async def _forget_training_states(self, lease: Lease, keep: int) -> None:
+        async with self._database.transaction() as connection:
+            await self._jobs.held(connection, lease)
+            paths = await store.forget_training_states(connection, lease.job.uid, keep)
+        for path in paths:
+            await self._delete(lease, path)
+
+    async def _delete(self, lease: Lease, path: str) -> None:
+        """A folder of the job's own; nothing that a spool merely names."""
+        if Path(path).is_relative_to(self.folder(lease)):
+            await asyncio.to_thread(shutil.rmtree, path, ignore_errors=True)
+
+
+def _hash_or_nothing(path: Path) -> str:
+    """Empty where there is nothing to hash."""
+    try:
+        return training_state_sha256(path)
+    except (PlatformError, OSError):
+        return ""

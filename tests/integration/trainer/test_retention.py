@@ -1,0 +1,198 @@
+"""What is kept of a job's checkpoints: scripted runs, real PostgreSQL, NATS, gRPC and files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from rlhf.trainer.v1 import trainer_service_pb2 as pb
+from rlhf.trainer.v1 import training_job_pb2
+from rlhf.type.v1 import checkpoint_pb2
+
+from services.mesh import client
+from services.mesh.artifacts import ArtifactStore, Manifest
+from services.mesh.errors import FailedPrecondition, InvalidArgument
+from services.trainer import training_handler
+from services.trainer.keeping import Keeper
+from services.trainer.store import checkpoints as store
+from tests.integration.trainer import test_runs
+
+bench = test_runs.bench
+Bench = test_runs.Bench
+PARENT = test_runs.PARENT
+RULE = {"keep_best": 1, "keep_last": 1, "keep_training_states": 1}
+SCRIPT = {"save_at": [1, 2, 3, 4, 5, 6], "scores": {"2": 0.9}}
+
+
+def states(found: list[checkpoint_pb2.Checkpoint]) -> dict[int, str]:
+    return {one.step: checkpoint_pb2.Checkpoint.State.Name(one.state).removeprefix("STATE_") for one in found}
+
+
+def weights_there(bench: Bench, steps: range = range(1, 7)) -> set[int]:
+    """Steps whose weights lie in the artifact store."""
+    texts = {step: f"weights {step}".encode() for step in steps}
+    there = {path.read_bytes() for path in (bench.home / "artifacts").glob("??/*")}
+    return {step for step, text in texts.items() if text in there}
+
+
+async def kept(bench: Bench, monkeypatch: pytest.MonkeyPatch, script: dict[str, Any] = SCRIPT, **params: Any) -> str:
+    await bench.start_worker(script, monkeypatch)
+    name = await bench.create(validation=test_runs.VERSION, checkpoints=RULE, **params)
+    assert (await bench.ended(name)).state == test_runs.SUCCEEDED
+    return name
+
+
+async def test_the_best_and_the_last_stay_and_the_others_are_seen_to_be_gone(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = await kept(bench, monkeypatch)
+    found = await bench.checkpoints(name)
+    assert states(found) == {1: "PRUNED", 2: "READY", 3: "PRUNED", 4: "PRUNED", 5: "PRUNED", 6: "READY"}
+    assert weights_there(bench) == {2, 6}
+    gone = found[-1]
+    assert gone.state_reason == "the job keeps the 1 of the highest validation/score/mean, and the newest"
+    assert gone.manifest_sha256 and gone.size_bytes, "what it was is still known"
+    with pytest.raises(FailedPrecondition, match="PRUNED"):
+        request = pb.DownloadCheckpointRequest(name=gone.name, path="model.safetensors")
+        [reply async for reply in client.stream(bench.trainer.DownloadCheckpoint(request))]
+    with pytest.raises(InvalidArgument, match="PRUNED"):
+        await bench.create(base_model=gone.name)
+    told = [test_runs._told(message) for message in await bench.events(name)]
+    assert told.index("step-1 READY") < told.index("step-1 PRUNED")
+    assert told.index("step-2 READY") < told.index("step-1 PRUNED"), "not before what replaces it is READY"
+    assert {one.training_state for one in found} == {checkpoint_pb2.Checkpoint.TRAINING_STATE_PRUNED}
+
+
+async def test_weights_that_another_checkpoint_names_stay(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second job makes the same bytes and keeps all; then a third, and nobody keeps step 1."""
+    await bench.start_worker(SCRIPT, monkeypatch)
+    all_kept = await bench.create()
+    await bench.ended(all_kept)
+    name = await bench.create(validation=test_runs.VERSION, checkpoints=RULE)
+    await bench.ended(name)
+    assert states(await bench.checkpoints(name))[1] == "PRUNED"
+    assert weights_there(bench) == {1, 2, 3, 4, 5, 6}
+    for found in await bench.checkpoints(all_kept):
+        request = pb.DownloadCheckpointRequest(name=found.name, path="model.safetensors")
+        chunks = [reply.chunk async for reply in client.stream(bench.trainer.DownloadCheckpoint(request))]
+        assert b"".join(chunks) == f"weights {found.step}".encode()
+
+
+async def test_what_an_unfinished_job_starts_from_stays(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The best until step 5 beats it.
+    script = {**SCRIPT, "scores": {"1": 0.8, "5": 0.9}, "step_seconds": 0.5}
+    bench.values["RLHF_TRAINER_CONCURRENCY"] = "1"
+    await bench.start_worker(script, monkeypatch)
+    name = await bench.create(validation=test_runs.VERSION, checkpoints=RULE)
+    await bench.until(name, lambda job: job.step_count >= 2)
+    started = await bench.create(base_model=f"{name}/checkpoints/step-1")
+    await bench.ended(name)
+    assert states(await bench.checkpoints(name))[1] == "READY"
+    assert (await bench.ended(started)).state == test_runs.SUCCEEDED
+
+
+class Crash(Exception):
+    """The worker is gone at this point."""
+
+
+def crashing(function: Callable[..., Any], times: int) -> Callable[..., Any]:
+    """`function`, which is not reached the first `times`."""
+    left = times
+
+    async def crash(*arguments: Any, **named: Any) -> Any:
+        nonlocal left
+        if left:
+            left -= 1
+            raise training_handler.Unavailable("GONE", "as if the worker had died here")
+        return await function(*arguments, **named)
+
+    return crash
+
+
+@pytest.mark.parametrize(
+    ("owner", "method"),
+    [
+        (store, "doom"),
+        (store, "forget_doomed"),
+        (store, "lock_blobs"),
+        (store, "forget_weights_path"),
+        (Keeper, "collect"),
+        (Keeper, "_forget_training_states"),
+        (Keeper, "_delete"),
+    ],
+)
+async def test_a_crash_at_any_point_of_it_leaves_nothing_half_done(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, owner: Any, method: str
+) -> None:
+    monkeypatch.setattr(owner, method, crashing(getattr(owner, method), 2))
+    name = await kept(bench, monkeypatch)
+    found = await bench.checkpoints(name)
+    assert states(found) == {1: "PRUNED", 2: "READY", 3: "PRUNED", 4: "PRUNED", 5: "PRUNED", 6: "READY"}
+    assert weights_there(bench) == {2, 6}
+    for one in found:
+        if one.state == checkpoint_pb2.Checkpoint.STATE_READY:
+            await ArtifactStore(f"file://{bench.home}/artifacts").verify(one.manifest_sha256)
+    async with await psycopg.AsyncConnection.connect(bench.database_url) as connection:
+        cursor = await connection.execute("SELECT count(*) FROM trainer.doomed_manifests")
+        assert await cursor.fetchone() == (0,)
+
+
+async def test_weights_that_vanish_before_they_have_a_name_are_stored_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when another job's checkpoint of the same bytes is let go between the two."""
+    put_folder = ArtifactStore.put_folder
+    lost = 0
+
+    async def put_and_lose(self: ArtifactStore, folder: Path) -> Manifest:
+        nonlocal lost
+        manifest = await put_folder(self, folder)
+        if lost == 0:
+            lost += 1
+            sha256 = manifest.file("model.safetensors").sha256
+            (bench.home / "artifacts" / sha256[:2] / sha256).unlink()
+        return manifest
+
+    monkeypatch.setattr(ArtifactStore, "put_folder", put_and_lose)
+    await bench.start_worker({"save_at": [3]}, monkeypatch)
+    name = await bench.create()
+    assert (await bench.ended(name)).state == test_runs.SUCCEEDED
+    [found] = await bench.checkpoints(name)
+    assert found.state == checkpoint_pb2.Checkpoint.STATE_READY and lost == 1
+    await ArtifactStore(f"file://{bench.home}/artifacts").verify(found.manifest_sha256)
+
+
+async def test_the_state_that_a_resume_uses_outlives_its_weights(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training_handler, "_RETRY_SECONDS", 0.05)
+    script = {"save_at": [1, 2, 3, 4], "die_at": 5, "scores": {"2": 0.9}}
+    name = await kept(bench, monkeypatch, script)
+    job = await bench.ended(name)
+    assert [attempt.resumed_from_step for attempt in job.attempts] == [0, 4]
+
+
+async def test_the_forecast_is_on_the_job_and_refuses_what_cannot_fit(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with await psycopg.AsyncConnection.connect(bench.database_url) as connection:
+        await connection.execute("UPDATE trainer.models SET parameter_count = 1000")
+    name = await bench.create(save_every_steps=2)
+    job = await client.call(bench.trainer.GetTrainingJob(pb.GetTrainingJobRequest(name=name)))
+    assert (job.disk_forecast.save_count, job.disk_forecast.weights_bytes) == (3, 4000)
+    assert 0 < job.disk_forecast.needed_bytes < job.disk_forecast.free_bytes
+    asked = training_job_pb2.TrainingJob(
+        algorithm="sft", base_model=f"{PARENT}/models/base", dataset_version=test_runs.VERSION
+    )
+    asked.params.update({"batch_size": 8, "max_length": 32, "steps": 6, "save_every_steps": 2})
+    request = pb.CreateTrainingJobRequest(parent=PARENT, training_job=asked, validate_only=True)
+    checked = await client.call(bench.trainer.CreateTrainingJob(request))
+    assert checked.disk_forecast.needed_bytes == job.disk_forecast.needed_bytes
+    async with await psycopg.AsyncConnection.connect(bench.database_url) as connection:
+        await connection.execute("UPDATE trainer.models SET parameter_count = 10000000000000")
+    with pytest.raises(InvalidArgument) as refused:
+        await client.call(bench.trainer.CreateTrainingJob(request))
+    [violation] = refused.value.violations
+    assert violation.field == "training_job.params.save_every_steps"
+    assert "3 saves" in violation.description and "free" in violation.description
