@@ -86,6 +86,8 @@ def download(
     output.say(f"{references.short(found.name)} is in {to}: {files} files, {size}, every SHA-256 as it should be")
     if found.kind == found.KIND_ADAPTER:
         output.hint(f"a PEFT adapter over {references.short(found.base_model)}: peft.PeftModel.from_pretrained(…)")
+    elif found.kind == found.KIND_REWARD:
+        output.hint(f'a reward model: transformers.AutoModelForSequenceClassification.from_pretrained("{to}")')
     else:
         output.hint(f'a Hugging Face folder: transformers.AutoModelForCausalLM.from_pretrained("{to}")')
 

@@ -37,6 +37,10 @@ class RewardModelParams(PairParams):
     validation: PairValidationSettings = DEFAULT_PAIR_VALIDATION
 
 
+# What a checkpoint of a reward model is measured by.
+SERIES = ("validation/accuracy", "validation/margin")
+
+
 @algorithms.register("reward_model")
 class RewardModel:
     """Reward model: learn from pairs what a better answer is, as a score of a whole conversation.
@@ -59,6 +63,9 @@ class RewardModel:
         found = check_pairs(params, facts, DATASET_FORMATS)
         if params.sequence_parallel > 1:
             found.append(Violation("sequence_parallel", "must be 1: a score is had at one place of the whole sequence"))
+        if params.checkpoints.keep_best and params.checkpoints.metric not in SERIES:
+            message = f"must be one of {', '.join(SERIES)}: a reward model gives no answers that could be scored"
+            found.append(Violation("checkpoints.metric", message))
         return found
 
     @staticmethod

@@ -68,6 +68,8 @@ def _check_files(folder: Path) -> None:
         config: dict[str, Any] = json.loads((folder / "config.json").read_text("utf-8"))
     except ValueError as error:
         raise UnusableModelError(f"config.json is not JSON: {error}") from error
+    if any(name.endswith("ForSequenceClassification") for name in config.get("architectures") or ()):
+        raise UnusableModelError("it is a sequence classifier, such as a reward model; a language model is wanted")
     if "auto_map" in config:
         raise UnusableModelError("config.json wants code of the model's own (auto_map), which is never run")
 

@@ -48,6 +48,11 @@ def test_a_run_and_its_resumption_take_the_same_steps(attempts: AttemptMaker) ->
     assert isinstance(resumed[-1], End) and resumed[-1].outcome == "succeeded"
     assert losses(resumed) == {step: loss for step, loss in losses(records).items() if step > 4}
 
+    # The processes of two slots speak over gloo.
+    shared = attempts("shared", "sft", slots=2, steps=3, micro_batch_size=8, **PARAMS).run()
+    assert isinstance(shared[-1], End) and shared[-1].outcome == "succeeded", shared[-1]
+    assert losses(shared) == pytest.approx({step: losses(records)[step] for step in (1, 2, 3)}, abs=1e-5)
+
 
 def test_a_stop_ends_within_a_step_and_keeps_the_weights(attempts: AttemptMaker) -> None:
     attempt = attempts("stopped", "sft", steps=100_000, **PARAMS)

@@ -18,7 +18,7 @@ export const en = {
     QUEUED: "queued", RUNNING: "running", PAUSING: "pausing", PAUSED: "paused", CANCELLING: "cancelling", SUCCEEDED: "succeeded", FAILED: "failed",
     CANCELLED: "cancelled", IMPORTING: "importing", READY: "ready", VERIFYING: "verifying", CORRUPT: "corrupt", RECEIVING: "receiving", VALIDATING: "checking",
   },
-  phase: { starting: "starting", loading: "loading", preparing: "preparing", verifying: "verifying", waiting_for_slots: "waiting for slots", training: "training", validating: "validating", saving: "saving" },
+  phase: { starting: "starting", loading: "loading", reference: "scoring with the reference", preparing: "preparing", verifying: "verifying", waiting_for_slots: "waiting for slots", training: "training", validating: "validating", saving: "saving" },
   list: { shown: "{count} shown", more: "Show more", previous: "Previous", next: "Next" },
   copy: { copy: "Copy", done: "Copied" },
   confirm: { no: "Back" },
@@ -58,7 +58,7 @@ export const en = {
   checkpoints: {
     name: "Checkpoint", kind: "Kind", size: "Size", metrics: "Validation", files: "Files", manifest: "Manifest", download: "Download", downloadFile: "Download {file}",
     none: "This job left no checkpoint.", waiting: "No checkpoint yet.", whole: "All files at once:",
-    kinds: { KIND_UNSPECIFIED: "", KIND_FULL: "full weights", KIND_ADAPTER: "adapter" },
+    kinds: { KIND_UNSPECIFIED: "", KIND_FULL: "full weights", KIND_ADAPTER: "adapter", KIND_REWARD: "reward model" },
   },
   attempts: { none: "No attempt yet: the job is queued.", number: "Attempt", from: "From step", started: "Started", reason: "Why it ended" },
   config: { title: "What would make this job again" },

@@ -20,7 +20,7 @@ export const zh: typeof en = {
     QUEUED: "排队中", RUNNING: "运行中", PAUSING: "暂停中", PAUSED: "已暂停", CANCELLING: "取消中", SUCCEEDED: "成功", FAILED: "失败",
     CANCELLED: "已取消", IMPORTING: "导入中", READY: "就绪", VERIFYING: "校验中", CORRUPT: "已损坏", RECEIVING: "接收中", VALIDATING: "检查中",
   },
-  phase: { starting: "启动中", loading: "加载中", preparing: "准备中", verifying: "校验中", waiting_for_slots: "等待资源", training: "训练中", validating: "验证中", saving: "保存中" },
+  phase: { starting: "启动中", loading: "加载中", reference: "参考模型计算中", preparing: "准备中", verifying: "校验中", waiting_for_slots: "等待资源", training: "训练中", validating: "验证中", saving: "保存中" },
   list: { shown: "显示 {count} 项", more: "显示更多", previous: "上一页", next: "下一页" },
   copy: { copy: "复制", done: "已复制" },
   confirm: { no: "返回" },
@@ -60,7 +60,7 @@ export const zh: typeof en = {
   checkpoints: {
     name: "检查点", kind: "类型", size: "大小", metrics: "验证结果", files: "文件", manifest: "清单", download: "下载", downloadFile: "下载 {file}",
     none: "此任务没有留下检查点。", waiting: "还没有检查点。", whole: "一次下载全部文件：",
-    kinds: { KIND_UNSPECIFIED: "", KIND_FULL: "完整权重", KIND_ADAPTER: "适配器" },
+    kinds: { KIND_UNSPECIFIED: "", KIND_FULL: "完整权重", KIND_ADAPTER: "适配器", KIND_REWARD: "奖励模型" },
   },
   attempts: { none: "还没有尝试：任务在排队。", number: "尝试", from: "起始步", started: "开始时间", reason: "结束原因" },
   config: { title: "用此配置可再次创建该任务" },
