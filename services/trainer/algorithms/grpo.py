@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated, ClassVar
-
-from pydantic import Field
+from typing import ClassVar
 
 from services.mesh.errors import Violation
 from services.trainer.algorithms import algorithms
-from services.trainer.algorithms.policy import DATASET_FORMATS, PolicyParams, check_policy, policy_plan
+from services.trainer.algorithms.policy import DATASET_FORMATS, GroupParams, check_policy, policy_plan
 from services.trainer.plan import JobFacts, LaunchPlan, PlanInputs
-
-
-@dataclass(frozen=True)
-class GrpoParams(PolicyParams):
-    samples_per_prompt: Annotated[int, Field(ge=2, le=1024, description="answers a prompt, G of the formula")] = 8
 
 
 @algorithms.register("grpo")
@@ -31,14 +23,14 @@ class Grpo:
     that never gets an answer right: fine-tune it first.
     """
 
-    Params = GrpoParams
+    Params = GroupParams
     dataset_formats: ClassVar[tuple[str, ...]] = DATASET_FORMATS
     needs_reward: ClassVar[bool] = True
 
     @staticmethod
-    def check(params: GrpoParams, facts: JobFacts) -> list[Violation]:
+    def check(params: GroupParams, facts: JobFacts) -> list[Violation]:
         return check_policy(params, facts)
 
     @staticmethod
-    def plan(params: GrpoParams, inputs: PlanInputs) -> LaunchPlan:
+    def plan(params: GroupParams, inputs: PlanInputs) -> LaunchPlan:
         return policy_plan("grpo", params, inputs, {"algorithm.adv_estimator": "grpo"})

@@ -1,0 +1,101 @@
+"""Decoupled clip and dynamic sampling policy optimisation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field
+
+from services.mesh.errors import Violation
+from services.trainer.algorithms import algorithms
+from services.trainer.algorithms.policy import (
+    DATASET_FORMATS,
+    ClipHigh,
+    Group,
+    GroupParams,
+    check_policy,
+    in_updates,
+    policy_plan,
+)
+from services.trainer.plan import JobFacts, LaunchPlan, PlanInputs
+
+# Of the paper's experiments (section 4.1).
+UPDATES = 16
+
+
+@dataclass(frozen=True)
+class DapoParams(GroupParams):
+    """A step is sixteen updates where `mini_batch_size` is null."""
+
+    samples_per_prompt: Group = 16
+    clip_high: ClipHigh = 0.28
+    dynamic_sampling: Annotated[
+        bool, Field(description="replace prompts whose answers all have the same reward by further ones")
+    ] = True
+    max_generation_batches: Annotated[
+        int, Field(ge=1, le=1000, description="times prompts_per_step that a step may sample before the run fails")
+    ] = 10
+    overlong_penalty: Annotated[
+        float, Field(ge=0, le=1000, description="taken from the reward of a cut answer; 0 is none")
+    ] = 1.0
+    overlong_buffer: Annotated[
+        int | None,
+        Field(ge=1, description="tokens before the limit over which the penalty grows; null is a fifth of it"),
+    ] = None
+
+
+@algorithms.register("dapo")
+class Dapo:
+    """DAPO: GRPO with four changes that keep long reasoning from collapsing (Yu et al. 2025, arXiv:2503.14476).
+
+    The clip reaches further up than down (1 − 0.2 … 1 + 0.28), so that rare tokens can gain; losses are averaged over
+    tokens; prompts whose answers all have the same reward, and so no advantage, are replaced by further prompts; and an
+    answer of more than L − B tokens loses overlong_penalty·min(1, (tokens − (L − B)) / B), L = max_response_length and
+    B = overlong_buffer, which is the part `overlong` of the reward. Run by verl's synchronous PPO trainer.
+
+    Not for a model that solves nearly all or nearly no prompts: hardly a prompt is left, and a step that finds too few
+    within max_generation_batches fails the run. `reward/mean` is that of the prompts that were kept; all that was
+    sampled is `rollout/reward/mean`.
+    """
+
+    Params = DapoParams
+    dataset_formats: ClassVar[tuple[str, ...]] = DATASET_FORMATS
+    needs_reward: ClassVar[bool] = True
+
+    @staticmethod
+    def check(params: DapoParams, facts: JobFacts) -> list[Violation]:
+        found = check_policy(in_updates(params, UPDATES), facts)
+        if params.overlong_buffer is not None and params.overlong_buffer > params.max_response_length:
+            found.append(
+                Violation("overlong_buffer", f"must be at most max_response_length ({params.max_response_length})")
+            )
+        return found
+
+    @staticmethod
+    def plan(params: DapoParams, inputs: PlanInputs) -> LaunchPlan:
+        verl = {
+            "algorithm.adv_estimator": "grpo",
+            "algorithm.filter_groups.enable": params.dynamic_sampling,
+            "algorithm.filter_groups.metric": "reward",
+            # Kept by our trainer: verl's own goes on for ever.
+            "algorithm.filter_groups.max_num_gen_batches": params.max_generation_batches,
+            **_overlong(params),
+        }
+        return policy_plan("dapo", in_updates(params, UPDATES), inputs, verl)
+
+
+def _overlong(params: DapoParams) -> dict[str, Any]:
+    """verl's settings of its DAPO reward manager; our own generation reads the same ones."""
+    if params.overlong_penalty == 0:
+        return {}
+    return {
+        "reward.reward_manager.name": "dapo",
+        "reward.reward_kwargs.max_resp_len": params.max_response_length,
+        "reward.reward_kwargs.overlong_buffer_cfg": {
+            "enable": True,
+            "len": params.overlong_buffer or max(1, params.max_response_length // 5),
+            "penalty_factor": params.overlong_penalty,
+            "log": True,
+        },
+    }

@@ -1,0 +1,124 @@
+"""Proximal policy optimisation with a critic."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field
+
+from services.mesh.errors import Violation
+from services.mesh.params import STRICT_FIELDS
+from services.trainer.algorithms import algorithms
+from services.trainer.algorithms.checking import check_divides
+from services.trainer.algorithms.policy import (
+    DATASET_FORMATS,
+    Answers,
+    KlCoefficient,
+    KlIn,
+    KlKind,
+    PolicyParams,
+    check_policy,
+    check_whitened,
+    micro_batch_size,
+    policy_plan,
+)
+from services.trainer.algorithms.sections import engine_overrides, model_overrides, optimizer_overrides, total_steps
+from services.trainer.plan import JobFacts, LaunchPlan, PlanInputs
+
+
+@dataclass(frozen=True)
+class CriticSettings:
+    """The critic: the job's base model, all its weights, with a head that says what an answer will be worth."""
+
+    __pydantic_config__ = STRICT_FIELDS
+    learning_rate: Annotated[float, Field(gt=0, le=1, description="peak of AdamW's rate")] = 1e-5
+    warmup_steps: Annotated[int, Field(ge=0, description="steps at the start in which only the critic learns")] = 0
+    value_clip: Annotated[float, Field(gt=0, description="a value moves by at most this in a step's updates")] = 0.2
+    micro_batch_size: Annotated[
+        int | None, Field(ge=1, description="answers a forward pass on one slot; null takes the policy's")
+    ] = None
+    gradient_clip: Annotated[float, Field(gt=0, description="largest norm of the gradient")] = 1.0
+
+
+DEFAULT_CRITIC = CriticSettings()
+
+
+@dataclass(frozen=True)
+class PpoParams(PolicyParams):
+    samples_per_prompt: Answers = 1
+    kl_coefficient: KlCoefficient = 0.02
+    kl_kind: KlKind = "kl"
+    kl_in: KlIn = "reward"
+    gamma: Annotated[float, Field(gt=0, le=1, description="discount a token")] = 1.0
+    gae_lambda: Annotated[
+        float, Field(ge=0, le=1, description="1 trusts the rewards that came, 0 the critic's next value")
+    ] = 0.95
+    critic: CriticSettings = DEFAULT_CRITIC
+
+
+@algorithms.register("ppo")
+class Ppo:
+    """Proximal policy optimisation: a critic learns what to expect of an answer, the policy what beats it.
+
+    With token rewards r_t = −β·log(π/π_ref), plus the answer's reward at its last token, and the critic's values V, the
+    advantage is A_t = Σ_k (γλ)^k·δ_(t+k), δ_t = r_t + γ·V_(t+1) − V_t (Schulman et al. 2016, arXiv:1506.02438),
+    whitened over the step; the policy maximises the mean of min(ρ·A, clip(ρ, 1 − low, 1 + high)·A) (Schulman et al.
+    2017, arXiv:1707.06347), the critic minimises ½·max((V − R)², (V clipped around its old value − R)²), R = A + V
+    before whitening. Coefficient and λ after Ouyang et al. 2022, arXiv:2203.02155. Run by verl's synchronous PPO
+    trainer.
+
+    Not where several answers a prompt are cheap and a rule judges them: `grpo` needs no second model. Not for few
+    steps: until the critic has learnt, its advantages are noise (see critic.warmup_steps).
+    """
+
+    Params = PpoParams
+    dataset_formats: ClassVar[tuple[str, ...]] = DATASET_FORMATS
+    needs_reward: ClassVar[bool] = True
+
+    @staticmethod
+    def check(params: PpoParams, facts: JobFacts) -> list[Violation]:
+        # Weights, gradients and Adam's moments of the critic, shared among the slots.
+        found = check_policy(params, facts, copies=4 / facts.slots) + check_whitened(params)
+        answers = (params.mini_batch_size or params.prompts_per_step) * params.samples_per_prompt
+        size = params.critic.micro_batch_size
+        if size is not None and answers % facts.slots == 0:
+            per_slot = answers // facts.slots
+            found += check_divides("critic.micro_batch_size", size, per_slot, "the answers of one slot")
+        steps = total_steps(params.steps, params.epochs, facts.train_rows, params.prompts_per_step)
+        if 0 < steps <= params.critic.warmup_steps:
+            found.append(Violation("critic.warmup_steps", f"must be below the {steps} steps of the job"))
+        return found
+
+    @staticmethod
+    def plan(params: PpoParams, inputs: PlanInputs) -> LaunchPlan:
+        verl = {
+            "algorithm.adv_estimator": "gae",
+            "algorithm.gamma": params.gamma,
+            "algorithm.lam": params.gae_lambda,
+            # verl's is the first step at which the policy is updated.
+            "trainer.critic_warmup": params.critic.warmup_steps and params.critic.warmup_steps + 1,
+            **_critic(params, inputs),
+        }
+        return policy_plan("ppo", params, inputs, verl)
+
+
+def _critic(params: PpoParams, inputs: PlanInputs) -> dict[str, Any]:
+    """verl's section on the critic; what is not set there follows the policy's."""
+    micro_batch = params.critic.micro_batch_size or micro_batch_size(params, inputs)
+    return {
+        **model_overrides("critic.model", replace(params, lora=None), inputs),
+        **engine_overrides("critic.fsdp", params, inputs.device),
+        **optimizer_overrides("critic.optim", params),
+        "critic.optim.lr": params.critic.learning_rate,
+        "critic.optim.clip_grad": params.critic.gradient_clip,
+        "critic.strategy": "fsdp2",
+        "critic.ppo_micro_batch_size_per_gpu": micro_batch,
+        # verl's V1 trainer hands the line above to no engine, which then fills batches up to a number of tokens.
+        "critic.fsdp.use_dynamic_bsz": False,
+        "critic.fsdp.micro_batch_size_per_gpu": micro_batch,
+        "critic.fsdp.infer_micro_batch_size_per_gpu": micro_batch,
+        "critic.data_loader_seed": params.seed,
+        "critic.cliprange_value": params.critic.value_clip,
+        "critic.loss_agg_mode": "token-mean",
+    }

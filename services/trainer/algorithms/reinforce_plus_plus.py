@@ -1,0 +1,68 @@
+"""REINFORCE++."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+
+from services.mesh.errors import Violation
+from services.trainer.algorithms import algorithms
+from services.trainer.algorithms.policy import (
+    DATASET_FORMATS,
+    Answers,
+    KlCoefficient,
+    KlIn,
+    KlKind,
+    PolicyParams,
+    check_policy,
+    check_whitened,
+    policy_plan,
+)
+from services.trainer.plan import JobFacts, LaunchPlan, PlanInputs
+
+
+@dataclass(frozen=True)
+class ReinforcePlusPlusParams(PolicyParams):
+    samples_per_prompt: Answers = 1
+    group_baseline: Annotated[
+        bool, Field(description="subtract the mean reward of a prompt's answers first: REINFORCE++-baseline")
+    ] = False
+    gamma: Annotated[float, Field(gt=0, le=1, description="discount a token; without group_baseline only")] = 1.0
+    kl_coefficient: KlCoefficient = 0.01
+    kl_kind: KlKind = "kl"
+    kl_in: KlIn = "reward"
+
+
+@algorithms.register("reinforce_plus_plus")
+class ReinforcePlusPlus:
+    """REINFORCE++: no critic and no groups; advantages are normalised over all tokens of a step.
+
+    A token's reward is −β·log(π/π_ref), plus r at the last; its return is the sum Σ γ^k of the rewards from it on, and
+    its advantage (return − mean) / std over all tokens of the step's answers; the policy maximises PPO's clipped
+    objective (Hu et al. 2025, arXiv:2501.03262). With `group_baseline` the mean reward of the prompt's answers is
+    subtracted first (its REINFORCE++-baseline). Run by verl's synchronous PPO trainer.
+
+    Not for small steps, whose mean and deviation say little; without `group_baseline` nor for prompts of very unequal
+    difficulty: an easy prompt's answers are all pushed up.
+    """
+
+    Params = ReinforcePlusPlusParams
+    dataset_formats: ClassVar[tuple[str, ...]] = DATASET_FORMATS
+    needs_reward: ClassVar[bool] = True
+
+    @staticmethod
+    def check(params: ReinforcePlusPlusParams, facts: JobFacts) -> list[Violation]:
+        found = check_policy(params, facts) + check_whitened(params)
+        if params.group_baseline and params.samples_per_prompt == 1:
+            found.append(Violation("samples_per_prompt", "must be at least 2 with group_baseline"))
+        if params.group_baseline and params.gamma != 1:
+            found.append(Violation("gamma", "must be 1 with group_baseline, which judges whole answers"))
+        return found
+
+    @staticmethod
+    def plan(params: ReinforcePlusPlusParams, inputs: PlanInputs) -> LaunchPlan:
+        estimator = "reinforce_plus_plus_baseline" if params.group_baseline else "reinforce_plus_plus"
+        verl = {"algorithm.adv_estimator": estimator, "algorithm.gamma": params.gamma}
+        return policy_plan("reinforce_plus_plus", params, inputs, verl)
