@@ -88,8 +88,8 @@ def check_room(found: DiskForecast | None) -> list[Violation]:
         return []
     message = (
         f"{found.save_count} saves, of which at most {found.checkpoint_count} checkpoints of"
-        f" {_gib(found.weights_bytes)} and {found.training_state_count} training states of {_gib(found.training_state_bytes)} are there at a time,"
-        f" take at least {_gib(found.needed_bytes)} with what a save needs while it lasts; the disk of the home has"
+        f" {_gib(found.weights_bytes)} and {found.training_state_count} training states of"
+        f" {_gib(found.training_state_bytes)} are there at a time, take at least {_gib(found.needed_bytes)} with what a save needs while it lasts; the disk of the home has"
         f" {_gib(found.free_bytes)} free. "
     )
     fewer = "Save less often, or keep fewer by checkpoints.keep_best and checkpoints.keep_training_states"

@@ -46,7 +46,9 @@ class Rows(DatasetServiceServicer):
         self.downloads = 0
 
     async def GetDatasetVersion(self, request: Any, context: Any) -> dataset_pb2.DatasetVersion:  # type: ignore[override]
-        return dataset_pb2.DatasetVersion(name=VERSION, format="messages", row_count=64, size_bytes=len(ROWS))
+        return dataset_pb2.DatasetVersion(
+            name=VERSION, format="messages", row_count=64, size_bytes=len(ROWS), sha256="d" * 64
+        )
 
     async def DownloadDataset(self, request: Any, context: Any) -> AsyncIterator[Any]:  # type: ignore[override]
         self.downloads += 1
