@@ -8,7 +8,19 @@ from typing import Annotated
 
 import typer
 
-from services.cli import catalogue, checkpoints, datasets, doctor, exits, jobs, lifecycle, models, train, violations
+from services.cli import (
+    catalogue,
+    checkpoints,
+    datasets,
+    doctor,
+    exits,
+    jobs,
+    lifecycle,
+    models,
+    reward_trials,
+    train,
+    violations,
+)
 from services.cli.demo import run as demo
 from services.cli.session import Options
 from services.mesh.errors import PlatformError
@@ -66,6 +78,7 @@ app.add_typer(train.app, name="train")
 app.add_typer(jobs.app, name="job")
 app.add_typer(checkpoints.app, name="checkpoint")
 app.add_typer(catalogue.algorithm_app, name="algorithm")
+reward_trials.register(catalogue.reward_app)
 app.add_typer(catalogue.reward_app, name="reward")
 
 

@@ -34,6 +34,7 @@ _FLAGS = {
     "source.init.tokenizer_model": "--tokenizer",
     "source.init.seed": "--seed",
     "file_name": "FILE",
+    "reward_id": "REWARD",
 }
 _MESSAGES = ("training_job.", "model.", "dataset.", "upload.")
 

@@ -10,14 +10,18 @@ import contextlib
 import contextvars
 import hmac
 import os
+import re
 import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from services.mesh.errors import PermissionDenied, Unauthenticated
+from services.mesh.errors import NotFound, PermissionDenied, Unauthenticated
 
 _TOKEN_BYTES = 32
+SECRET_PREFIX = "secret:"  # noqa: S105 - how one is referred to
+_SECRET_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
+_LONGEST_SECRET = 65_536
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,26 @@ def read_token(path: Path) -> str:
     if not token:
         raise Unauthenticated("NO_TOKEN", f"the token file {path} is empty", path=path)
     return token
+
+
+def check_secret_reference(reference: str) -> str:
+    """The name in `secret:<name>`. Raises ValueError, without the text: somebody may have put a secret there."""
+    name = reference.removeprefix(SECRET_PREFIX)
+    if not reference.startswith(SECRET_PREFIX) or not _SECRET_NAME.fullmatch(name):
+        raise ValueError(f"must be {SECRET_PREFIX}<name>, a file of the secrets' folder, and never the secret itself")
+    return name
+
+
+def read_secret(folder: Path, reference: str) -> str:
+    """The secret behind `secret:<name>`: the file of that name in `folder`. Raises NotFound, ValueError."""
+    name = check_secret_reference(reference)
+    try:
+        value = (folder / name).read_text("utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        raise NotFound("SECRET_NOT_FOUND", f"there is no readable secret {name!r} in {folder}", name=name) from None
+    if not value or len(value) > _LONGEST_SECRET:
+        raise NotFound("SECRET_NOT_FOUND", f"the secret {name!r} in {folder} is empty or too long", name=name)
+    return value
 
 
 def authenticate(metadata: Iterable[tuple[str, str | bytes]], token: str) -> Principal:

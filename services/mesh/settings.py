@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from services.mesh.errors import InvalidArgument, Violation
+from services.mesh.outbound import LOOPBACK, Allowance
 
 DAY_SECONDS = 24 * 3600.0
 _ORIGIN = re.compile(r"https?://([a-z0-9.-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?")
@@ -73,6 +74,23 @@ class Environment:
         if unknown := sorted(words - set(allowed)):
             self._violations.append(Violation(name, f"knows {', '.join(allowed)} (got {', '.join(unknown)!r})"))
         return words
+
+    def hosts(self, name: str, default: str) -> tuple[str, ...]:
+        """What may be called beyond the mesh, separated by commas; see services/mesh/outbound.py. `none` is nothing."""
+        words = tuple(self.text(name, default).replace(",", " ").lower().split())
+        words = () if words == ("none",) else words
+        try:
+            Allowance(words)
+        except ValueError as error:
+            self._violations.append(Violation(name, str(error)))
+        return words
+
+    def one_of(self, name: str, default: str, allowed: Collection[str]) -> str:
+        value = self.text(name, default).lower()
+        if value not in allowed:
+            self._violations.append(Violation(name, f"must be one of {', '.join(allowed)} (got {value!r})"))
+            return default
+        return value
 
     def both(self, first: str, second: str) -> tuple[str, str]:
         """Two that are of use only together: both empty or both set."""
@@ -190,6 +208,10 @@ class MeshSettings:
     tls_key_file: Path | None
     telemetry: TelemetrySettings = TelemetrySettings()
     keep: KeepSettings = KeepSettings()
+    # One file a secret, named as it is referred to.
+    secrets_folder: Path = Path()
+    # What may be called beyond the mesh; see services/mesh/outbound.py.
+    outbound_allow: tuple[str, ...] = ()
 
     @classmethod
     def read(cls, environment: Environment, service: str, *, worker: bool = False) -> MeshSettings:
@@ -205,6 +227,8 @@ class MeshSettings:
             token_file=environment.path("RLHF_TOKEN_FILE", home / "token"),
             listen="" if worker else environment.address(f"{prefix}_LISTEN", "127.0.0.1:0"),
             ready_file=Path(ready) if ready else None,
+            secrets_folder=environment.path("RLHF_SECRETS_FOLDER", home / "secrets"),
+            outbound_allow=environment.hosts("RLHF_OUTBOUND_ALLOW", LOOPBACK),
             tls_certificate_file=Path(certificate) if certificate else None,
             tls_key_file=Path(key) if key else None,
             telemetry=TelemetrySettings.read(environment),

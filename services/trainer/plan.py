@@ -15,6 +15,8 @@ import msgspec
 Device = Literal["cpu", "cuda"]
 # Weights of a language model, an adapter over them, or a reward model: a sequence classifier with one score.
 CheckpointKind = Literal["full", "adapter", "reward"]
+# Whether code of a user's may judge: not, in isolation, or where there is none to be had too.
+CustomCode = Literal["refuse", "allow", "allow-unisolated"]
 PLAN_FILE = "plan.json"
 SPOOL_FILE = "spool.jsonl"
 CONTROL_FILE = "control.json"
@@ -40,7 +42,7 @@ class RewardSite:
 
     secrets_folder: str = ""
     outbound_allow: tuple[str, ...] = ("loopback",)
-    custom_code: Literal["refuse", "allow", "allow-unisolated"] = "refuse"
+    custom_code: CustomCode = "refuse"
     models: dict[str, str] = field(default_factory=dict)
     ledger: str = ""
 

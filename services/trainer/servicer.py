@@ -12,6 +12,7 @@ from rlhf.trainer.v1 import trainer_service_pb2 as pb
 from rlhf.trainer.v1.trainer_service_pb2_grpc import TrainerServiceServicer
 from rlhf.type.v1 import checkpoint_pb2
 
+from services.mesh.messages import struct
 from services.mesh.pages import PageRequest
 from services.mesh.requests import RequestKey
 from services.trainer import wire
@@ -23,17 +24,21 @@ from services.trainer.models import Models
 from services.trainer.rewards import rewards
 from services.trainer.series import Series
 from services.trainer.training_jobs import TrainingJobs
+from services.trainer.trials import RewardTrials
 
 T = TypeVar("T", MetricPoint, LogLine)
 M = TypeVar("M")
 
 
 class Servicer(TrainerServiceServicer):
-    def __init__(self, models: Models, jobs: TrainingJobs, series: Series, checkpoints: Checkpoints) -> None:
+    def __init__(
+        self, models: Models, jobs: TrainingJobs, series: Series, checkpoints: Checkpoints, trials: RewardTrials
+    ) -> None:
         self._models = models
         self._jobs = jobs
         self._series = series
         self._checkpoints = checkpoints
+        self._trials = trials
         # Of batches that many streams send; each is forgotten with its batch.
         self._messages: WeakKeyDictionary[Batch[Any], Any] = WeakKeyDictionary()
 
@@ -124,6 +129,12 @@ class Servicer(TrainerServiceServicer):
 
     async def ListRewards(self, request: pb.ListRewardsRequest, context: Any) -> pb.ListRewardsResponse:
         return pb.ListRewardsResponse(rewards=(wire.reward(*item) for item in rewards.items()))
+
+    async def TestReward(self, request: pb.TestRewardRequest, context: Any) -> pb.TestRewardResponse:
+        samples = [wire.reward_sample(sample) for sample in request.samples]
+        trial = await self._trials.test(request.parent, request.reward_id, struct(request.params), samples)
+        verdicts = map(wire.reward_verdict, trial.verdicts)
+        return pb.TestRewardResponse(verdicts=verdicts, elapsed_seconds=trial.elapsed_seconds)
 
     def _once(self, batch: Batch[T], make: Callable[[Batch[T]], M]) -> M:
         """The message that `make` makes of it, the same for every stream."""

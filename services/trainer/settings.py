@@ -6,8 +6,10 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast, get_args
 
 from services.mesh.settings import Environment, MeshSettings
+from services.trainer.plan import CustomCode, RewardSite
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,16 @@ class Settings:
     max_retries: int
     # Python that runs training, where its pins clash with the services'.
     worker_python: str
+    # Whether a user's own reward may run, and whether without a namespace and a user of its own.
+    custom_code: CustomCode
+
+    @property
+    def reward_site(self) -> RewardSite:
+        return RewardSite(
+            secrets_folder=str(self.mesh.secrets_folder),
+            outbound_allow=self.mesh.outbound_allow,
+            custom_code=self.custom_code,
+        )
 
     @classmethod
     def from_env(cls, values: Mapping[str, str] | None = None, *, worker: bool = False) -> Settings:
@@ -53,6 +65,7 @@ class Settings:
             cancel_grace_seconds=env.number("RLHF_TRAINER_CANCEL_GRACE_SECONDS", 60, 0, 86_400),
             max_retries=env.integer("RLHF_TRAINER_MAX_RETRIES", 3, 0, 100),
             worker_python=env.text("RLHF_TRAINER_WORKER_PYTHON", sys.executable),
+            custom_code=cast(CustomCode, env.one_of("RLHF_TRAINER_CUSTOM_CODE", "refuse", get_args(CustomCode))),
         )
         env.done()
         return settings

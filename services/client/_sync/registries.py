@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from rlhf.trainer.v1 import trainer_service_pb2 as rpc
+from rlhf.trainer.v1.reward_sample_pb2 import RewardSample
 from rlhf.trainer.v1.training_job_pb2 import Algorithm, Reward
 
 from services.client._sync.resource import Resource
 from services.mesh.errors import NotFound
+from services.mesh.messages import to_struct
 
 
 class Algorithms(Resource):
@@ -38,3 +41,16 @@ class Rewards(Resource):
         if reward_id not in found:
             raise NotFound("REWARD_NOT_FOUND", f"there is no reward {reward_id!r}; there are {', '.join(found)}")
         return found[reward_id]
+
+    def test(
+        self, reward_id: str, samples: Iterable[RewardSample], params: Mapping[str, Any] | None = None
+    ) -> rpc.TestRewardResponse:
+        """Score samples as a training would: one verdict each, in order, with an error of its own where it can't be
+        judged. A reward that loads a model takes a while: see `with_timeout`.
+
+        Raises InvalidArgument with everything that is wrong, FailedPrecondition where the reward can't work.
+        """
+        request = rpc.TestRewardRequest(
+            parent=self._project, reward_id=reward_id, samples=samples, params=to_struct(dict(params or {}))
+        )
+        return self._calls.call("TestReward", request, rpc.TestRewardResponse)

@@ -4,6 +4,7 @@
     python -m services.trainer.weights inspect FOLDER
     python -m services.trainer.weights fetch FOLDER --source organisation/name@revision
     python -m services.trainer.weights side ATTEMPT_FOLDER
+    python -m services.trainer.weights trial < trial.json
 
 `init`, `inspect` and `fetch` print the model's facts; a refusal prints {"error": "…"} and exits with 2.
 """
@@ -19,6 +20,10 @@ import msgspec
 
 def main() -> int:
     arguments = _parser().parse_args()
+    if arguments.command == "trial":
+        from services.trainer.weights import trial
+
+        return trial.main()
     if arguments.command == "side":
         from services.trainer.weights import side
 
@@ -47,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     init = commands.add_parser("init", help="make a model from scratch")
     init.add_argument("--spec", type=Path, required=True, help='JSON: {"config": {…}, "tokenizer": …}')
     init.add_argument("--seed", type=int, default=0)
+    commands.add_parser("trial", help="score the samples on standard input (trial.py)")
     fetch = commands.add_parser("fetch", help="get a model from a hub")
     fetch.add_argument("--source", required=True, help="organisation/name or organisation/name@revision")
     for command in (

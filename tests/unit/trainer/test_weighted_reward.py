@@ -111,7 +111,8 @@ class Answers(Rule):
 
     @staticmethod
     def score(samples: Sequence[RewardSample], params: Any) -> list[Score]:
-        return [Answers.given(sample) for sample in samples] if callable(Answers.given) else Answers.given
+        given: Any = Answers.given
+        return [given(sample) for sample in samples] if callable(given) else given
 
 
 @pytest.fixture

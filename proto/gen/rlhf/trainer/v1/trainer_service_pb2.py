@@ -28,7 +28,9 @@ from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior_
 from google.api import field_info_pb2 as google_dot_api_dot_field__info__pb2
 from google.api import resource_pb2 as google_dot_api_dot_resource__pb2
 from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
+from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from rlhf.trainer.v1 import model_pb2 as rlhf_dot_trainer_dot_v1_dot_model__pb2
+from rlhf.trainer.v1 import reward_sample_pb2 as rlhf_dot_trainer_dot_v1_dot_reward__sample__pb2
 from rlhf.trainer.v1 import training_job_pb2 as rlhf_dot_trainer_dot_v1_dot_training__job__pb2
 from rlhf.type.v1 import checkpoint_pb2 as rlhf_dot_type_dot_v1_dot_checkpoint__pb2
 from rlhf.type.v1 import job_state_pb2 as rlhf_dot_type_dot_v1_dot_job__state__pb2
@@ -37,7 +39,7 @@ from rlhf.type.v1 import metric_point_pb2 as rlhf_dot_type_dot_v1_dot_metric__po
 from rlhf.type.v1 import sample_pb2 as rlhf_dot_type_dot_v1_dot_sample__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%rlhf/trainer/v1/trainer_service.proto\x12\x0frlhf.trainer.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x17google/api/client.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1bgoogle/api/field_info.proto\x1a\x19google/api/resource.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1brlhf/trainer/v1/model.proto\x1a\"rlhf/trainer/v1/training_job.proto\x1a\x1drlhf/type/v1/checkpoint.proto\x1a\x1crlhf/type/v1/job_state.proto\x1a\x1brlhf/type/v1/log_line.proto\x1a\x1frlhf/type/v1/metric_point.proto\x1a\x19rlhf/type/v1/sample.proto\"\xc1\x01\n\x12ImportModelRequest\x12\'\n\x06parent\x18\x01 \x01(\tB\x17\xe2\x41\x01\x02\xfa\x41\x10\x12\x0erlhf.dev/Model\x12+\n\x05model\x18\x02 \x01(\x0b\x32\x16.rlhf.trainer.v1.ModelB\x04\xe2\x41\x01\x02\x12\x16\n\x08model_id\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x12 \n\nrequest_id\x18\x04 \x01(\tB\x0c\xe2\x41\x01\x01\xe2\x8c\xcf\xd7\x08\x02\x08\x01\x12\x1b\n\rvalidate_only\x18\x05 \x01(\x08\x42\x04\xe2\x41\x01\x01\"8\n\x0fGetModelRequest\x12%\n\x04name\x18\x01 \x01(\tB\x17\xe2\x41\x01\x02\xfa\x41\x10\n\x0erlhf.dev/Model\"o\n\x11ListModelsRequest\x12\'\n\x06parent\x18\x01 \x01(\tB\x17\xe2\x41\x01\x02\xfa\x41\x10\x12\x0erlhf.dev/Model\x12\x17\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\"U\n\x12ListModelsResponse\x12&\n\x06models\x18\x01 \x03(\x0b\x32\x16.rlhf.trainer.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\";\n\x12\x44\x65leteModelRequest\x12%\n\x04name\x18\x01 \x01(\tB\x17\xe2\x41\x01\x02\xfa\x41\x10\n\x0erlhf.dev/Model\"\xe1\x01\n\x18\x43reateTrainingJobRequest\x12-\n\x06parent\x18\x01 \x01(\tB\x1d\xe2\x41\x01\x02\xfa\x41\x16\x12\x14rlhf.dev/TrainingJob\x12\x38\n\x0ctraining_job\x18\x02 \x01(\x0b\x32\x1c.rlhf.trainer.v1.TrainingJobB\x04\xe2\x41\x01\x02\x12\x1d\n\x0ftraining_job_id\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x12 \n\nrequest_id\x18\x04 \x01(\tB\x0c\xe2\x41\x01\x01\xe2\x8c\xcf\xd7\x08\x02\x08\x01\x12\x1b\n\rvalidate_only\x18\x05 \x01(\x08\x42\x04\xe2\x41\x01\x01\"D\n\x15GetTrainingJobRequest\x12+\n\x04name\x18\x01 \x01(\tB\x1d\xe2\x41\x01\x02\xfa\x41\x16\n\x14rlhf.dev/TrainingJob\"\xa9\x01\n\x17ListTrainingJobsRequest\x12-\n\x06parent\x18\x01 \x01(\tB\x1d\xe2\x41\x01\x02\xfa\x41\x16\x12\x14rlhf.dev/TrainingJob\x12\x17\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x12,\n\x06states\x18\x04 \x03(\x0e\x32\x16.rlhf.type.v1.JobStateB\x04\xe2\x41\x01\x01\"h\n\x18ListTrainingJobsResponse\x12\x33\n\rtraining_jobs\x18\x01 \x03(\x0b\x32\x1c.rlhf.trainer.v1.TrainingJob\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"G\n\x18\x43\x61ncelTrainingJobRequest\x12+\n\x04name\x18\x01 \x01(\tB\x1d\xe2\x41\x01\x02\xfa\x41\x16\n\x14rlhf.dev/TrainingJob\"~\n\x16StreamJobEventsRequest\x12+\n\x04name\x18\x01 \x01(\tB\x1d\xe2\x41\x01\x02\xfa\x41\x16\n\x14rlhf.dev/TrainingJob\x12\x1c\n\x0e\x61\x66ter_sequence\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x01\x12\x19\n\x0bstored_only\x18\x03 \x01(\x08\x42\x04\xe2\x41\x01\x01\"\xcf\x01\n\x17StreamJobEventsResponse\x12\x34\n\x0ctraining_job\x18\x01 \x01(\x0b\x32\x1c.rlhf.trainer.v1.TrainingJobH\x00\x12.\n\ncheckpoint\x18\x02 \x01(\x0b\x32\x18.rlhf.type.v1.CheckpointH\x00\x12.\n\tjob_error\x18\x03 \x01(\x0b\x32\x19.rlhf.trainer.v1.JobErrorH\x00\x12\x15\n\rlast_sequence\x18\x04 \x01(\x03\x42\x07\n\x05\x65vent\"\x92\x01\n\x14StreamMetricsRequest\x12+\n\x04name\x18\x01 \x01(\tB\x1d\xe2\x41\x01\x02\xfa\x41\x16\n\x14rlhf.dev/TrainingJob\x12\x1b\n\rafter_ordinal\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x01\x12\x15\n\x07metrics\x18\x03 \x03(\tB\x04\xe2\x41\x01\x01\x12\x19\n\x0bstored_only\x18\x04 \x01(\x08\x42\x04\xe2\x41\x01\x01\"X\n\x15StreamMetricsResponse\x12)\n\x06points\x18\x01 \x03(\x0b\x32\x19.rlhf.type.v1.MetricPoint\x12\x14\n\x0clast_ordinal\x18\x02 \x01(\x03\"x\n\x11StreamLogsRequest\x12+\n\x04name\x18\x01 \x01(\tB\x1d\xe2\x41\x01\x02\xfa\x41\x16\n\x14rlhf.dev/TrainingJob\x12\x1b\n\rafter_ordinal\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x01\x12\x19\n\x0bstored_only\x18\x03 \x01(\x08\x42\x04\xe2\x41\x01\x01\"P\n\x12StreamLogsResponse\x12$\n\x05lines\x18\x01 \x03(\x0b\x32\x15.rlhf.type.v1.LogLine\x12\x14\n\x0clast_ordinal\x18\x02 \x01(\x03\"\xad\x01\n\x12ListSamplesRequest\x12-\n\x06parent\x18\x01 \x01(\tB\x1d\xe2\x41\x01\x02\xfa\x41\x16\n\x14rlhf.dev/TrainingJob\x12\x17\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x12\x17\n\x04step\x18\x04 \x01(\x03\x42\x04\xe2\x41\x01\x01H\x00\x88\x01\x01\x12\x13\n\x05split\x18\x05 \x01(\tB\x04\xe2\x41\x01\x01\x42\x07\n\x05_step\"U\n\x13ListSamplesResponse\x12%\n\x07samples\x18\x01 \x03(\x0b\x32\x14.rlhf.type.v1.Sample\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"B\n\x14GetCheckpointRequest\x12*\n\x04name\x18\x01 \x01(\tB\x1c\xe2\x41\x01\x02\xfa\x41\x15\n\x13rlhf.dev/Checkpoint\"z\n\x16ListCheckpointsRequest\x12-\n\x06parent\x18\x01 \x01(\tB\x1d\xe2\x41\x01\x02\xfa\x41\x16\n\x14rlhf.dev/TrainingJob\x12\x17\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\"a\n\x17ListCheckpointsResponse\x12-\n\x0b\x63heckpoints\x18\x01 \x03(\x0b\x32\x18.rlhf.type.v1.Checkpoint\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"w\n\x19\x44ownloadCheckpointRequest\x12*\n\x04name\x18\x01 \x01(\tB\x1c\xe2\x41\x01\x02\xfa\x41\x15\n\x13rlhf.dev/Checkpoint\x12\x12\n\x04path\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x1a\n\x0coffset_bytes\x18\x03 \x01(\x03\x42\x04\xe2\x41\x01\x01\"A\n\x1a\x44ownloadCheckpointResponse\x12\x14\n\x0coffset_bytes\x18\x01 \x01(\x03\x12\r\n\x05\x63hunk\x18\x02 \x01(\x0c\"\x17\n\x15ListAlgorithmsRequest\"H\n\x16ListAlgorithmsResponse\x12.\n\nalgorithms\x18\x01 \x03(\x0b\x32\x1a.rlhf.trainer.v1.Algorithm\"\x14\n\x12ListRewardsRequest\"?\n\x13ListRewardsResponse\x12(\n\x07rewards\x18\x01 \x03(\x0b\x32\x17.rlhf.trainer.v1.Reward2\xbd\x13\n\x0eTrainerService\x12\x94\x01\n\x0bImportModel\x12#.rlhf.trainer.v1.ImportModelRequest\x1a\x16.rlhf.trainer.v1.Model\"H\xda\x41\x15parent,model,model_id\x82\xd3\xe4\x93\x02*\"%/v1/{parent=projects/*}/models:import:\x01*\x12s\n\x08GetModel\x12 .rlhf.trainer.v1.GetModelRequest\x1a\x16.rlhf.trainer.v1.Model\"-\xda\x41\x04name\x82\xd3\xe4\x93\x02 \x12\x1e/v1/{name=projects/*/models/*}\x12\x86\x01\n\nListModels\x12\".rlhf.trainer.v1.ListModelsRequest\x1a#.rlhf.trainer.v1.ListModelsResponse\"/\xda\x41\x06parent\x82\xd3\xe4\x93\x02 \x12\x1e/v1/{parent=projects/*}/models\x12y\n\x0b\x44\x65leteModel\x12#.rlhf.trainer.v1.DeleteModelRequest\x1a\x16.google.protobuf.Empty\"-\xda\x41\x04name\x82\xd3\xe4\x93\x02 *\x1e/v1/{name=projects/*/models/*}\x12\xbe\x01\n\x11\x43reateTrainingJob\x12).rlhf.trainer.v1.CreateTrainingJobRequest\x1a\x1c.rlhf.trainer.v1.TrainingJob\"`\xda\x41#parent,training_job,training_job_id\x82\xd3\xe4\x93\x02\x34\"$/v1/{parent=projects/*}/trainingJobs:\x0ctraining_job\x12\x8b\x01\n\x0eGetTrainingJob\x12&.rlhf.trainer.v1.GetTrainingJobRequest\x1a\x1c.rlhf.trainer.v1.TrainingJob\"3\xda\x41\x04name\x82\xd3\xe4\x93\x02&\x12$/v1/{name=projects/*/trainingJobs/*}\x12\x9e\x01\n\x10ListTrainingJobs\x12(.rlhf.trainer.v1.ListTrainingJobsRequest\x1a).rlhf.trainer.v1.ListTrainingJobsResponse\"5\xda\x41\x06parent\x82\xd3\xe4\x93\x02&\x12$/v1/{parent=projects/*}/trainingJobs\x12\x9b\x01\n\x11\x43\x61ncelTrainingJob\x12).rlhf.trainer.v1.CancelTrainingJobRequest\x1a\x1c.rlhf.trainer.v1.TrainingJob\"=\xda\x41\x04name\x82\xd3\xe4\x93\x02\x30\"+/v1/{name=projects/*/trainingJobs/*}:cancel:\x01*\x12\xa1\x01\n\x0fStreamJobEvents\x12\'.rlhf.trainer.v1.StreamJobEventsRequest\x1a(.rlhf.trainer.v1.StreamJobEventsResponse\"9\x82\xd3\xe4\x93\x02\x33\x12\x31/v1/{name=projects/*/trainingJobs/*}:streamEvents0\x01\x12\x9c\x01\n\rStreamMetrics\x12%.rlhf.trainer.v1.StreamMetricsRequest\x1a&.rlhf.trainer.v1.StreamMetricsResponse\":\x82\xd3\xe4\x93\x02\x34\x12\x32/v1/{name=projects/*/trainingJobs/*}:streamMetrics0\x01\x12\x90\x01\n\nStreamLogs\x12\".rlhf.trainer.v1.StreamLogsRequest\x1a#.rlhf.trainer.v1.StreamLogsResponse\"7\x82\xd3\xe4\x93\x02\x31\x12//v1/{name=projects/*/trainingJobs/*}:streamLogs0\x01\x12\x99\x01\n\x0bListSamples\x12#.rlhf.trainer.v1.ListSamplesRequest\x1a$.rlhf.trainer.v1.ListSamplesResponse\"?\xda\x41\x06parent\x82\xd3\xe4\x93\x02\x30\x12./v1/{parent=projects/*/trainingJobs/*}/samples\x12\x93\x01\n\rGetCheckpoint\x12%.rlhf.trainer.v1.GetCheckpointRequest\x1a\x18.rlhf.type.v1.Checkpoint\"A\xda\x41\x04name\x82\xd3\xe4\x93\x02\x34\x12\x32/v1/{name=projects/*/trainingJobs/*/checkpoints/*}\x12\xa9\x01\n\x0fListCheckpoints\x12\'.rlhf.trainer.v1.ListCheckpointsRequest\x1a(.rlhf.trainer.v1.ListCheckpointsResponse\"C\xda\x41\x06parent\x82\xd3\xe4\x93\x02\x34\x12\x32/v1/{parent=projects/*/trainingJobs/*}/checkpoints\x12o\n\x12\x44ownloadCheckpoint\x12*.rlhf.trainer.v1.DownloadCheckpointRequest\x1a+.rlhf.trainer.v1.DownloadCheckpointResponse0\x01\x12y\n\x0eListAlgorithms\x12&.rlhf.trainer.v1.ListAlgorithmsRequest\x1a\'.rlhf.trainer.v1.ListAlgorithmsResponse\"\x16\x82\xd3\xe4\x93\x02\x10\x12\x0e/v1/algorithms\x12m\n\x0bListRewards\x12#.rlhf.trainer.v1.ListRewardsRequest\x1a$.rlhf.trainer.v1.ListRewardsResponse\"\x13\x82\xd3\xe4\x93\x02\r\x12\x0b/v1/rewardsb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%rlhf/trainer/v1/trainer_service.proto\x12\x0frlhf.trainer.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x17google/api/client.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1bgoogle/api/field_info.proto\x1a\x19google/api/resource.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1brlhf/trainer/v1/model.proto\x1a#rlhf/trainer/v1/reward_sample.proto\x1a\"rlhf/trainer/v1/training_job.proto\x1a\x1drlhf/type/v1/checkpoint.proto\x1a\x1crlhf/type/v1/job_state.proto\x1a\x1brlhf/type/v1/log_line.proto\x1a\x1frlhf/type/v1/metric_point.proto\x1a\x19rlhf/type/v1/sample.proto\"\xc1\x01\n\x12ImportModelRequest\x12\'\n\x06parent\x18\x01 \x01(\tB\x17\xe2\x41\x01\x02\xfa\x41\x10\x12\x0erlhf.dev/Model\x12+\n\x05model\x18\x02 \x01(\x0b\x32\x16.rlhf.trainer.v1.ModelB\x04\xe2\x41\x01\x02\x12\x16\n\x08model_id\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x12 \n\nrequest_id\x18\x04 \x01(\tB\x0c\xe2\x41\x01\x01\xe2\x8c\xcf\xd7\x08\x02\x08\x01\x12\x1b\n\rvalidate_only\x18\x05 \x01(\x08\x42\x04\xe2\x41\x01\x01\"8\n\x0fGetModelRequest\x12%\n\x04name\x18\x01 \x01(\tB\x17\xe2\x41\x01\x02\xfa\x41\x10\n\x0erlhf.dev/Model\"o\n\x11ListModelsRequest\x12\'\n\x06parent\x18\x01 \x01(\tB\x17\xe2\x41\x01\x02\xfa\x41\x10\x12\x0erlhf.dev/Model\x12\x17\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\"U\n\x12ListModelsResponse\x12&\n\x06models\x18\x01 \x03(\x0b\x32\x16.rlhf.trainer.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\";\n\x12\x44\x65leteModelRequest\x12%\n\x04name\x18\x01 \x01(\tB\x17\xe2\x41\x01\x02\xfa\x41\x10\n\x0erlhf.dev/Model\"\xe1\x01\n\x18\x43reateTrainingJobRequest\x12-\n\x06parent\x18\x01 \x01(\tB\x1d\xe2\x41\x01\x02\xfa\x41\x16\x12\x14rlhf.dev/TrainingJob\x12\x38\n\x0ctraining_job\x18\x02 \x01(\x0b\x32\x1c.rlhf.trainer.v1.TrainingJobB\x04\xe2\x41\x01\x02\x12\x1d\n\x0ftraining_job_id\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x12 \n\nrequest_id\x18\x04 \x01(\tB\x0c\xe2\x41\x01\x01\xe2\x8c\xcf\xd7\x08\x02\x08\x01\x12\x1b\n\rvalidate_only\x18\x05 \x01(\x08\x42\x04\xe2\x41\x01\x01\"D\n\x15GetTrainingJobRequest\x12+\n\x04name\x18\x01 \x01(\tB\x1d\xe2\x41\x01\x02\xfa\x41\x16\n\x14rlhf.dev/TrainingJob\"\xa9\x01\n\x17ListTrainingJobsRequest\x12-\n\x06parent\x18\x01 \x01(\tB\x1d\xe2\x41\x01\x02\xfa\x41\x16\x12\x14rlhf.dev/TrainingJob\x12\x17\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x12,\n\x06states\x18\x04 \x03(\x0e\x32\x16.rlhf.type.v1.JobStateB\x04\xe2\x41\x01\x01\"h\n\x18ListTrainingJobsResponse\x12\x33\n\rtraining_jobs\x18\x01 \x03(\x0b\x32\x1c.rlhf.trainer.v1.TrainingJob\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"G\n\x18\x43\x61ncelTrainingJobRequest\x12+\n\x04name\x18\x01 \x01(\tB\x1d\xe2\x41\x01\x02\xfa\x41\x16\n\x14rlhf.dev/TrainingJob\"~\n\x16StreamJobEventsRequest\x12+\n\x04name\x18\x01 \x01(\tB\x1d\xe2\x41\x01\x02\xfa\x41\x16\n\x14rlhf.dev/TrainingJob\x12\x1c\n\x0e\x61\x66ter_sequence\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x01\x12\x19\n\x0bstored_only\x18\x03 \x01(\x08\x42\x04\xe2\x41\x01\x01\"\xcf\x01\n\x17StreamJobEventsResponse\x12\x34\n\x0ctraining_job\x18\x01 \x01(\x0b\x32\x1c.rlhf.trainer.v1.TrainingJobH\x00\x12.\n\ncheckpoint\x18\x02 \x01(\x0b\x32\x18.rlhf.type.v1.CheckpointH\x00\x12.\n\tjob_error\x18\x03 \x01(\x0b\x32\x19.rlhf.trainer.v1.JobErrorH\x00\x12\x15\n\rlast_sequence\x18\x04 \x01(\x03\x42\x07\n\x05\x65vent\"\x92\x01\n\x14StreamMetricsRequest\x12+\n\x04name\x18\x01 \x01(\tB\x1d\xe2\x41\x01\x02\xfa\x41\x16\n\x14rlhf.dev/TrainingJob\x12\x1b\n\rafter_ordinal\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x01\x12\x15\n\x07metrics\x18\x03 \x03(\tB\x04\xe2\x41\x01\x01\x12\x19\n\x0bstored_only\x18\x04 \x01(\x08\x42\x04\xe2\x41\x01\x01\"X\n\x15StreamMetricsResponse\x12)\n\x06points\x18\x01 \x03(\x0b\x32\x19.rlhf.type.v1.MetricPoint\x12\x14\n\x0clast_ordinal\x18\x02 \x01(\x03\"x\n\x11StreamLogsRequest\x12+\n\x04name\x18\x01 \x01(\tB\x1d\xe2\x41\x01\x02\xfa\x41\x16\n\x14rlhf.dev/TrainingJob\x12\x1b\n\rafter_ordinal\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x01\x12\x19\n\x0bstored_only\x18\x03 \x01(\x08\x42\x04\xe2\x41\x01\x01\"P\n\x12StreamLogsResponse\x12$\n\x05lines\x18\x01 \x03(\x0b\x32\x15.rlhf.type.v1.LogLine\x12\x14\n\x0clast_ordinal\x18\x02 \x01(\x03\"\xad\x01\n\x12ListSamplesRequest\x12-\n\x06parent\x18\x01 \x01(\tB\x1d\xe2\x41\x01\x02\xfa\x41\x16\n\x14rlhf.dev/TrainingJob\x12\x17\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x12\x17\n\x04step\x18\x04 \x01(\x03\x42\x04\xe2\x41\x01\x01H\x00\x88\x01\x01\x12\x13\n\x05split\x18\x05 \x01(\tB\x04\xe2\x41\x01\x01\x42\x07\n\x05_step\"U\n\x13ListSamplesResponse\x12%\n\x07samples\x18\x01 \x03(\x0b\x32\x14.rlhf.type.v1.Sample\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"B\n\x14GetCheckpointRequest\x12*\n\x04name\x18\x01 \x01(\tB\x1c\xe2\x41\x01\x02\xfa\x41\x15\n\x13rlhf.dev/Checkpoint\"z\n\x16ListCheckpointsRequest\x12-\n\x06parent\x18\x01 \x01(\tB\x1d\xe2\x41\x01\x02\xfa\x41\x16\n\x14rlhf.dev/TrainingJob\x12\x17\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\"a\n\x17ListCheckpointsResponse\x12-\n\x0b\x63heckpoints\x18\x01 \x03(\x0b\x32\x18.rlhf.type.v1.Checkpoint\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"w\n\x19\x44ownloadCheckpointRequest\x12*\n\x04name\x18\x01 \x01(\tB\x1c\xe2\x41\x01\x02\xfa\x41\x15\n\x13rlhf.dev/Checkpoint\x12\x12\n\x04path\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x1a\n\x0coffset_bytes\x18\x03 \x01(\x03\x42\x04\xe2\x41\x01\x01\"A\n\x1a\x44ownloadCheckpointResponse\x12\x14\n\x0coffset_bytes\x18\x01 \x01(\x03\x12\r\n\x05\x63hunk\x18\x02 \x01(\x0c\"\x17\n\x15ListAlgorithmsRequest\"H\n\x16ListAlgorithmsResponse\x12.\n\nalgorithms\x18\x01 \x03(\x0b\x32\x1a.rlhf.trainer.v1.Algorithm\"\x14\n\x12ListRewardsRequest\"?\n\x13ListRewardsResponse\x12(\n\x07rewards\x18\x01 \x03(\x0b\x32\x17.rlhf.trainer.v1.Reward\"\xc0\x01\n\x11TestRewardRequest\x12-\n\x06parent\x18\x01 \x01(\tB\x1d\xe2\x41\x01\x02\xfa\x41\x16\x12\x14rlhf.dev/TrainingJob\x12\x17\n\treward_id\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12-\n\x06params\x18\x03 \x01(\x0b\x32\x17.google.protobuf.StructB\x04\xe2\x41\x01\x01\x12\x34\n\x07samples\x18\x04 \x03(\x0b\x32\x1d.rlhf.trainer.v1.RewardSampleB\x04\xe2\x41\x01\x02\"_\n\x12TestRewardResponse\x12\x30\n\x08verdicts\x18\x01 \x03(\x0b\x32\x1e.rlhf.trainer.v1.RewardVerdict\x12\x17\n\x0f\x65lapsed_seconds\x18\x02 \x01(\x01\x32\xe8\x14\n\x0eTrainerService\x12\x94\x01\n\x0bImportModel\x12#.rlhf.trainer.v1.ImportModelRequest\x1a\x16.rlhf.trainer.v1.Model\"H\xda\x41\x15parent,model,model_id\x82\xd3\xe4\x93\x02*\"%/v1/{parent=projects/*}/models:import:\x01*\x12s\n\x08GetModel\x12 .rlhf.trainer.v1.GetModelRequest\x1a\x16.rlhf.trainer.v1.Model\"-\xda\x41\x04name\x82\xd3\xe4\x93\x02 \x12\x1e/v1/{name=projects/*/models/*}\x12\x86\x01\n\nListModels\x12\".rlhf.trainer.v1.ListModelsRequest\x1a#.rlhf.trainer.v1.ListModelsResponse\"/\xda\x41\x06parent\x82\xd3\xe4\x93\x02 \x12\x1e/v1/{parent=projects/*}/models\x12y\n\x0b\x44\x65leteModel\x12#.rlhf.trainer.v1.DeleteModelRequest\x1a\x16.google.protobuf.Empty\"-\xda\x41\x04name\x82\xd3\xe4\x93\x02 *\x1e/v1/{name=projects/*/models/*}\x12\xbe\x01\n\x11\x43reateTrainingJob\x12).rlhf.trainer.v1.CreateTrainingJobRequest\x1a\x1c.rlhf.trainer.v1.TrainingJob\"`\xda\x41#parent,training_job,training_job_id\x82\xd3\xe4\x93\x02\x34\"$/v1/{parent=projects/*}/trainingJobs:\x0ctraining_job\x12\x8b\x01\n\x0eGetTrainingJob\x12&.rlhf.trainer.v1.GetTrainingJobRequest\x1a\x1c.rlhf.trainer.v1.TrainingJob\"3\xda\x41\x04name\x82\xd3\xe4\x93\x02&\x12$/v1/{name=projects/*/trainingJobs/*}\x12\x9e\x01\n\x10ListTrainingJobs\x12(.rlhf.trainer.v1.ListTrainingJobsRequest\x1a).rlhf.trainer.v1.ListTrainingJobsResponse\"5\xda\x41\x06parent\x82\xd3\xe4\x93\x02&\x12$/v1/{parent=projects/*}/trainingJobs\x12\x9b\x01\n\x11\x43\x61ncelTrainingJob\x12).rlhf.trainer.v1.CancelTrainingJobRequest\x1a\x1c.rlhf.trainer.v1.TrainingJob\"=\xda\x41\x04name\x82\xd3\xe4\x93\x02\x30\"+/v1/{name=projects/*/trainingJobs/*}:cancel:\x01*\x12\xa1\x01\n\x0fStreamJobEvents\x12\'.rlhf.trainer.v1.StreamJobEventsRequest\x1a(.rlhf.trainer.v1.StreamJobEventsResponse\"9\x82\xd3\xe4\x93\x02\x33\x12\x31/v1/{name=projects/*/trainingJobs/*}:streamEvents0\x01\x12\x9c\x01\n\rStreamMetrics\x12%.rlhf.trainer.v1.StreamMetricsRequest\x1a&.rlhf.trainer.v1.StreamMetricsResponse\":\x82\xd3\xe4\x93\x02\x34\x12\x32/v1/{name=projects/*/trainingJobs/*}:streamMetrics0\x01\x12\x90\x01\n\nStreamLogs\x12\".rlhf.trainer.v1.StreamLogsRequest\x1a#.rlhf.trainer.v1.StreamLogsResponse\"7\x82\xd3\xe4\x93\x02\x31\x12//v1/{name=projects/*/trainingJobs/*}:streamLogs0\x01\x12\x99\x01\n\x0bListSamples\x12#.rlhf.trainer.v1.ListSamplesRequest\x1a$.rlhf.trainer.v1.ListSamplesResponse\"?\xda\x41\x06parent\x82\xd3\xe4\x93\x02\x30\x12./v1/{parent=projects/*/trainingJobs/*}/samples\x12\x93\x01\n\rGetCheckpoint\x12%.rlhf.trainer.v1.GetCheckpointRequest\x1a\x18.rlhf.type.v1.Checkpoint\"A\xda\x41\x04name\x82\xd3\xe4\x93\x02\x34\x12\x32/v1/{name=projects/*/trainingJobs/*/checkpoints/*}\x12\xa9\x01\n\x0fListCheckpoints\x12\'.rlhf.trainer.v1.ListCheckpointsRequest\x1a(.rlhf.trainer.v1.ListCheckpointsResponse\"C\xda\x41\x06parent\x82\xd3\xe4\x93\x02\x34\x12\x32/v1/{parent=projects/*/trainingJobs/*}/checkpoints\x12o\n\x12\x44ownloadCheckpoint\x12*.rlhf.trainer.v1.DownloadCheckpointRequest\x1a+.rlhf.trainer.v1.DownloadCheckpointResponse0\x01\x12y\n\x0eListAlgorithms\x12&.rlhf.trainer.v1.ListAlgorithmsRequest\x1a\'.rlhf.trainer.v1.ListAlgorithmsResponse\"\x16\x82\xd3\xe4\x93\x02\x10\x12\x0e/v1/algorithms\x12m\n\x0bListRewards\x12#.rlhf.trainer.v1.ListRewardsRequest\x1a$.rlhf.trainer.v1.ListRewardsResponse\"\x13\x82\xd3\xe4\x93\x02\r\x12\x0b/v1/rewards\x12\xa8\x01\n\nTestReward\x12\".rlhf.trainer.v1.TestRewardRequest\x1a#.rlhf.trainer.v1.TestRewardResponse\"Q\xda\x41\x1fparent,reward_id,params,samples\x82\xd3\xe4\x93\x02)\"$/v1/{parent=projects/*}/rewards:test:\x01*b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -130,6 +132,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DOWNLOADCHECKPOINTREQUEST'].fields_by_name['path']._serialized_options = b'\342A\001\002'
   _globals['_DOWNLOADCHECKPOINTREQUEST'].fields_by_name['offset_bytes']._loaded_options = None
   _globals['_DOWNLOADCHECKPOINTREQUEST'].fields_by_name['offset_bytes']._serialized_options = b'\342A\001\001'
+  _globals['_TESTREWARDREQUEST'].fields_by_name['parent']._loaded_options = None
+  _globals['_TESTREWARDREQUEST'].fields_by_name['parent']._serialized_options = b'\342A\001\002\372A\026\022\024rlhf.dev/TrainingJob'
+  _globals['_TESTREWARDREQUEST'].fields_by_name['reward_id']._loaded_options = None
+  _globals['_TESTREWARDREQUEST'].fields_by_name['reward_id']._serialized_options = b'\342A\001\002'
+  _globals['_TESTREWARDREQUEST'].fields_by_name['params']._loaded_options = None
+  _globals['_TESTREWARDREQUEST'].fields_by_name['params']._serialized_options = b'\342A\001\001'
+  _globals['_TESTREWARDREQUEST'].fields_by_name['samples']._loaded_options = None
+  _globals['_TESTREWARDREQUEST'].fields_by_name['samples']._serialized_options = b'\342A\001\002'
   _globals['_TRAINERSERVICE'].methods_by_name['ImportModel']._loaded_options = None
   _globals['_TRAINERSERVICE'].methods_by_name['ImportModel']._serialized_options = b'\332A\025parent,model,model_id\202\323\344\223\002*\"%/v1/{parent=projects/*}/models:import:\001*'
   _globals['_TRAINERSERVICE'].methods_by_name['GetModel']._loaded_options = None
@@ -162,60 +172,66 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TRAINERSERVICE'].methods_by_name['ListAlgorithms']._serialized_options = b'\202\323\344\223\002\020\022\016/v1/algorithms'
   _globals['_TRAINERSERVICE'].methods_by_name['ListRewards']._loaded_options = None
   _globals['_TRAINERSERVICE'].methods_by_name['ListRewards']._serialized_options = b'\202\323\344\223\002\r\022\013/v1/rewards'
-  _globals['_IMPORTMODELREQUEST']._serialized_start=447
-  _globals['_IMPORTMODELREQUEST']._serialized_end=640
-  _globals['_GETMODELREQUEST']._serialized_start=642
-  _globals['_GETMODELREQUEST']._serialized_end=698
-  _globals['_LISTMODELSREQUEST']._serialized_start=700
-  _globals['_LISTMODELSREQUEST']._serialized_end=811
-  _globals['_LISTMODELSRESPONSE']._serialized_start=813
-  _globals['_LISTMODELSRESPONSE']._serialized_end=898
-  _globals['_DELETEMODELREQUEST']._serialized_start=900
-  _globals['_DELETEMODELREQUEST']._serialized_end=959
-  _globals['_CREATETRAININGJOBREQUEST']._serialized_start=962
-  _globals['_CREATETRAININGJOBREQUEST']._serialized_end=1187
-  _globals['_GETTRAININGJOBREQUEST']._serialized_start=1189
-  _globals['_GETTRAININGJOBREQUEST']._serialized_end=1257
-  _globals['_LISTTRAININGJOBSREQUEST']._serialized_start=1260
-  _globals['_LISTTRAININGJOBSREQUEST']._serialized_end=1429
-  _globals['_LISTTRAININGJOBSRESPONSE']._serialized_start=1431
-  _globals['_LISTTRAININGJOBSRESPONSE']._serialized_end=1535
-  _globals['_CANCELTRAININGJOBREQUEST']._serialized_start=1537
-  _globals['_CANCELTRAININGJOBREQUEST']._serialized_end=1608
-  _globals['_STREAMJOBEVENTSREQUEST']._serialized_start=1610
-  _globals['_STREAMJOBEVENTSREQUEST']._serialized_end=1736
-  _globals['_STREAMJOBEVENTSRESPONSE']._serialized_start=1739
-  _globals['_STREAMJOBEVENTSRESPONSE']._serialized_end=1946
-  _globals['_STREAMMETRICSREQUEST']._serialized_start=1949
-  _globals['_STREAMMETRICSREQUEST']._serialized_end=2095
-  _globals['_STREAMMETRICSRESPONSE']._serialized_start=2097
-  _globals['_STREAMMETRICSRESPONSE']._serialized_end=2185
-  _globals['_STREAMLOGSREQUEST']._serialized_start=2187
-  _globals['_STREAMLOGSREQUEST']._serialized_end=2307
-  _globals['_STREAMLOGSRESPONSE']._serialized_start=2309
-  _globals['_STREAMLOGSRESPONSE']._serialized_end=2389
-  _globals['_LISTSAMPLESREQUEST']._serialized_start=2392
-  _globals['_LISTSAMPLESREQUEST']._serialized_end=2565
-  _globals['_LISTSAMPLESRESPONSE']._serialized_start=2567
-  _globals['_LISTSAMPLESRESPONSE']._serialized_end=2652
-  _globals['_GETCHECKPOINTREQUEST']._serialized_start=2654
-  _globals['_GETCHECKPOINTREQUEST']._serialized_end=2720
-  _globals['_LISTCHECKPOINTSREQUEST']._serialized_start=2722
-  _globals['_LISTCHECKPOINTSREQUEST']._serialized_end=2844
-  _globals['_LISTCHECKPOINTSRESPONSE']._serialized_start=2846
-  _globals['_LISTCHECKPOINTSRESPONSE']._serialized_end=2943
-  _globals['_DOWNLOADCHECKPOINTREQUEST']._serialized_start=2945
-  _globals['_DOWNLOADCHECKPOINTREQUEST']._serialized_end=3064
-  _globals['_DOWNLOADCHECKPOINTRESPONSE']._serialized_start=3066
-  _globals['_DOWNLOADCHECKPOINTRESPONSE']._serialized_end=3131
-  _globals['_LISTALGORITHMSREQUEST']._serialized_start=3133
-  _globals['_LISTALGORITHMSREQUEST']._serialized_end=3156
-  _globals['_LISTALGORITHMSRESPONSE']._serialized_start=3158
-  _globals['_LISTALGORITHMSRESPONSE']._serialized_end=3230
-  _globals['_LISTREWARDSREQUEST']._serialized_start=3232
-  _globals['_LISTREWARDSREQUEST']._serialized_end=3252
-  _globals['_LISTREWARDSRESPONSE']._serialized_start=3254
-  _globals['_LISTREWARDSRESPONSE']._serialized_end=3317
-  _globals['_TRAINERSERVICE']._serialized_start=3320
-  _globals['_TRAINERSERVICE']._serialized_end=5813
+  _globals['_TRAINERSERVICE'].methods_by_name['TestReward']._loaded_options = None
+  _globals['_TRAINERSERVICE'].methods_by_name['TestReward']._serialized_options = b'\332A\037parent,reward_id,params,samples\202\323\344\223\002)\"$/v1/{parent=projects/*}/rewards:test:\001*'
+  _globals['_IMPORTMODELREQUEST']._serialized_start=514
+  _globals['_IMPORTMODELREQUEST']._serialized_end=707
+  _globals['_GETMODELREQUEST']._serialized_start=709
+  _globals['_GETMODELREQUEST']._serialized_end=765
+  _globals['_LISTMODELSREQUEST']._serialized_start=767
+  _globals['_LISTMODELSREQUEST']._serialized_end=878
+  _globals['_LISTMODELSRESPONSE']._serialized_start=880
+  _globals['_LISTMODELSRESPONSE']._serialized_end=965
+  _globals['_DELETEMODELREQUEST']._serialized_start=967
+  _globals['_DELETEMODELREQUEST']._serialized_end=1026
+  _globals['_CREATETRAININGJOBREQUEST']._serialized_start=1029
+  _globals['_CREATETRAININGJOBREQUEST']._serialized_end=1254
+  _globals['_GETTRAININGJOBREQUEST']._serialized_start=1256
+  _globals['_GETTRAININGJOBREQUEST']._serialized_end=1324
+  _globals['_LISTTRAININGJOBSREQUEST']._serialized_start=1327
+  _globals['_LISTTRAININGJOBSREQUEST']._serialized_end=1496
+  _globals['_LISTTRAININGJOBSRESPONSE']._serialized_start=1498
+  _globals['_LISTTRAININGJOBSRESPONSE']._serialized_end=1602
+  _globals['_CANCELTRAININGJOBREQUEST']._serialized_start=1604
+  _globals['_CANCELTRAININGJOBREQUEST']._serialized_end=1675
+  _globals['_STREAMJOBEVENTSREQUEST']._serialized_start=1677
+  _globals['_STREAMJOBEVENTSREQUEST']._serialized_end=1803
+  _globals['_STREAMJOBEVENTSRESPONSE']._serialized_start=1806
+  _globals['_STREAMJOBEVENTSRESPONSE']._serialized_end=2013
+  _globals['_STREAMMETRICSREQUEST']._serialized_start=2016
+  _globals['_STREAMMETRICSREQUEST']._serialized_end=2162
+  _globals['_STREAMMETRICSRESPONSE']._serialized_start=2164
+  _globals['_STREAMMETRICSRESPONSE']._serialized_end=2252
+  _globals['_STREAMLOGSREQUEST']._serialized_start=2254
+  _globals['_STREAMLOGSREQUEST']._serialized_end=2374
+  _globals['_STREAMLOGSRESPONSE']._serialized_start=2376
+  _globals['_STREAMLOGSRESPONSE']._serialized_end=2456
+  _globals['_LISTSAMPLESREQUEST']._serialized_start=2459
+  _globals['_LISTSAMPLESREQUEST']._serialized_end=2632
+  _globals['_LISTSAMPLESRESPONSE']._serialized_start=2634
+  _globals['_LISTSAMPLESRESPONSE']._serialized_end=2719
+  _globals['_GETCHECKPOINTREQUEST']._serialized_start=2721
+  _globals['_GETCHECKPOINTREQUEST']._serialized_end=2787
+  _globals['_LISTCHECKPOINTSREQUEST']._serialized_start=2789
+  _globals['_LISTCHECKPOINTSREQUEST']._serialized_end=2911
+  _globals['_LISTCHECKPOINTSRESPONSE']._serialized_start=2913
+  _globals['_LISTCHECKPOINTSRESPONSE']._serialized_end=3010
+  _globals['_DOWNLOADCHECKPOINTREQUEST']._serialized_start=3012
+  _globals['_DOWNLOADCHECKPOINTREQUEST']._serialized_end=3131
+  _globals['_DOWNLOADCHECKPOINTRESPONSE']._serialized_start=3133
+  _globals['_DOWNLOADCHECKPOINTRESPONSE']._serialized_end=3198
+  _globals['_LISTALGORITHMSREQUEST']._serialized_start=3200
+  _globals['_LISTALGORITHMSREQUEST']._serialized_end=3223
+  _globals['_LISTALGORITHMSRESPONSE']._serialized_start=3225
+  _globals['_LISTALGORITHMSRESPONSE']._serialized_end=3297
+  _globals['_LISTREWARDSREQUEST']._serialized_start=3299
+  _globals['_LISTREWARDSREQUEST']._serialized_end=3319
+  _globals['_LISTREWARDSRESPONSE']._serialized_start=3321
+  _globals['_LISTREWARDSRESPONSE']._serialized_end=3384
+  _globals['_TESTREWARDREQUEST']._serialized_start=3387
+  _globals['_TESTREWARDREQUEST']._serialized_end=3579
+  _globals['_TESTREWARDRESPONSE']._serialized_start=3581
+  _globals['_TESTREWARDRESPONSE']._serialized_end=3676
+  _globals['_TRAINERSERVICE']._serialized_start=3679
+  _globals['_TRAINERSERVICE']._serialized_end=6343
 # @@protoc_insertion_point(module_scope)

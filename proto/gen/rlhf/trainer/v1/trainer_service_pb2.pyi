@@ -6,8 +6,10 @@ isort:skip_file
 from collections import abc as abc
 from google.protobuf import descriptor as descriptor
 from google.protobuf import message as message
+from google.protobuf import struct_pb2 as struct_pb2
 from google.protobuf.internal import containers as containers
 from rlhf.trainer.v1 import model_pb2 as model_pb2
+from rlhf.trainer.v1 import reward_sample_pb2 as reward_sample_pb2
 from rlhf.trainer.v1 import training_job_pb2 as training_job_pb2
 from rlhf.type.v1 import checkpoint_pb2 as checkpoint_pb2
 from rlhf.type.v1 import job_state_pb2 as job_state_pb2
@@ -643,5 +645,63 @@ class ListRewardsResponse(message.Message):
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
     _ClearFieldArgType: _TypeAlias = typing.Literal["rewards", b"rewards"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class TestRewardRequest(message.Message):
+    DESCRIPTOR: descriptor.Descriptor
+
+    PARENT_FIELD_NUMBER: builtins.int
+    REWARD_ID_FIELD_NUMBER: builtins.int
+    PARAMS_FIELD_NUMBER: builtins.int
+    SAMPLES_FIELD_NUMBER: builtins.int
+    parent: builtins.str
+    """Format: `projects/{project}`."""
+    reward_id: builtins.str
+    """Such as `numeric`."""
+    @builtins.property
+    def params(self) -> struct_pb2.Struct:
+        """As `reward.params` of a job."""
+
+    @builtins.property
+    def samples(self) -> containers.RepeatedCompositeFieldContainer[reward_sample_pb2.RewardSample]:
+        """At most 256, of 1 MiB together."""
+
+    def __init__(
+        self,
+        *,
+        parent: builtins.str = ...,
+        reward_id: builtins.str = ...,
+        params: struct_pb2.Struct | None = ...,
+        samples: abc.Iterable[reward_sample_pb2.RewardSample] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = typing.Literal["params", b"params"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["params", b"params", "parent", b"parent", "reward_id", b"reward_id", "samples", b"samples"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class TestRewardResponse(message.Message):
+    DESCRIPTOR: descriptor.Descriptor
+
+    VERDICTS_FIELD_NUMBER: builtins.int
+    ELAPSED_SECONDS_FIELD_NUMBER: builtins.int
+    elapsed_seconds: builtins.float
+    """Of scoring alone; what a reward needs to start is left out."""
+    @builtins.property
+    def verdicts(self) -> containers.RepeatedCompositeFieldContainer[reward_sample_pb2.RewardVerdict]:
+        """One a sample, in order."""
+
+    def __init__(
+        self,
+        *,
+        verdicts: abc.Iterable[reward_sample_pb2.RewardVerdict] | None = ...,
+        elapsed_seconds: builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["elapsed_seconds", b"elapsed_seconds", "verdicts", b"verdicts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...

@@ -124,6 +124,11 @@ class TrainerServiceStub(object):
                 request_serializer=rlhf_dot_trainer_dot_v1_dot_trainer__service__pb2.ListRewardsRequest.SerializeToString,
                 response_deserializer=rlhf_dot_trainer_dot_v1_dot_trainer__service__pb2.ListRewardsResponse.FromString,
                 _registered_method=True)
+        self.TestReward = channel.unary_unary(
+                '/rlhf.trainer.v1.TrainerService/TestReward',
+                request_serializer=rlhf_dot_trainer_dot_v1_dot_trainer__service__pb2.TestRewardRequest.SerializeToString,
+                response_deserializer=rlhf_dot_trainer_dot_v1_dot_trainer__service__pb2.TestRewardResponse.FromString,
+                _registered_method=True)
 
 
 class TrainerServiceServicer(object):
@@ -252,6 +257,14 @@ class TrainerServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def TestReward(self, request, context):
+        """Scores samples as a training would, before there is one. INVALID_ARGUMENT with everything that is wrong with the
+        params; a sample that can't be judged has an error of its own.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_TrainerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -339,6 +352,11 @@ def add_TrainerServiceServicer_to_server(servicer, server):
                     servicer.ListRewards,
                     request_deserializer=rlhf_dot_trainer_dot_v1_dot_trainer__service__pb2.ListRewardsRequest.FromString,
                     response_serializer=rlhf_dot_trainer_dot_v1_dot_trainer__service__pb2.ListRewardsResponse.SerializeToString,
+            ),
+            'TestReward': grpc.unary_unary_rpc_method_handler(
+                    servicer.TestReward,
+                    request_deserializer=rlhf_dot_trainer_dot_v1_dot_trainer__service__pb2.TestRewardRequest.FromString,
+                    response_serializer=rlhf_dot_trainer_dot_v1_dot_trainer__service__pb2.TestRewardResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -801,6 +819,33 @@ class TrainerService(object):
             '/rlhf.trainer.v1.TrainerService/ListRewards',
             rlhf_dot_trainer_dot_v1_dot_trainer__service__pb2.ListRewardsRequest.SerializeToString,
             rlhf_dot_trainer_dot_v1_dot_trainer__service__pb2.ListRewardsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TestReward(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/rlhf.trainer.v1.TrainerService/TestReward',
+            rlhf_dot_trainer_dot_v1_dot_trainer__service__pb2.TestRewardRequest.SerializeToString,
+            rlhf_dot_trainer_dot_v1_dot_trainer__service__pb2.TestRewardResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -62,6 +62,10 @@ class TrainerServiceStub:
     """The registry, with the JSON Schema of each algorithm's params."""
     ListRewards: aio.UnaryUnaryMultiCallable[trainer_service_pb2.ListRewardsRequest, trainer_service_pb2.ListRewardsResponse]
     """The registry, with the JSON Schema of each reward's params."""
+    TestReward: aio.UnaryUnaryMultiCallable[trainer_service_pb2.TestRewardRequest, trainer_service_pb2.TestRewardResponse]
+    """Scores samples as a training would, before there is one. INVALID_ARGUMENT with everything that is wrong with the
+    params; a sample that can't be judged has an error of its own.
+    """
 
 class TrainerServiceServicer(metaclass=abc_1.ABCMeta):
     """Turns a dataset and a base model into checkpoints."""
@@ -209,5 +213,15 @@ class TrainerServiceServicer(metaclass=abc_1.ABCMeta):
         context: aio.ServicerContext[trainer_service_pb2.ListRewardsRequest, abc.Awaitable[trainer_service_pb2.ListRewardsResponse]],
     ) -> abc.Awaitable[trainer_service_pb2.ListRewardsResponse]:
         """The registry, with the JSON Schema of each reward's params."""
+
+    @abc_1.abstractmethod
+    def TestReward(
+        self,
+        request: trainer_service_pb2.TestRewardRequest,
+        context: aio.ServicerContext[trainer_service_pb2.TestRewardRequest, abc.Awaitable[trainer_service_pb2.TestRewardResponse]],
+    ) -> abc.Awaitable[trainer_service_pb2.TestRewardResponse]:
+        """Scores samples as a training would, before there is one. INVALID_ARGUMENT with everything that is wrong with the
+        params; a sample that can't be judged has an error of its own.
+        """
 
 def add_TrainerServiceServicer_to_server(servicer: TrainerServiceServicer, server: aio.Server) -> None: ...

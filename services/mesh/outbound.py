@@ -1,0 +1,165 @@
+"""Which addresses beyond the mesh a process may call: one list for all of them, and a client that keeps to it.
+
+A caller names hosts, so a caller could have the mesh fetch what only the mesh can reach: a cloud's metadata service, a
+database beside it. What is checked is the address that a name resolves to, and that very address is connected to; a
+second resolution, which may answer otherwise, never happens. Redirects are not followed, proxies of the environment not
+used.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import socket
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+if TYPE_CHECKING:
+    import httpx
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+LOOPBACK = "loopback"
+_LOOPBACK_NETWORKS = (ipaddress.ip_network("127.0.0.0/8"), ipaddress.ip_network("::1/128"))
+_HOST = re.compile(r"(?=.{1,253}$)[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)*")
+_PORTS = {"http": 80, "https": 443}
+
+
+class OutboundRefused(Exception):
+    """The list does not have it."""
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where a URL leads, before it is resolved. `host` is in lower case, without the brackets of IPv6."""
+
+    scheme: str
+    host: str
+    port: int
+
+    @classmethod
+    def of(cls, url: str) -> Endpoint:
+        """Raises ValueError for what is no plain http(s) URL."""
+        parts = urlsplit(url)
+        if parts.scheme not in _PORTS or not parts.hostname:
+            raise ValueError("must be an http:// or https:// address")
+        if parts.username or parts.password:
+            raise ValueError("must hold no user name or password; use a secret")
+        if parts.fragment or re.search(r"[\x00-\x20\\]", url):
+            raise ValueError("must hold no fragment, no blank and no backslash")
+        return cls(parts.scheme, parts.hostname, parts.port or _PORTS[parts.scheme])
+
+
+class Allowance:
+    """The list. Entries: `loopback`; a network such as 10.0.0.0/8 or an address; a host name; each with `:port` to
+    allow that port alone.
+
+    A name's entry covers public addresses only: where a name leads into a network of one's own, that network has to be
+    listed too, so that whoever holds the name's DNS cannot choose what is called there.
+    """
+
+    def __init__(self, entries: Iterable[str]) -> None:
+        """Raises ValueError for an entry that is none of these."""
+        self._networks: list[tuple[Network, int | None]] = []
+        self._hosts: set[tuple[str, int | None]] = set()
+        for entry in entries:
+            self._add(entry.strip().lower())
+
+    def may_allow(self, endpoint: Endpoint) -> bool:
+        """Whether it could be allowed, by what is known without asking for the name's addresses."""
+        literal = _address(endpoint.host)
+        if literal is not None:
+            return self._allows(endpoint, literal)
+        if endpoint.host == "localhost":
+            return any(self._allows(endpoint, ipaddress.ip_address(one)) for one in ("127.0.0.1", "::1"))
+        return self._names(endpoint) or any(port in (None, endpoint.port) for _, port in self._networks)
+
+    def resolve(self, endpoint: Endpoint) -> Address:
+        """An allowed address of the endpoint. Raises OutboundRefused where it has none, OSError where it has no address
+        at all. Blocks."""
+        found = socket.getaddrinfo(endpoint.host, endpoint.port, type=socket.SOCK_STREAM)
+        addresses = [_plain(ipaddress.ip_address(str(one[4][0]).partition("%")[0])) for one in found]
+        for address in addresses:
+            if self._allows(endpoint, address):
+                return address
+        where = ", ".join(sorted({str(address) for address in addresses}))
+        raise OutboundRefused(
+            f"{endpoint.host}:{endpoint.port} ({where}) may not be called; RLHF_OUTBOUND_ALLOW lists what may"
+        )
+
+    def _allows(self, endpoint: Endpoint, address: Address) -> bool:
+        listed = any(
+            address.version == network.version and address in network and port in (None, endpoint.port)
+            for network, port in self._networks
+        )
+        return listed or (self._names(endpoint) and address.is_global)
+
+    def _names(self, endpoint: Endpoint) -> bool:
+        return not self._hosts.isdisjoint({(endpoint.host, None), (endpoint.host, endpoint.port)})
+
+    def _add(self, entry: str) -> None:
+        host, port = _split(entry)
+        if host == LOOPBACK:
+            self._networks += [(network, port) for network in _LOOPBACK_NETWORKS]
+            return
+        try:
+            self._networks.append((ipaddress.ip_network(host), port))
+        except ValueError:
+            if not _HOST.fullmatch(host) or re.fullmatch(r"[0-9./]+", host):
+                raise ValueError(
+                    f"{entry!r} is neither {LOOPBACK}, a network such as 10.0.0.0/8 nor a host name"
+                ) from None
+            self._hosts.add((host, port))
+
+
+def client(allowance: Allowance, timeout_seconds: float) -> httpx.Client:
+    """An HTTP client that connects to allowed addresses alone; a request to another raises OutboundRefused."""
+    import httpx
+
+    class Pinned(httpx.BaseTransport):
+        def __init__(self) -> None:
+            self._inner = httpx.HTTPTransport(trust_env=False)
+
+        def handle_request(self, request: httpx.Request) -> httpx.Response:
+            endpoint = Endpoint.of(str(request.url))
+            try:
+                address = allowance.resolve(endpoint)
+            except OSError as error:
+                raise httpx.ConnectError(f"{endpoint.host}: {error}", request=request) from error
+            # The certificate is still that of the name, and so is the Host header.
+            request.extensions = {**request.extensions, "sni_hostname": endpoint.host}
+            request.url = request.url.copy_with(host=str(address))
+            return self._inner.handle_request(request)
+
+        def close(self) -> None:
+            self._inner.close()
+
+    return httpx.Client(transport=Pinned(), timeout=timeout_seconds, follow_redirects=False, trust_env=False)
+
+
+def _split(entry: str) -> tuple[str, int | None]:
+    """Host and port; IPv6 with a port stands in brackets."""
+    bracketed = re.fullmatch(r"\[([0-9a-f:.]+)\](?::([0-9]{1,5}))?", entry)
+    if bracketed:
+        return bracketed[1], int(bracketed[2]) if bracketed[2] else None
+    host, colon, port = entry.rpartition(":")
+    if colon and ":" not in host and port.isdecimal():
+        return host, int(port)
+    return entry, None
+
+
+def _address(host: str) -> Address | None:
+    try:
+        return _plain(ipaddress.ip_address(host))
+    except ValueError:
+        return None
+
+
+def _plain(address: Address) -> Address:
+    """IPv4 written as IPv6 is IPv4."""
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+        return address.ipv4_mapped
+    return address
