@@ -6,6 +6,7 @@ import math
 
 from services.mesh.errors import InvalidArgument, Violation
 from services.trainer import rewards
+from services.trainer.algorithms.overrides import check_overrides
 from services.trainer.algorithms.settings import LoraSettings, RewardSettings, RunParams, TrainingParams
 from services.trainer.plan import JobFacts
 
@@ -31,7 +32,7 @@ def check_common(
         found.append(Violation("validation_dataset", f"is of format {facts.validation_format!r}; {known} is wanted"))
     if batch_size > facts.train_rows:
         found.append(Violation(batch_field, f"must be at most the {facts.train_rows} rows of the dataset"))
-    found += _check_device(params, facts)
+    found += _check_device(params, facts) + check_overrides(params)
     if not isinstance(params, TrainingParams):
         return found
     found += check_reward(params.reward, facts, "reward")

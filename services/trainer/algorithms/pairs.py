@@ -9,6 +9,7 @@ from pydantic import Field
 
 from services.mesh.errors import Violation
 from services.trainer.algorithms.checking import check_common, check_divides, check_length, check_memory
+from services.trainer.algorithms.overrides import applied
 from services.trainer.algorithms.sections import (
     engine_overrides,
     largest_divisor,
@@ -49,7 +50,7 @@ def check_pairs(params: PairParams, facts: JobFacts, validation_formats: tuple[s
 def pair_overrides(params: PairParams, inputs: PlanInputs) -> dict[str, Any]:
     """verl's settings. A pair is two rows, one after the other; what counts rows for verl is twice the pairs."""
     per_slot = params.batch_size // inputs.slots
-    return {
+    verl = {
         **model_overrides("model", params, inputs),
         **engine_overrides("engine", params, inputs.device),
         **optimizer_overrides("optim", params),
@@ -62,6 +63,7 @@ def pair_overrides(params: PairParams, inputs: PlanInputs) -> dict[str, Any]:
         # It would order rows by length.
         "trainer.balance_batch": False,
     }
+    return applied(verl, params)
 
 
 def pair_steps(params: PairParams, inputs: PlanInputs) -> int:

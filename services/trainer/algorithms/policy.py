@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import Field
 
@@ -16,6 +15,7 @@ from services.trainer.algorithms.checking import (
     check_memory,
     check_reward,
 )
+from services.trainer.algorithms.overrides import applied, flat
 from services.trainer.algorithms.sections import (
     engine_overrides,
     largest_divisor,
@@ -55,6 +55,7 @@ LossAggregation = Annotated[
 class PolicyParams(TrainingParams):
     """Sampling, the reward, and the policy's update by the clipped ratio (Schulman et al. 2017, arXiv:1707.06347)."""
 
+    verl_config: ClassVar[str] = "ppo_trainer"
     learning_rate: Annotated[float, Field(gt=0, le=1, description="peak of AdamW's rate; LoRA wants ten times")] = 1e-6
     scheduler: Annotated[Literal["constant", "cosine"], Field(description="rate after the warm-up")] = "constant"
     warmup_ratio: Annotated[float, Field(ge=0, le=0.5, description="share of steps with a rising rate")] = 0.0
@@ -142,8 +143,8 @@ def check_whitened(params: PolicyParams) -> list[Violation]:
     return [Violation("prompts_per_step", "must be at least 2 with one answer a prompt")]
 
 
-def policy_plan(algorithm: str, params: PolicyParams, inputs: PlanInputs, verl: Mapping[str, Any]) -> LaunchPlan:
-    """A plan for verl's synchronous PPO trainer; `verl` is what sets this algorithm apart, and wins."""
+def policy_plan(algorithm: str, params: PolicyParams, inputs: PlanInputs, verl: dict[str, Any]) -> LaunchPlan:
+    """A plan for verl's synchronous PPO trainer; `verl` is what sets this algorithm apart."""
     return LaunchPlan(
         **inputs.common(),
         algorithm=algorithm,
@@ -151,24 +152,28 @@ def policy_plan(algorithm: str, params: PolicyParams, inputs: PlanInputs, verl: 
         reward=reward_spec(params.reward),
         held_out_reward=reward_spec(params.held_out_reward) if params.held_out_reward else None,
         trainer="rl",
-        verl={
-            **model_overrides("actor_rollout_ref.model", params, inputs),
-            **_actor(params, inputs),
-            **_rollout(params, inputs),
-            **_kl(params),
-            "algorithm.rollout_correction.bypass_mode": _on_policy(params, inputs),
-            "data.train_batch_size": params.prompts_per_step,
-            "data.max_prompt_length": params.max_prompt_length,
-            "data.max_response_length": params.max_response_length,
-            "data.seed": params.seed,
-            **verl,
-        },
+        verl=applied(_verl(params, inputs) | verl, params),
         adapter=params.lora is not None,
         max_tokens=params.max_prompt_length,
         total_steps=total_steps(params.steps, params.epochs, inputs.train_rows, params.prompts_per_step),
         save_every_steps=params.save_every_steps,
         seed=params.seed,
     )
+
+
+def _verl(params: PolicyParams, inputs: PlanInputs) -> dict[str, Any]:
+    """What every policy algorithm sets of verl's configuration."""
+    return {
+        **model_overrides("actor_rollout_ref.model", params, inputs),
+        **_actor(params, inputs),
+        **_rollout(params, inputs),
+        **_kl(params),
+        "algorithm.rollout_correction.bypass_mode": _on_policy(params, inputs),
+        "data.train_batch_size": params.prompts_per_step,
+        "data.max_prompt_length": params.max_prompt_length,
+        "data.max_response_length": params.max_response_length,
+        "data.seed": params.seed,
+    }
 
 
 def micro_batch_size(params: PolicyParams, inputs: PlanInputs) -> int:
@@ -194,8 +199,9 @@ def _on_policy(params: PolicyParams, inputs: PlanInputs) -> bool:
     one_update = params.mini_batch_size in (None, params.prompts_per_step) and params.passes_per_step == 1
     same_numbers = inputs.device == "cpu" and resolve_precision(params.precision, inputs.device) == "fp32"
     uncut = params.top_p == 1 and params.top_k is None
+    corrected = any(name.startswith("algorithm.rollout_correction.") for name, _ in flat(params.verl_overrides))
     # A KL in the reward is taken between the reference and the log-probabilities computed again.
-    return one_update and same_numbers and uncut and params.lora is None and not _kl_in_reward(params)
+    return one_update and same_numbers and uncut and params.lora is None and not _kl_in_reward(params) and not corrected
 
 
 def _actor(params: PolicyParams, inputs: PlanInputs) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -88,6 +88,11 @@ class RunParams:
         int, Field(ge=1, le=64, description="slots that share one long sequence (Ulysses); CUDA only")
     ] = 1
     lora: Annotated[LoraSettings | None, Field(description="null trains all weights")] = None
+    verl_overrides: Annotated[
+        dict[str, Any] | None, Field(description="settings of verl by its own dotted names, of those that are open")
+    ] = None
+    # Which of verl's configurations those names are in.
+    verl_config: ClassVar[str] = "sft_trainer_engine"
 
 
 @dataclass(frozen=True)

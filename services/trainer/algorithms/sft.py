@@ -10,6 +10,7 @@ from pydantic import Field
 from services.mesh.errors import Violation
 from services.trainer.algorithms import algorithms
 from services.trainer.algorithms.checking import check_common, check_divides, check_length, check_memory
+from services.trainer.algorithms.overrides import applied
 from services.trainer.algorithms.sections import (
     engine_overrides,
     largest_divisor,
@@ -75,7 +76,7 @@ class Sft:
             validation=validation_plan(params.validation, params.reward, inputs),
             reward=None,
             trainer="sft",
-            verl=verl,
+            verl=applied(verl, params),
             adapter=params.lora is not None,
             max_tokens=params.max_length,
             total_steps=total_steps(params.steps, params.epochs, inputs.train_rows, params.batch_size),
