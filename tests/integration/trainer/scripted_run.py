@@ -69,7 +69,8 @@ def save(folder: Path, writer: spool.SpoolWriter, step: int, *, spoil: bool) -> 
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     manifest = Manifest.of_folder(weights)
-    common = {"step": step, "kind": "full", "path": str(weights), "training_state_path": str(state)}
+    kind = json.loads(os.environ["SCRIPT"]).get("kind", "full")
+    common = {"step": step, "kind": kind, "path": str(weights), "training_state_path": str(state)}
     writer.append(spool.Checkpoint(**common, state="verifying"))
     if spoil:
         (weights / "model.safetensors").write_text("something else")

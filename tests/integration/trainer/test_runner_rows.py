@@ -143,6 +143,7 @@ def test_a_made_model_is_described(tiny_model: Path) -> None:
         (lambda folder: (folder / "chat_template.jinja").unlink(), "no chat template"),
         (lambda folder: (folder / "link").symlink_to("/etc/passwd"), "is a link"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"\0" * 100), "does not load"),
+        (lambda folder: _replace(folder / "config.json", "ForCausalLM", "ForSequenceClassification"), "reward model"),
     ],
 )
 def test_a_folder_that_is_no_usable_model_is_refused(tiny_model: Path, tmp_path: Path, change: Any, text: str) -> None:
@@ -153,6 +154,12 @@ def test_a_folder_that_is_no_usable_model_is_refused(tiny_model: Path, tmp_path:
     change(folder)
     with pytest.raises(UnusableModelError, match=text):
         inspect(folder)
+
+
+def _replace(path: Path, before: str, after: str) -> None:
+    text = path.read_text()
+    assert before in text
+    path.write_text(text.replace(before, after))
 
 
 def test_the_command_refuses_in_json(tmp_path: Path) -> None:

@@ -233,6 +233,16 @@ async def test_checkpoints_are_listed_downloaded_and_announced(bench: Bench, mon
     assert left == [], "weights are in the artifact store; copies beside the run are gone"
 
 
+async def test_no_job_starts_from_a_reward_model(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    await bench.start_worker({"save_at": [6], "kind": "reward"}, monkeypatch)
+    name = await bench.create()
+    assert (await bench.ended(name)).state == SUCCEEDED
+    [checkpoint] = await bench.checkpoints(name)
+    assert (checkpoint.kind, checkpoint.state) == (checkpoint.KIND_REWARD, checkpoint.STATE_READY)
+    with pytest.raises(InvalidArgument, match="is a reward model"):
+        await bench.create(base_model=checkpoint.name)
+
+
 async def test_a_run_that_dies_is_started_again_from_its_last_checkpoint(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
