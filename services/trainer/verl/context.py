@@ -24,5 +24,5 @@ class RunContext:
     def report_left_out(self, left_out: int, rows: int) -> None:
         """Say that rows are too long to be trained on."""
         message = f"{left_out} of {rows} training rows are longer than {self.plan.max_tokens} tokens and are left out"
-        remedy = "raise max_length" if self.plan.trainer == "sft" else "raise max_prompt_length"
+        remedy = "raise max_prompt_length" if self.plan.trainer == "rl" else "raise max_length"
         self.spool.append(Problem(severity="warning", message=message, remedy=remedy))
