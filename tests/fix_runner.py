@@ -35,7 +35,13 @@ CONFIG = {
 SPEC = {"config": CONFIG, "tokenizer": {"kind": "characters", "alphabet": "0123456789"}}
 # Processes of Ray that belong to no job.
 RAYS_OWN = ("ray::IDLE", "ray::DashboardAgent", "ray::RuntimeEnvAgent")
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_memory_monitor_refresh_ms": "0"}
+# Ray takes a token for every cluster where the user has one, and asks for it in some of its processes only.
+ENVIRONMENT = {
+    **os.environ,
+    "OMP_NUM_THREADS": "1",
+    "RAY_memory_monitor_refresh_ms": "0",
+    "RAY_AUTH_MODE": "disabled",
+}
 
 
 @pytest.fixture(scope="session")
