@@ -7,4 +7,5 @@ pytest_plugins = [
     "tests.fix_member",
     "tests.fix_runner",
     "tests.fix_telemetry",
+    "tests.fix_verl",
 ]
