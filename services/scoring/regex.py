@@ -56,3 +56,12 @@ def match(pattern: Any, text: str, mode: Mode) -> dict[str, str] | None:
     if found is None:
         return None
     return {name: (found.group(at) or b"").decode("utf-8", "replace") for name, at in pattern.groupindex.items()}
+
+
+def all_matches(pattern: Any, text: str, group: str) -> list[str]:
+    """What `group` holds in each match, in order; none for a text that is too long."""
+    data = to_utf8(text)
+    if len(data) > LONGEST_TEXT:
+        return []
+    at = pattern.groupindex[group]
+    return [(found.group(at) or b"").decode("utf-8", "replace") for found in pattern.finditer(data)]

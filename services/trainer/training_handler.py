@@ -6,7 +6,7 @@ import asyncio
 import logging
 import random
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from services.mesh import client, params, tracing
@@ -41,6 +41,8 @@ from services.trainer.store import checkpoints, series
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.1
+# What the job's judges have cost, of all its attempts.
+LEDGER_FILE = "reward_cost.json"
 EXIT_SECONDS = 30.0
 # Before the second try of a run that died. Each later pause is twice as long, and no two jobs wait equally long: what
 # killed one has often killed many.
@@ -185,6 +187,7 @@ class TrainingHandler:
             resume_from=resume,
             work_dir=str(folder),
             traceparent=tracing.traceparent(),
+            reward_site=replace(self._settings.reward_site, ledger=str(self._folder(lease) / LEDGER_FILE)),
         )
         return algorithm.plan(params.parse(algorithm.Params, spec.params), plan_inputs)
 

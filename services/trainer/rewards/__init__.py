@@ -106,10 +106,12 @@ def _no_models(folder: str) -> ModelScorer:
 @dataclass(frozen=True)
 class Surroundings:
     """Where a judge works. `wait(why, seconds)` is called while what the judge depends on is away: it says so, sleeps,
-    and raises where nobody wants to wait. `load_model` loads a reward model from a folder."""
+    and raises where nobody wants to wait. `check` is called now and then while it works, and raises to end that.
+    `load_model` loads a reward model from a folder."""
 
     site: RewardSite = DEFAULT_REWARD_SITE
     wait: Callable[[str, float], None] = _give_up
+    check: Callable[[], None] = lambda: None
     load_model: Callable[[str], ModelScorer] = _no_models
 
 

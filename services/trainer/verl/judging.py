@@ -25,7 +25,7 @@ class RunJudges:
         self._waited = False
         plan: LaunchPlan = context.plan
         assert plan.reward is not None
-        surroundings = rewards.Surroundings(plan.reward_site, self._wait)
+        surroundings = rewards.Surroundings(plan.reward_site, self._wait, self._check)
         with contextlib.ExitStack() as undo:
             self._reward = _open(plan.reward, surroundings, undo)
             self._held_out = _open(plan.held_out_reward, surroundings, undo) if plan.held_out_reward else None
@@ -51,9 +51,12 @@ class RunJudges:
             self._say(WAITING)
         until = time.monotonic() + seconds
         while time.monotonic() < until:
-            if self._context.reporter.stop_requested():
-                raise StopRequestedError
-            time.sleep(_POLL_SECONDS)
+            self._check()
+            time.sleep(min(seconds, _POLL_SECONDS))
+
+    def _check(self) -> None:
+        if self._context.reporter.stop_requested():
+            raise StopRequestedError
 
     def _back(self, scores: list[rewards.Score]) -> list[rewards.Score]:
         if self._waited:

@@ -12,15 +12,16 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
 from services.mesh.artifacts import Manifest
 from services.trainer import plan as plans
-from services.trainer import rewards
+from services.trainer import provenance, rewards
 from services.trainer.runners.local import stop_requested
 from services.trainer.spool import Checkpoint, Metrics, Problem, Sample, SampleBatch, SpoolWriter
+from services.trainer.weights.probe import TOLERANCE, Probe, ask, difference
 from services.trainer.weights.questions import Question, read_questions, score, summarise
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ class CheckRequest(msgspec.Struct, frozen=True, kw_only=True):
     training_state_path: str = ""
     sample: bool = True
     checkpoint: bool = True
+    # What the weights answered while they were in training; None where nobody asked them.
+    probe: Probe | None = None
 
 
 def main(folder: Path) -> int:
@@ -106,17 +109,32 @@ class Checker:
                 manifest_sha256=manifest.sha256 if manifest else "",
                 size_bytes=manifest.size_bytes if manifest else 0,
                 metrics=metrics,
+                software=dict(provenance.software()),
             )
         )
+
+    def _compared(self, request: CheckRequest, model: Any) -> dict[str, float]:
+        """How far the saved weights are from those in training, by their answers. Raises ValueError: too far."""
+        if request.probe is None:
+            return {}
+        found = difference(request.probe.logprobs, ask(model))
+        allowed = TOLERANCE[request.probe.dtype]
+        if not found <= allowed:
+            raise ValueError(
+                f"what was saved is not what was trained: a log-probability of the probe differs by {found:.2g}, more"
+                f" than the {allowed:g} that rounding may make"
+            )
+        return {"verification/logprob_difference": found}
 
     def _sample(self, request: CheckRequest) -> dict[str, float]:
         from services.trainer.weights.answering import Answerer
 
         base = Path(self._plan.model_path) if request.kind == "adapter" else None
         answerer = Answerer(Path(request.path), base)
+        compared = self._compared(request, answerer.model)
         validation = self._plan.validation
         if not request.sample or validation is None or self._plan.validation_path is None:
-            return {}
+            return compared
         if self._questions is None:
             self._questions = self._fitting(
                 read_questions(Path(self._plan.validation_path), validation.rows), answerer, validation
@@ -127,9 +145,9 @@ class Checker:
             # The weights are sound, they only have no score.
             message = f"the answers of step {request.step} have no score: {error}"
             self._spool.append(Problem(severity="error", message=message, remedy=error.remedy))
-            return {}
+            return compared
         self._spool.append(Metrics(step=request.step, values=values))
-        return values
+        return {**compared, **values}
 
     def _try_pairs(self, request: CheckRequest) -> dict[str, float]:
         """A reward model is asked which answer of each pair is better."""
@@ -186,7 +204,7 @@ class Checker:
         self, questions: list[Question], completions: list[str], reward: plans.RewardSpec
     ) -> list[rewards.Score | None]:
         if self._judge is None:
-            surroundings = rewards.Surroundings(self._plan.reward_site, self._wait)
+            surroundings = rewards.Surroundings(self._plan.reward_site, self._wait, self._check)
             self._judge = rewards.open_judge(reward.name, reward.params, surroundings)
         return score(questions, completions, self._judge, rewards.needs_answer(reward.name, reward.params))
 
@@ -197,6 +215,9 @@ class Checker:
             self._spool.append(Problem(severity="warning", message=f"the validation waits: {why}"))
         until = time.monotonic() + seconds
         while time.monotonic() < until:
-            if stop_requested(Path(self._plan.work_dir)):
-                raise rewards.RewardError(f"{why}; the run is to stop", reason="REWARD_UNAVAILABLE")
-            time.sleep(_POLL_SECONDS)
+            self._check()
+            time.sleep(min(seconds, _POLL_SECONDS))
+
+    def _check(self) -> None:
+        if stop_requested(Path(self._plan.work_dir)):
+            raise rewards.RewardError("the run is to stop", reason="REWARD_UNAVAILABLE")

@@ -1,0 +1,62 @@
+"""The contract of an endpoint that gives scores. Pure.
+
+POST {"samples": [{"prompt": [{"role", "content"}], "completion", "answer", "metadata"}]}, answer null where there is
+none; 200 with {"scores": [{"score": number, "parts": {name: number}}]}, one a sample, in order. A bare number is a
+score without parts; every sample has the same parts. "cost", a number beside the scores, counts against cost_cap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from services.scoring import regex
+from services.trainer.judges.calls import UnusableReply
+from services.trainer.judges.ledger import Spent
+from services.trainer.rewards import RewardSample, Score
+
+_PART = regex.compile_pattern("[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}", False)
+_MOST_PARTS = 32
+
+
+def request(samples: Sequence[RewardSample]) -> dict[str, Any]:
+    return {"samples": [_plain(sample) for sample in samples]}
+
+
+def _plain(sample: RewardSample) -> Mapping[str, Any]:
+    completion = sample.completion.encode("utf-8", "replace").decode()
+    return {
+        "prompt": sample.prompt,
+        "completion": completion,
+        "answer": sample.answer,
+        "metadata": dict(sample.metadata),
+    }
+
+
+def cost(reply: Any) -> Spent:
+    """What the endpoint says that the request has cost; 0 where it does not say."""
+    said = reply.get("cost") if isinstance(reply, dict) else None
+    return Spent(cost=float(said)) if isinstance(said, int | float) and said >= 0 else Spent()
+
+
+def read(reply: Any, count: int, first: int) -> list[Score]:
+    """Raises UnusableReply for anything but `count` numbers, or objects with one."""
+    scores = reply.get("scores") if isinstance(reply, dict) else None
+    if not isinstance(scores, list) or len(scores) != count:
+        given = f"{len(scores)} scores" if isinstance(scores, list) else "no list named scores"
+        raise UnusableReply(f"{given} for {count} samples")
+    return [_read_score(one, first + index) for index, one in enumerate(scores)]
+
+
+def _read_score(given: Any, index: int) -> Score:
+    one = given if isinstance(given, dict) else {"score": given}
+    parts = one.get("parts") or {}
+    numbers = [one.get("score"), *(parts.values() if isinstance(parts, dict) else [None])]
+    if not all(isinstance(number, int | float) and not isinstance(number, bool) for number in numbers):
+        raise UnusableReply(f"sample {index} has something else than numbers: {str(given)[:100]}")
+    if len(parts) > _MOST_PARTS or not all(_PART.fullmatch(name.encode("utf-8", "replace")) for name in parts):
+        raise UnusableReply(f"sample {index} has more than {_MOST_PARTS} parts, or names that no series can have")
+    try:
+        return Score(float(one["score"]), {name: float(value) for name, value in parts.items()})
+    except (ValueError, OverflowError) as error:
+        raise UnusableReply(f"sample {index}: {error}") from None
