@@ -14,9 +14,10 @@ import math
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from services.mesh.errors import Violation
+from services.trainer.algorithms.settings import RunParams
 
 SETTINGS_FILE = Path(__file__).with_name("verl_settings.json")
 
@@ -94,16 +95,6 @@ CHOICES: dict[str, tuple[str | None, ...]] = {
 }
 
 
-class _Params(Protocol):
-    """What is read of a job's parameters."""
-
-    @property
-    def verl_config(self) -> str: ...
-
-    @property
-    def verl_overrides(self) -> dict[str, Any] | None: ...
-
-
 def flat(overrides: Mapping[str, Any] | None, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """(dotted name, value) of each; names may be nested or dotted."""
     for key, value in (overrides or {}).items():
@@ -114,12 +105,12 @@ def flat(overrides: Mapping[str, Any] | None, prefix: str = "") -> Iterator[tupl
             yield name, value
 
 
-def applied(verl: dict[str, Any], params: _Params) -> dict[str, Any]:
+def applied(verl: dict[str, Any], params: RunParams) -> dict[str, Any]:
     """`verl` with the job's own settings, which win."""
     return {**verl, **dict(flat(params.verl_overrides))}
 
 
-def check_overrides(params: _Params) -> list[Violation]:
+def check_overrides(params: RunParams) -> list[Violation]:
     """Every name that is not open, with the nearest that is, and every value that is not of verl's type."""
     known = settings()[params.verl_config]
     if not hasattr(params, "critic"):

@@ -109,7 +109,8 @@ def loss(algorithm: str, data: SimpleNamespace, advantage_B_T: Any, **params: An
         global_batch_size=B,
         loss_scale_factor=actor.loss_scale_factor,
     )
-    value, _ = get_policy_loss_fn(actor.policy_loss.loss_mode)(
+    function: Any = get_policy_loss_fn(actor.policy_loss.loss_mode)
+    value, _ = function(
         old_log_prob=data.old,
         log_prob=data.new,
         advantages=advantage_B_T,
