@@ -49,7 +49,7 @@ class RewardModel:
     is the score r. Minimised is the mean over pairs of −log σ(r⁺ − r⁻ − margin) + centre_coefficient·(r⁺ + r⁻)²: the
     model of Bradley and Terry 1952 as in Ouyang et al. 2022 (section 3.5, arXiv:2203.02155), and the second term of
     Eisenstein et al. 2023 (arXiv:2312.09244). Run on verl's SFT trainer, with an engine and a loss of ours. Its
-    checkpoints are of kind reward: transformers' AutoModelForSequenceClassification loads them, and adapters are merged.
+    checkpoints are of kind reward: transformers' AutoModelForSequenceClassification loads them; adapters are merged.
 
     Not where an answer can be checked: a rule can't be deceived, a reward model can. Nor for a handful of pairs.
     """

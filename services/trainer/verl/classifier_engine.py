@@ -16,12 +16,14 @@ from torch import Tensor
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 from verl.utils.fsdp_utils import get_fsdp_full_state_dict, load_fsdp_model_to_gpu, offload_fsdp_model_to_cpu
 from verl.utils.py_functional import convert_to_regular_types
-from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
+from verl.workers.engine.fsdp import transformer_impl
 
+# Its decorator hides the class from type checkers.
+Engine: Any = transformer_impl.FSDPEngineWithLMHead
 PREFIX = "base_model.model."
 
 
-class SequenceClassifierEngine(FSDPEngineWithLMHead):
+class SequenceClassifierEngine(Engine):
     def _build_module(self) -> Any:
         config = self.model_config.hf_config
         name = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.get(config.model_type)
@@ -41,12 +43,13 @@ class SequenceClassifierEngine(FSDPEngineWithLMHead):
     def _build_lora_module(self, module: Any) -> Any:
         """verl takes every model for a language model; of a classifier the new layer is trained whole."""
         module.enable_input_require_grads()
+        targets: Any = convert_to_regular_types(self.model_config.target_modules)
         config = LoraConfig(
             task_type=TaskType.SEQ_CLS,
             r=self.model_config.lora_rank,
             lora_alpha=self.model_config.lora_alpha,
             lora_dropout=self.model_config.lora.get("dropout", 0.0),
-            target_modules=convert_to_regular_types(self.model_config.target_modules),
+            target_modules=targets,
         )
         # FSDP wants one dtype in a group of parameters.
         return get_peft_model(module, config, autocast_adapter_dtype=False)
@@ -70,7 +73,7 @@ class SequenceClassifierEngine(FSDPEngineWithLMHead):
         super().save_checkpoint(local_path, hdfs_path, global_step, max_ckpt_to_keep, **kwargs)
         if self._is_offload_param:
             load_fsdp_model_to_gpu(self.module)
-        tensors = get_fsdp_full_state_dict(self.module, offload_to_cpu=True, rank0_only=True)
+        tensors: Any = get_fsdp_full_state_dict(self.module, offload_to_cpu=True, rank0_only=True)
         if self._is_offload_param:
             offload_fsdp_model_to_cpu(self.module)
         if self.rank == 0:

@@ -51,7 +51,9 @@ class DpoTrainer(PairTrainer):
 
     def _build_engine(self) -> None:
         super()._build_engine()
-        self.training_client.set_loss_fn(loss_fn=partial(dpo_loss, settings=self._settings))
+        # Its methods are the worker's.
+        self._workers: Any = self.training_client
+        self._workers.set_loss_fn(loss_fn=partial(dpo_loss, settings=self._settings))
 
     @property
     def _settings(self) -> DpoLoss:
@@ -104,7 +106,7 @@ class DpoTrainer(PairTrainer):
         tu.assign_non_tensor(
             data, compute_loss=False, no_lora_adapter=self._context.plan.adapter, global_token_num=lengths
         )
-        logps = self.training_client.infer_batch(data).get()["log_probs"]
+        logps = self._workers.infer_batch(data).get()["log_probs"]
         logp_R, _ = sum_answers(logps.values().float(), masks.values(), masks.offsets())
         return logp_R.reshape(-1, 2)
 

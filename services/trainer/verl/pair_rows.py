@@ -70,7 +70,7 @@ def _render(tokenizer: Any, messages: Messages, opening: bool) -> list[int]:
     return tokenizer.apply_chat_template(messages, add_generation_prompt=opening, tokenize=True, return_dict=False)
 
 
-def collate(pairs: list[dict[str, Any]]) -> dict[str, Tensor]:
+def collate(pairs: list[dict[str, Any]]) -> dict[str, Any]:
     """P pairs as 2P rows, chosen and rejected in turn: jagged tokens, and the reference's log-probability of each."""
     sides = [side for pair in pairs for side in pair["sides"]]
     return {

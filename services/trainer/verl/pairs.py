@@ -1,4 +1,5 @@
 """verl's SFT trainer on pairs: a step takes both answers of each of its pairs, one row after the other."""
+# ruff: noqa: N803  (axes stand in names)
 
 from __future__ import annotations
 

@@ -9,7 +9,8 @@ from typing import Any
 import ray
 from torch import Tensor
 from verl.single_controller.ray import RayClassWithInitArgs, RayResourcePool, RayWorkerGroup
-from verl.workers.engine_workers import TrainingWorker, TrainingWorkerConfig
+from verl.workers.config import TrainingWorkerConfig
+from verl.workers.engine_workers import TrainingWorker
 
 from services.trainer.plan import RewardModelLoss
 from services.trainer.verl.hooks import SEQUENCE_CLASSIFIER
@@ -46,10 +47,12 @@ class RewardModelTrainer(PairTrainer):
             profiler_config=self.profiler_config,
         )
         trainer = self.config.trainer
-        self.training_client = RayWorkerGroup(
+        # Its methods are the worker's.
+        client: Any = RayWorkerGroup(
             resource_pool=RayResourcePool(process_on_nodes=[trainer.n_gpus_per_node] * trainer.nnodes),
             ray_cls_with_init=RayClassWithInitArgs(ray.remote(TrainingWorker), config=config),
             device_name=trainer.device,
         )
-        self.training_client.set_loss_fn(loss_fn=partial(reward_model_loss, settings=settings))
-        self.training_client.reset()
+        client.set_loss_fn(loss_fn=partial(reward_model_loss, settings=settings))
+        client.reset()
+        self.training_client = client

@@ -32,9 +32,7 @@ class ScoredPair:
     def samples(self) -> list[Sample]:
         """The better answer, then the worse."""
         return [
-            Sample(
-                row_index=self.row_index, prompt=self.prompt, completion=text, expected=None, score=score, parts={}
-            )
+            Sample(row_index=self.row_index, prompt=self.prompt, completion=text, expected=None, score=score, parts={})
             for text, score in ((self.chosen, self.chosen_score), (self.rejected, self.rejected_score))
         ]
 

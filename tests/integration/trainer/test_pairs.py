@@ -1,4 +1,4 @@
-"""What trainers of pairs are made of: which pairs a run meets, adapters merged into a reward model, means over a step."""
+"""What trainers of pairs are made of: which pairs a run meets, adapters merged into a reward model, means of a step."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """DPO on verl's engine, as the trainer worker starts it."""
-# ruff: noqa: N806  (axes stand in names)
+# ruff: noqa: N803, N806  (axes stand in names)
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Losses on pairs, and their gradients, against TRL's own code on fixed tensors. B pairs, R = 2B rows, T tokens a row."""
+"""Losses on pairs, and their gradients, against TRL's code on fixed tensors. B pairs, R = 2B rows, T tokens a row."""
 # ruff: noqa: N803, N806  (axes stand in names)
 
 from __future__ import annotations
@@ -83,14 +83,14 @@ def trl_dpo(case: Case, kind: str, beta: float) -> tuple[Tensor, dict[str, float
     return loss, {name: values[-1] for name, values in trainer._metrics["train"].items()}
 
 
-def trl_cpo(chosen: Tensor, rejected: Tensor, kind: str, beta: float, gamma: float, smoothing: float) -> Tensor:
-    """TRL's function of log-probabilities, which has SimPO, and label smoothing for the sigmoid."""
+def trl_cpo(sides: list[Tensor], kind: str, beta: float, gamma: float, smoothing: float) -> Tensor:
+    """TRL's function of what chosen and rejected have: SimPO is in it, and label smoothing of the sigmoid."""
     from trl.experimental.cpo.cpo_trainer import CPOTrainer
 
     trainer = SimpleNamespace(
         accelerator=ALONE, beta=beta, loss_type=kind, label_smoothing=smoothing, simpo_gamma=gamma, alpha=0.0
     )
-    return CPOTrainer.cpo_loss(trainer, chosen, rejected)[0].mean()  # type: ignore[arg-type]
+    return CPOTrainer.cpo_loss(trainer, *sides)[0].mean()  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -116,7 +116,7 @@ def test_label_smoothing_is_that_of_trl(seed: int) -> None:
     settings = DpoLoss("sigmoid", beta=0.3, label_smoothing=0.2)
     ours = pair_losses(chosen, rejected, settings).loss_P.mean()
     ratios = [side.logp_P - side.reference_logp_P for side in (chosen, rejected)]
-    theirs = trl_cpo(*ratios, "sigmoid", 0.3, 0.0, 0.2)
+    theirs = trl_cpo(ratios, "sigmoid", 0.3, 0.0, 0.2)
     assert ours.item() == pytest.approx(theirs.item(), abs=1e-5)
     assert torch.allclose(gradient(ours, case.logp_R_T), gradient(theirs, case.logp_R_T), atol=1e-5)
 
@@ -128,7 +128,7 @@ def test_simpo_is_that_of_trl_and_knows_no_reference(seed: int) -> None:
     chosen, rejected = case.answers()
     ours = pair_losses(chosen, rejected, DpoLoss("simpo", beta=2.0, gamma=0.7)).loss_P.mean()
     means = [side.logp_P / side.length_P for side in (chosen, rejected)]
-    theirs = trl_cpo(*means, "simpo", 2.0, 0.7, 0.0)
+    theirs = trl_cpo(means, "simpo", 2.0, 0.7, 0.0)
     assert ours.item() == pytest.approx(theirs.item(), abs=1e-5)
     assert torch.allclose(gradient(ours, case.logp_R_T), gradient(theirs, case.logp_R_T), atol=1e-5)
 
@@ -151,7 +151,7 @@ def test_the_loss_of_a_reward_model_is_that_of_trl(margin: float, centre: float)
         _metrics=defaultdict(lambda: defaultdict(list)), _total_train_tokens=0, _tp_size=1,
     )  # fmt: skip
     inputs = {"attention_mask": torch.ones(2 * B, T)} | ({"margin": torch.full((B,), margin)} if margin else {})
-    theirs = RewardTrainer.compute_loss(trainer, trainer.model, inputs)  # type: ignore[arg-type]
+    theirs: Any = RewardTrainer.compute_loss(trainer, trainer.model, inputs)  # type: ignore[arg-type]
     assert ours.item() == pytest.approx(theirs.item(), abs=1e-5)
     assert torch.allclose(gradient(ours, score_R), gradient(theirs, score_R), atol=1e-5)
 

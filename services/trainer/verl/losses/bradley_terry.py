@@ -1,5 +1,5 @@
 """The loss of a reward model on pairs of a better and a worse answer. P pairs."""
-# ruff: noqa: N803  (axes stand in names)
+# ruff: noqa: N803, N806  (axes stand in names)
 
 from __future__ import annotations
 

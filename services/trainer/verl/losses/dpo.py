@@ -1,5 +1,5 @@
 """Losses on pairs of a better and a worse answer. P pairs; log-probabilities are sums over the answer's tokens."""
-# ruff: noqa: N803, N806  (axes stand in names)
+# ruff: noqa: N803, N806, N815  (axes stand in names)
 
 from __future__ import annotations
 
