@@ -66,6 +66,9 @@ def forecast(
         return None
     whole = WEIGHT_BYTES * parameter_count
     weights, state = (0, whole) if plan.adapter else (whole, whole + MOMENT_BYTES * parameter_count)
+    if plan.verl.get("algorithm.adv_estimator") == "gae":
+        # The critic's, which is trained whole.
+        state += whole + MOMENT_BYTES * parameter_count
     every = plan.save_every_steps or plan.total_steps
     saves = -(-plan.total_steps // every)
     kept = saves if settings.keep_best is None else min(saves, settings.keep_best + settings.keep_last + 1)
@@ -89,8 +92,8 @@ def check_room(found: DiskForecast | None) -> list[Violation]:
     message = (
         f"{found.save_count} saves, of which at most {found.checkpoint_count} checkpoints of"
         f" {_gib(found.weights_bytes)} and {found.training_state_count} training states of"
-        f" {_gib(found.training_state_bytes)} are there at a time, take at least {_gib(found.needed_bytes)} with what a save needs while it lasts; the disk of the home has"
-        f" {_gib(found.free_bytes)} free. "
+        f" {_gib(found.training_state_bytes)} are there at a time, take at least {_gib(found.needed_bytes)} with what a"
+        f" save needs while it lasts; the disk of the home has {_gib(found.free_bytes)} free. "
     )
     fewer = "Save less often, or keep fewer by checkpoints.keep_best and checkpoints.keep_training_states"
     remedy = fewer if found.save_count > 1 else "Free some, use lora or a smaller model"

@@ -8,6 +8,8 @@ import pytest
 
 from services.trainer.algorithms import algorithms
 from services.trainer.algorithms.policy import PolicyParams
+from services.trainer.algorithms.retention import DEFAULT_CHECKPOINTS
+from services.trainer.disk import forecast
 from services.trainer.verl.overlong import Overlong
 from tests.unit.trainer.test_algorithms import check, plan
 
@@ -151,6 +153,17 @@ def test_a_critic_is_one_more_trained_model() -> None:
     facts = {"model_parameters": 10**9, "memory_bytes": 24 * 10**9}
     assert check("reinforce_plus_plus", {}, **facts) == {}
     assert "slots" in check("ppo", {}, **facts)
+
+
+@pytest.mark.parametrize("params", [{}, {"lora": {"rank": 4}}])
+def test_a_critic_is_saved_with_the_training_state(params: dict[str, Any]) -> None:
+    def state_bytes(algorithm: str) -> int:
+        made = plan(algorithm, params)
+        found = forecast(made, DEFAULT_CHECKPOINTS, 1000, None)
+        assert found is not None
+        return found.training_state_bytes
+
+    assert state_bytes("ppo") - state_bytes("grpo") == 12 * 1000
 
 
 @pytest.mark.parametrize(("tokens", "lost"), [(1, 0), (6, 0), (7, -0.25), (8, -0.5), (10, -1)])
