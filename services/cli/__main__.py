@@ -17,6 +17,7 @@ from services.cli import (
     jobs,
     lifecycle,
     models,
+    recipes_command,
     reward_trials,
     train,
     violations,
@@ -75,6 +76,7 @@ demo.register(app)
 app.add_typer(models.app, name="model")
 app.add_typer(datasets.app, name="dataset")
 app.add_typer(train.app, name="train")
+app.add_typer(recipes_command.app, name="recipe")
 app.add_typer(jobs.app, name="job")
 app.add_typer(checkpoints.app, name="checkpoint")
 app.add_typer(catalogue.algorithm_app, name="algorithm")

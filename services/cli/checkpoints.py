@@ -114,6 +114,32 @@ def _metric(checkpoint: Checkpoint, metric: str) -> str:
     return display.score(checkpoint.metrics[metric]) if metric in checkpoint.metrics else ""
 
 
+def _training_state(checkpoint: Checkpoint) -> str:
+    from rlhf.type.v1.checkpoint_pb2 import Checkpoint as Type
+
+    if checkpoint.training_state == Type.TRAINING_STATE_UNSPECIFIED:
+        return ""
+    state = Type.TrainingState.Name(checkpoint.training_state).removeprefix("TRAINING_STATE_").lower()
+    return {"kept": "yes", "pruned": "no: there are newer ones, or the job has ended"}.get(state, f"no: {state}")
+
+
+def _provenance(checkpoint: Checkpoint) -> list[tuple[str, str]]:
+    made = checkpoint.provenance
+    if not made.job:
+        return []
+    data = [(made.dataset_version, made.dataset_sha256)]
+    data.append((made.validation_dataset_version, made.validation_dataset_sha256))
+    attempt = f", attempt {made.attempt}" if made.attempt > 1 else ""
+    return [
+        ("job", f"{references.short(made.job)} ({made.algorithm}, seed {made.seed}{attempt})"),
+        ("base weights", f"{references.short(made.base_model)}  {made.base_manifest_sha256[:12]}"),
+        ("after", references.short(made.previous_checkpoint) if made.previous_checkpoint else ""),
+        ("data", "\n".join(f"{references.short(name)}  {sha256[:12]}" for name, sha256 in data if name)),
+        ("params", made.params_sha256[:12]),
+        ("software", ", ".join(f"{name} {version}" for name, version in sorted(made.software.items()))),
+    ]
+
+
 def _facts(checkpoint: Checkpoint) -> list[tuple[str, str]]:
     metrics = "\n".join(f"{name}  {display.number(value)}" for name, value in sorted(checkpoint.metrics.items()))
     files = "\n".join(f"{file.path}  {display.size(file.size_bytes)}  {file.sha256[:12]}" for file in checkpoint.files)
@@ -122,11 +148,14 @@ def _facts(checkpoint: Checkpoint) -> list[tuple[str, str]]:
         ("state", state(checkpoint)),
         ("kind", _kind(checkpoint)),
         ("step", str(checkpoint.step)),
+        ("why", checkpoint.state_reason),
+        ("resumable", _training_state(checkpoint)),
         ("base model", references.short(checkpoint.base_model) if checkpoint.base_model else ""),
         ("made from", ", ".join(references.short(parent) for parent in checkpoint.parents)),
         ("size", display.size(checkpoint.size_bytes)),
         ("created", display.moment(checkpoint.create_time)),
         ("manifest", checkpoint.manifest_sha256),
+        *_provenance(checkpoint),
         ("metrics", metrics),
         ("files", files),
     ]

@@ -65,8 +65,20 @@ def facts(job: TrainingJob) -> list[tuple[str, str]]:
         ("ended", display.moment(job.end_time)),
         ("took", display.took(job.start_time, job.end_time)),
         ("attempts", _attempts(job)),
-        ("params", "\n".join(_params(output.as_json(job).get("params") or {}))),
+        ("disk", _disk(job)),
+        ("software", ", ".join(f"{name} {version}" for name, version in sorted(job.software.items()))),
+        ("params", "\n".join(param_lines(output.as_json(job).get("params") or {}))),
     ]
+
+
+def _disk(job: TrainingJob) -> str:
+    """What was foreseen; empty where nothing was."""
+    if not job.HasField("disk_forecast"):
+        return ""
+    found = job.disk_forecast
+    free = f" of {display.size(found.free_bytes)} that were free" if found.HasField("free_bytes") else ""
+    kept = f"{found.checkpoint_count} checkpoints and {found.training_state_count} training states at a time"
+    return f"at least {display.size(found.needed_bytes)}{free}: {found.save_count} saves, {kept}"
 
 
 def _attempts(job: TrainingJob) -> str:
@@ -80,14 +92,14 @@ def _attempts(job: TrainingJob) -> str:
     return "\n".join(lines)
 
 
-def _params(values: dict[str, Any], prefix: str = "") -> Iterable[str]:
+def param_lines(values: dict[str, Any], prefix: str = "") -> Iterable[str]:
     """`key = value` as `--set` takes it, by name, nested ones last: a protobuf Struct keeps no order."""
     nested = {key: value for key, value in values.items() if isinstance(value, dict) and value}
     for key in sorted(values.keys() - nested.keys()):
         value = values[key]
         yield f"{prefix}{key} = {display.number(value) if isinstance(value, float) else json.dumps(value)}"
     for key in sorted(nested):
-        yield from _params(nested[key], f"{prefix}{key}.")
+        yield from param_lines(nested[key], f"{prefix}{key}.")
 
 
 def samples_table(samples: Sequence[Sample], width: int) -> list[Column]:

@@ -18,6 +18,7 @@ from services.client import references
 from services.mesh.errors import InvalidArgument
 
 if TYPE_CHECKING:
+    from rlhf.trainer.v1.training_job_pb2 import TrainingJob
     from rlhf.type.v1.job_state_pb2 import JobState
     from rlhf.type.v1.log_line_pb2 import LogLine
     from rlhf.type.v1.metric_point_pb2 import MetricPoint
@@ -72,6 +73,44 @@ def watch(context: typer.Context, job: JobArgument, output_format: FormatOption 
 
     found = run(context, lambda client: client.training_jobs.get(references.job(client.project, job)))
     watching.watch_until_end(context, found.name, output_format)
+
+
+@app.command()
+def replay(
+    context: typer.Context,
+    job: JobArgument,
+    name: Annotated[str, typer.Option(help="What to call the new job; made up when empty.")] = "",
+    watch_it: Annotated[bool, typer.Option("--watch", help="Follow it until it ends.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, start nothing.")] = False,
+    output_format: FormatOption = "table",
+) -> None:
+    """Make the same job again: the same weights, rows, parameters and seed. Refused where one of them is gone.
+
+    Example: `rlhf job replay grpo-k3x9qa --watch`, then `rlhf job diff grpo-k3x9qa grpo-7mq2ra`
+    """
+    from services.cli import train
+
+    made = run(context, lambda client: client.training_jobs.replay(job, name, validate_only=dry_run))
+    train.show_created(context, made, watch_it, dry_run, output_format)
+
+
+@app.command()
+def diff(
+    context: typer.Context,
+    job: JobArgument,
+    other: Annotated[str, typer.Argument(metavar="OTHER", help="Another.", autocompletion=completions.jobs)],
+    output_format: DocumentOption = "table",
+) -> None:
+    """What differs between two jobs, in configuration, data and code. Exits with 0 either way.
+
+    Example: `rlhf job diff grpo-k3x9qa grpo-7mq2ra -o json`
+    """
+    from services.cli import job_diff
+
+    async def command(client: AsyncClient) -> tuple[TrainingJob, TrainingJob]:
+        return await client.training_jobs.get(job), await client.training_jobs.get(other)
+
+    job_diff.show(*run(context, command), output_format)
 
 
 @app.command()

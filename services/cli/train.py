@@ -125,10 +125,10 @@ def train(
         described.labels.update(labels)
         return await client.training_jobs.submit(described, name, validate_only=dry_run)
 
-    _show(context, run(context, command), watch, dry_run, output_format)
+    show_created(context, run(context, command), watch, dry_run, output_format)
 
 
-def _show(context: typer.Context, job: TrainingJob, watch: bool, dry_run: bool, output_format: str) -> None:
+def show_created(context: typer.Context, job: TrainingJob, watch: bool, dry_run: bool, output_format: str) -> None:
     """What was created, or would have been; or the job until it ends."""
     if dry_run:
         output.say("nothing is wrong with it; nothing was started")

@@ -35,6 +35,9 @@ _FLAGS = {
     "source.init.seed": "--seed",
     "file_name": "FILE",
     "reward_id": "REWARD",
+    "inputs.base_manifest_sha256": "model",
+    "inputs.dataset_sha256": "dataset",
+    "inputs.validation_dataset_sha256": "validation dataset",
 }
 _MESSAGES = ("training_job.", "model.", "dataset.", "upload.")
 

@@ -76,6 +76,25 @@ class TrainingJobs(Resource):
         )
         return self._calls.call("CreateTrainingJob", request, TrainingJob)
 
+    def replay(self, name: str, new_name: str = "", *, validate_only: bool = False) -> TrainingJob:
+        """Create the same job once more, from what it was made from: weights, rows, parameters and seed.
+
+        Raises InvalidArgument where one of them is gone or has changed, NotFound.
+        """
+        made = self.get(name)
+        again = TrainingJob(
+            algorithm=made.algorithm,
+            base_model=made.base_model,
+            dataset_version=made.dataset_version,
+            validation_dataset_version=made.validation_dataset_version,
+            params=made.params,
+            placement=made.placement,
+            priority=made.priority,
+            labels=made.labels,
+            inputs=made.inputs,
+        )
+        return self.submit(again, new_name, validate_only=validate_only)
+
     def get(self, name: str) -> TrainingJob:
         """Raises NotFound."""
         request = rpc.GetTrainingJobRequest(name=self._full(name))

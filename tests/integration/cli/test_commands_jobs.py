@@ -11,6 +11,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from google.protobuf.json_format import MessageToDict
 from rlhf.trainer.v1 import model_pb2
 from rlhf.type.v1 import job_state_pb2
 
@@ -61,7 +62,7 @@ async def test_everything_wrong_is_told_by_its_flag(mesh: FakeMesh) -> None:
     lines = done.err.splitlines()
     assert lines[0] == "error: 2 things to change"
     assert {line.split()[1] for line in lines[1:]} == {"learning_rate", "lora.rnk"}
-    assert "one of grpo, sft" in (await mesh.rlhf(*train("nonsense"), check=2)).err
+    assert re.search("one of .*grpo,.* sft", (await mesh.rlhf(*train("nonsense"), check=2)).err)
     assert mesh.trainer.running == {}
 
 
@@ -214,3 +215,56 @@ async def test_what_is_neither_model_nor_job_is_told(mesh: FakeMesh) -> None:
     mesh.trainer.step_seconds = 10
     await mesh.rlhf(*train("sft", "--name", "young"))
     assert "no checkpoint that is ready" in (await mesh.rlhf(*train("sft", model="young"), check=4)).err
+
+
+async def test_a_job_is_made_again_and_two_jobs_are_compared(mesh: FakeMesh) -> None:
+    await mesh.rlhf(*train("sft", "--set", "seed=7", "--name", "first", "--priority", "3", "--label", "a=b"))
+    first = mesh.trainer.running[f"{JOBS}/first"].job
+    first.inputs.base_manifest_sha256, first.inputs.dataset_sha256 = "a" * 64, "d" * 64
+    first.software["verl"] = "0.9.1"
+    done = await mesh.rlhf("job", "replay", "first", "--name", "again", "-o", "name")
+    assert done.out == f"{JOBS}/again\n"
+    again = mesh.trainer.running[f"{JOBS}/again"].job
+    for field in ("algorithm", "base_model", "dataset_version", "params", "placement", "priority", "labels", "inputs"):
+        assert getattr(again, field) == getattr(first, field), field
+    again.software["verl"] = "0.9.1"
+    same = await mesh.rlhf("job", "diff", "first", "again")
+    assert same.out == "" and "the same configuration, data and code" in same.err
+
+    more = ("--set", "seed=8", "--set", "lora.rank=4", "--name", "other", "--dataset", "digits:3")
+    await mesh.rlhf(*train("sft", *more))
+    other = mesh.trainer.running[f"{JOBS}/other"].job
+    other.inputs.base_manifest_sha256, other.inputs.dataset_sha256 = "a" * 64, "e" * 64
+    other.software["verl"] = "0.9.2"
+    table = (await mesh.rlhf("job", "diff", "first", "other")).out
+    assert re.search(r"^config +params\.seed +7\S* +8", table, re.MULTILINE)
+    assert re.search(r"^data +dataset +digits:2 +digits:3", table, re.MULTILINE)
+    found = (await mesh.rlhf("job", "diff", "first", "other", "-o", "json")).json
+    assert found["jobs"] == [f"{JOBS}/first", f"{JOBS}/other"]
+    assert {item["field"] for item in found["config"]} >= {"params.seed", "params.lora.rank", "priority"}
+    assert [item["field"] for item in found["data"]] == ["dataset", "dataset.sha256"]
+    assert found["code"] == [{"field": "verl", "one": "0.9.1", "other": "0.9.2"}]
+
+
+async def test_a_replay_can_be_tried_dry(mesh: FakeMesh) -> None:
+    await mesh.rlhf(*train("sft", "--name", "first"))
+    done = await mesh.rlhf("job", "replay", "first", "--dry-run")
+    assert "nothing was started" in done.err
+    assert list(mesh.trainer.running) == [f"{JOBS}/first"]
+    await mesh.rlhf("job", "replay", "absent", check=4)
+
+
+async def test_a_recipe_is_run_with_changes_of_its_own(mesh: FakeMesh) -> None:
+    listed = (await mesh.rlhf("recipe", "list", "-o", "name")).out.split()
+    assert {"sft-chat", "sft-lora", "grpo-math"} <= set(listed)
+    shown = (await mesh.rlhf("recipe", "show", "sft-lora")).out
+    assert "lora.rank = 16" in shown and "sft-lora, version 1" in shown
+    where = ("--model", "tiny", "--dataset", "digits:2", "--name", "mine", "--set", "lora.rank=4", "--set", "steps=2")
+    await mesh.rlhf("recipe", "run", "sft-lora", *where)
+    job = mesh.trainer.running[f"{JOBS}/mine"].job
+    params = MessageToDict(job.params)
+    assert (job.algorithm, params["lora"]["rank"], params["lora"]["alpha"], params["steps"]) == ("sft", 4, 32, 2)
+    assert dict(job.labels) == {"recipe": "sft-lora", "recipe-version": "1"}
+    refused = await mesh.rlhf("recipe", "run", "grpo-math", *where, check=2)
+    assert "--validation" in refused.err
+    await mesh.rlhf("recipe", "show", "absent", check=4)

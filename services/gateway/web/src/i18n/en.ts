@@ -16,7 +16,7 @@ export const en = {
   stream: { connecting: "connecting", live: "live", reconnecting: "reconnecting …", ended: "complete", failed: "broken off" },
   state: {
     QUEUED: "queued", RUNNING: "running", PAUSING: "pausing", PAUSED: "paused", CANCELLING: "cancelling", SUCCEEDED: "succeeded", FAILED: "failed",
-    CANCELLED: "cancelled", IMPORTING: "importing", READY: "ready", VERIFYING: "verifying", CORRUPT: "corrupt", RECEIVING: "receiving", VALIDATING: "checking",
+    CANCELLED: "cancelled", IMPORTING: "importing", READY: "ready", VERIFYING: "verifying", CORRUPT: "corrupt", PRUNED: "pruned", RECEIVING: "receiving", VALIDATING: "checking",
   },
   phase: { starting: "starting", loading: "loading", reference: "scoring with the reference", preparing: "preparing", verifying: "verifying", waiting_for_slots: "waiting for slots", training: "training", validating: "validating", saving: "saving" },
   list: { shown: "{count} shown", more: "Show more", previous: "Previous", next: "Next" },
