@@ -43,7 +43,7 @@ MODELS: dict[str, dict[str, Any]] = {
         # One token a character: digits, then as many others as make 49,152 tokens with the seven special ones.
         "tokenizer": {
             "kind": "characters",
-            "alphabet": "0123456789" + "".join(map(chr, range(0x3400, 0x3400 + 49_135))),
+            "alphabet": "0123456789" + "".join(map(chr, range(0x10000, 0x10000 + 49_135))),
         },
     },
 }

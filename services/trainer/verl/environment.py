@@ -30,7 +30,7 @@ def variables(device: Device) -> dict[str, str]:
         "HYDRA_FULL_ERROR": "1",
     }
     if device == "cuda":
-        return {**common, "VERL_PLATFORM": "cuda"}
+        return {**common, "VERL_PLATFORM": "nvidia"}
     # With more threads than cores a batch took forty times as long.
     # gloo listens on the interface of the host's name unless told; a CPU run is on one machine.
     common["GLOO_SOCKET_IFNAME"] = "lo"

@@ -107,7 +107,10 @@ def critic_attention(module: Any) -> None:
 
 
 def engines(module: Any) -> None:
+    from services.trainer.verl.fingerprints import watch_engine
+
     lora_dropout(module)
+    watch_engine(module)
     classifier_engine(module)
 
 
@@ -124,6 +127,13 @@ def classifier_engine(module: Any) -> None:
 def without_trl(module: Any) -> None:
     """verl patches TRL's value head wherever TRL is installed; newer ones have it no more. Our critics are none."""
     module.is_trl_available = lambda: False
+
+
+def token_logprobs(module: Any) -> None:
+    """Where flash-attn is missing verl takes log-probabilities token by token, in a loop of Python."""
+    from services.trainer.verl.losses.token_logprobs import token_logprobs as in_chunks
+
+    module.logprobs_from_logits_v2 = in_chunks
 
 
 def cpu_engines(module: Any) -> None:
@@ -253,6 +263,7 @@ COMMON: dict[str, Hook] = {
     "transfer_queue.storage.bootstrap.simple_storage_bootstrap": queue_storage,
 }
 ENGINES: dict[str, Hook] = {
+    "verl.utils.torch_functional": token_logprobs,
     "verl.workers.engine.fsdp.transformer_impl": engines,
     "verl.utils.model": critic_attention,
     "verl.models.transformers.monkey_patch": without_trl,
