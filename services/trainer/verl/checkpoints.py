@@ -15,6 +15,7 @@ import msgspec
 from services.trainer.plan import LaunchPlan, ResumePoint
 from services.trainer.spool import SpoolWriter
 from services.trainer.verl.side_process import SideProcess
+from services.trainer.weights.probe import PROBE_FILE, Probe
 from services.trainer.weights.side import CheckRequest
 
 WEIGHTS, STATE = "weights", "training_state"
@@ -45,19 +46,25 @@ class CheckpointPublisher:
             finish_config(exported)
             exported.rename(target / WEIGHTS)
         state = target / STATE
-        state.mkdir(exist_ok=True)
-        # The step stands in the folder's name, where verl looks for it on resuming.
-        saved.rename(state / saved.name)
         request = CheckRequest(
             step=step,
             path=str(target / WEIGHTS),
-            kind="adapter" if self._plan.adapter else "full",
+            kind=self._plan.checkpoint_kind,
             training_state_path=str(state),
             sample=sample,
+            probe=_probe(model_folder / PROBE_FILE),
         )
+        state.mkdir(exist_ok=True)
+        # The step stands in the folder's name, where verl looks for it on resuming.
+        saved.rename(state / saved.name)
         self._spool.append(self._side.record(request, "verifying"))
         self._side.check(request)
         self.last_step = step
+
+
+def _probe(path: Path) -> Probe | None:
+    """What the weights answered while they were in training; None of what is no language model."""
+    return msgspec.json.decode(path.read_bytes(), type=Probe) if path.exists() else None
 
 
 def resume_folder(point: ResumePoint) -> Path:

@@ -6,6 +6,7 @@ reward worker and three calls for each answer, which for a small model takes man
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -59,6 +60,22 @@ class _StepScores:
         return {name: total / self.answers for name, total in self.sums.items()}
 
 
+@dataclass(frozen=True)
+class StepBatch:
+    """One of the batches of prompts that a step asks for, from 0."""
+
+    step: int = -1
+    number: int = 0
+
+    def following(self, step: int) -> StepBatch:
+        return StepBatch(step, self.number + 1 if step == self.step else 0)
+
+    def seed(self, run_seed: int, server: int) -> int:
+        """What a server draws its answers from: of the step alone, so that a resumed run draws the same."""
+        text = f"{run_seed}:{self.step}:{self.number}:{server}"
+        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) >> 1
+
+
 class BatchGeneration:
     """Generates, scores and stores the answers to a batch of prompts before it returns."""
 
@@ -81,13 +98,15 @@ class BatchGeneration:
         self._filtered = config.algorithm.filter_groups.enable
         self._scores = _StepScores(step=-1)
         self._held_out = _StepScores(step=-1)
+        self._batch = StepBatch()
 
     def generate_sequences(self, batch: TensorDict) -> None:
         """verl's call: `batch` has the dataset's fields, a uid per row and the step. Answers go to TransferQueue."""
         prompts = [self._prompt(row) for row in _rows(batch)]
         step = int(batch["global_steps"])
         grouped = [prompt for prompt in prompts for _ in range(self._rollout.n)]
-        completions = self._complete([self._request(prompt) for prompt in grouped])
+        self._batch = self._batch.following(step)
+        completions = self._complete([self._request(prompt) for prompt in grouped], self._batch)
         texts = [self._tokenizer.decode(one.tokens, skip_special_tokens=True) for one in completions]
         samples = [
             rewards.RewardSample(prompt.messages, text, prompt.answer, prompt.metadata)
@@ -135,11 +154,16 @@ class BatchGeneration:
             top_k=max(0, self._rollout.top_k),
         )
 
-    def _complete(self, requests: list[Request]) -> list[Completion]:
+    def _complete(self, requests: list[Request], batch: StepBatch) -> list[Completion]:
         """Share the requests out among the servers; each answers its share in one call."""
+        seed = self._rollout.seed
         shares = [requests[index :: len(self._servers)] for index in range(len(self._servers))]
         answered = ray.get(
-            [server.generate_all.remote(share) for server, share in zip(self._servers, shares, strict=True) if share]
+            [
+                server.generate_all.remote(share, batch.seed(seed, place))
+                for place, (server, share) in enumerate(zip(self._servers, shares, strict=True))
+                if share
+            ]
         )
         completions: list[Any] = [None] * len(requests)
         for index, share in enumerate(answered):

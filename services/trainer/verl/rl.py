@@ -14,10 +14,12 @@ from verl.utils.debug import marked_timer
 
 from services.trainer import rewards
 from services.trainer.spool import Sample, SampleBatch
+from services.trainer.verl.checkpoints import resume_folder
 from services.trainer.verl.configuration import answers_in_batches, rl_config
 from services.trainer.verl.context import RunContext
 from services.trainer.verl.control import StopRequestedError
 from services.trainer.verl.datasets import PromptRows
+from services.trainer.verl.fingerprints import check_position, write_position
 from services.trainer.verl.generation import BatchGeneration
 from services.trainer.verl.judging import RunJudges
 
@@ -42,6 +44,7 @@ class RlTrainer(PPOTrainerSync):
     def on_save(self, trainer: object, global_step: int, checkpoint_dir: str, **_: object) -> None:
         """verl's checkpoint callback."""
         folder = Path(checkpoint_dir)
+        write_position(folder, global_step, self.train_dataloader)
         self._context.publisher.publish(
             global_step, folder, folder / "actor", sample=not self._context.reporter.stopped
         )
@@ -105,6 +108,8 @@ def train(context: RunContext) -> None:
         trainer.init()
         if context.plan.resume_from and trainer.global_steps != context.plan.resume_from.step:
             raise ValueError(f"the training state resumed at step {trainer.global_steps}")
+        if point := context.plan.resume_from:
+            check_position(resume_folder(point), trainer.global_steps, trainer.train_dataloader)
         queue.result()
         judges = RunJudges(context) if answers_in_batches(context.plan) else None
         manager = _manager(context, config, trainer, judges)

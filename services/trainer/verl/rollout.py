@@ -63,10 +63,15 @@ class TransformersServer:
     async def ready(self) -> bool:
         return True
 
-    async def generate_all(self, requests: Sequence[sampling.Request]) -> list[sampling.Completion]:
-        """Answer all `requests`, in order. Raises ValueError for one that can't be answered."""
+    async def generate_all(
+        self, requests: Sequence[sampling.Request], seed: int | None = None
+    ) -> list[sampling.Completion]:
+        """Answer all `requests`, in order; with `seed` from random numbers that begin there, where nobody else asks
+        meanwhile. Raises ValueError for one that can't be answered."""
         for request in requests:
             sampling.check(request, self._context_length)
+        if seed is not None:
+            self._generator.manual_seed(seed)
         loop = asyncio.get_running_loop()
         waiting = [_Waiting(request, loop.create_future()) for request in requests]
         self._waiting.extend(waiting)

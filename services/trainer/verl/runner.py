@@ -21,9 +21,10 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from services.trainer import plan as plans
+from services.trainer import provenance
 from services.trainer.plan import LaunchPlan
 from services.trainer.run_trace import TracedSpool
-from services.trainer.spool import End, Phase, Problem, SpoolWriter
+from services.trainer.spool import End, Phase, Problem, Software, SpoolWriter
 from services.trainer.verl import environment, hooks
 from services.trainer.verl.control import Control, StopRequestedError
 from services.trainer.verl.failures import RayUnreachableError, explain
@@ -44,6 +45,7 @@ def main(folder: Path) -> int:
     spool = TracedSpool(folder / plans.SPOOL_FILE)
     try:
         spool.append(Phase(phase="starting"))
+        spool.append(Software(versions=dict(provenance.software())))
         plan = plans.read(folder)
         spool.begin(plan)
         with tempfile.TemporaryDirectory(prefix="rlhf-rendezvous-", ignore_cleanup_errors=True) as rendezvous:

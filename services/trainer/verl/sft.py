@@ -10,9 +10,11 @@ from torch.utils.data import DistributedSampler
 from torchdata.stateful_dataloader import StatefulDataLoader
 from verl.trainer import sft_trainer_ray
 
+from services.trainer.verl.checkpoints import resume_folder
 from services.trainer.verl.configuration import epochs_for, sft_config
 from services.trainer.verl.context import RunContext
 from services.trainer.verl.datasets import ConversationRows
+from services.trainer.verl.fingerprints import check_position, write_position
 
 
 class SftTrainer(sft_trainer_ray.SFTTrainer):
@@ -76,6 +78,7 @@ class SftTrainer(sft_trainer_ray.SFTTrainer):
         def save_and_publish(step: int) -> None:
             save(step=step)
             folder = Path(self.config.trainer.default_local_dir) / f"global_step_{step}"
+            write_position(folder, step, self.train_dataloader)
             self.after_save(folder)
             self._context.publisher.publish(step, folder, folder, sample=not self._context.reporter.stopped)
 
@@ -85,6 +88,8 @@ class SftTrainer(sft_trainer_ray.SFTTrainer):
             if step and step % self.steps_per_epoch == 0:
                 # The saved loader stands at the end of its pass and would give nothing in the next.
                 self.train_dataloader = self._loader()
+            if point := self._context.plan.resume_from:
+                check_position(resume_folder(point), step, self.train_dataloader)
             return step
 
         self.ckpt_handler.save_checkpoint = save_and_publish

@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 
 from services.trainer import plan as plans
+from services.trainer import provenance
 from services.trainer.spool import Checkpoint, Problem, SpoolWriter, read_from
 from services.trainer.weights.side import CheckRequest
 
@@ -52,6 +53,7 @@ class SideProcess:
             state=state,  # type: ignore[arg-type]
             path=request.path,
             training_state_path=request.training_state_path,
+            software=dict(provenance.software()),
         )
 
     def _send(self, line: bytes) -> None:

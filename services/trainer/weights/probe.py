@@ -1,0 +1,58 @@
+"""A few log-probabilities by which two copies of a language model are told apart.
+
+A fixed row of T tokens goes through the model; of each position the log-probabilities of K fixed tokens are kept. Each
+depends on every weight that takes part in it: all of the blocks, and by the normaliser all of the output layer; not on
+embeddings of tokens that are not in the row, nor on experts that none of them is sent to.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+PROBE_FILE = "probe.json"
+TOKENS, SHOWN = 16, 8
+# Larger differences than rounding makes: of one kernel and another, and of adapters merged or not.
+TOLERANCE = {"float32": 1e-3, "bfloat16": 0.25, "float16": 0.05}
+_STRIDE, _SHOWN_STRIDE = 7919, 104_729
+
+
+class Probe(msgspec.Struct, frozen=True):
+    """`dtype` is what was computed in; `logprobs` has T rows of K."""
+
+    dtype: str
+    logprobs: list[list[float]]
+
+
+def probe_tokens(vocabulary_size: int, context_length: int | None) -> list[int]:
+    """T tokens spread over the vocabulary."""
+    return [_STRIDE * position % vocabulary_size for position in range(1, min(TOKENS, context_length or TOKENS) + 1)]
+
+
+def logprobs(logits_T_V: Tensor) -> list[list[float]]:  # noqa: N803  (axes stand in names)
+    """The log-probabilities of the K tokens at each of T positions."""
+    vocabulary_size = logits_T_V.shape[-1]
+    shown = [_SHOWN_STRIDE * place % vocabulary_size for place in range(1, SHOWN + 1)]
+    return logits_T_V.float().log_softmax(-1)[:, shown].cpu().tolist()
+
+
+def ask(model: Any) -> list[list[float]]:
+    """Of a transformers model that is in eval mode."""
+    import torch
+
+    tokens = probe_tokens(model.config.vocab_size, getattr(model.config, "max_position_embeddings", None))
+    with torch.inference_mode():
+        return logprobs(model(input_ids=torch.tensor([tokens]), use_cache=False).logits[0])
+
+
+def difference(one: list[list[float]], other: list[list[float]]) -> float:
+    """The largest; infinite where they are of another shape or not numbers."""
+    if [len(row) for row in one] != [len(row) for row in other]:
+        return float("inf")
+    pairs = [(a, b) for left, right in zip(one, other, strict=True) for a, b in zip(left, right, strict=True)]
+    largest = max((abs(a - b) for a, b in pairs), default=float("inf"))
+    return largest if all(a == a and b == b for a, b in pairs) else float("inf")

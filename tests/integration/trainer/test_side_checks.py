@@ -1,0 +1,95 @@
+"""The side process on real weights: what it takes, and what it finds wrong with a copy."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from services.trainer import plan as plans
+from services.trainer.algorithms import algorithms
+from services.trainer.spool import Checkpoint, Problem, SpoolWriter, read_from
+from services.trainer.weights.answering import Answerer
+from services.trainer.weights.probe import Probe, ask, difference
+from services.trainer.weights.side import Checker, CheckRequest
+from tests.unit.trainer.test_algorithms import INPUTS
+
+pytestmark = pytest.mark.slow
+
+
+def change_a_weight(folder: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    name = next(name for name in tensors if "down_proj" in name)
+    tensors[name][0, 0] += 1.0
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def leave_a_tensor_out(folder: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    del tensors[next(name for name in tensors if "down_proj" in name)]
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def truncate(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def delete(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+
+
+def change_the_form(folder: Path) -> None:
+    """A config that makes another function of the same tensors."""
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "hidden_act": "relu"}))
+
+
+def checked(folder: Path, weights: Path, probe: Probe | None) -> tuple[str, list[str], dict[str, float]]:
+    """State, problems and metrics that the side process reports."""
+    plan = algorithms.get("sft").plan(
+        algorithms.get("sft").Params(), replace(INPUTS, validation_path=None, work_dir=str(folder))
+    )
+    path = folder / plans.SPOOL_FILE
+    path.unlink(missing_ok=True)
+    Checker(plan, SpoolWriter(path)).handle(CheckRequest(step=1, path=str(weights), kind="full", probe=probe))
+    records, _ = read_from(path, 0)
+    [found] = [record for record in records if isinstance(record, Checkpoint)]
+    return found.state, [record.message for record in records if isinstance(record, Problem)], found.metrics
+
+
+def test_what_was_saved_answers_as_what_was_trained(tiny_model: Path, tmp_path: Path) -> None:
+    probe = Probe(dtype="float32", logprobs=ask(Answerer(tiny_model).model))
+    assert len(probe.logprobs) == 16 and all(len(row) == 8 for row in probe.logprobs)
+    state, problems, metrics = checked(tmp_path, tiny_model, probe)
+    assert (state, problems) == ("ready", [])
+    assert metrics["verification/logprob_difference"] < 1e-6
+    assert checked(tmp_path, tiny_model, None)[0] == "ready", "what is no language model has no probe"
+
+
+@pytest.mark.parametrize("damage", [change_a_weight, leave_a_tensor_out, truncate, delete, change_the_form])
+def test_what_is_something_else_is_corrupt(tiny_model: Path, tmp_path: Path, damage: Callable[[Path], None]) -> None:
+    probe = Probe(dtype="float32", logprobs=ask(Answerer(tiny_model).model))
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny_model, copy)
+    damage(copy)
+    state, problems, _ = checked(tmp_path, copy, probe)
+    assert state == "corrupt" and len(problems) == 1
+    if damage in (change_a_weight, change_the_form):
+        assert "not what was trained" in problems[0], "it loads; only its answers tell"
+
+
+def test_what_is_no_number_differs() -> None:
+    nan = float("nan")
+    assert difference([[1.0, 2.0]], [[1.0, 2.5]]) == 0.5
+    assert difference([[1.0]], [[nan]]) == difference([[nan]], [[nan]]) == difference([[1.0]], []) == float("inf")
