@@ -187,7 +187,7 @@ class TrainingHandler:
             resume_from=resume,
             work_dir=str(folder),
             traceparent=tracing.traceparent(),
-            reward_site=replace(self._settings.reward_site, ledger=str(self._folder(lease) / LEDGER_FILE)),
+            reward_site=replace(self._settings.reward_site, ledger=str(self._keeper.folder(lease) / LEDGER_FILE)),
         )
         return algorithm.plan(params.parse(algorithm.Params, spec.params), plan_inputs)
 
