@@ -72,6 +72,8 @@ def save(folder: Path, writer: spool.SpoolWriter, step: int, *, spoil: bool) -> 
     kind = json.loads(os.environ["SCRIPT"]).get("kind", "full")
     common = {"step": step, "kind": kind, "path": str(weights), "training_state_path": str(state)}
     writer.append(spool.Checkpoint(**common, state="verifying"))
+    if read(folder).attempt >= json.loads(os.environ["SCRIPT"]).get("unverified_from_attempt", 99):
+        return
     if spoil:
         (weights / "model.safetensors").write_text("something else")
     facts = {"manifest_sha256": manifest.sha256, "size_bytes": manifest.size_bytes, "software": {"verl": "0.9.1"}}

@@ -196,3 +196,25 @@ async def test_the_forecast_is_on_the_job_and_refuses_what_cannot_fit(
     [violation] = refused.value.violations
     assert violation.field == "training_job.params.save_every_steps"
     assert "3 saves" in violation.description and "free" in violation.description
+
+
+async def test_what_is_ready_stays_while_a_later_attempt_verifies_the_same_step(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second attempt begins anew and dies where it has saved step 2 again, but not had it checked."""
+    monkeypatch.setattr(training_handler, "_RETRY_SECONDS", 0.05)
+    monkeypatch.setattr(Keeper, "resume_point", _from_the_beginning)
+    script = {"save_at": [2], "die_at": 3, "die_attempts": 99, "unverified_from_attempt": 2}
+    await bench.start_worker(script, monkeypatch)
+    name = await bench.create()
+    job = await bench.ended(name)
+    assert len(job.attempts) == 4
+    [found] = await bench.checkpoints(name)
+    assert (found.state, found.provenance.attempt) == (checkpoint_pb2.Checkpoint.STATE_READY, 1)
+    request = pb.DownloadCheckpointRequest(name=found.name, path="model.safetensors")
+    chunks = [reply.chunk async for reply in client.stream(bench.trainer.DownloadCheckpoint(request))]
+    assert b"".join(chunks) == b"weights 2"
+
+
+async def _from_the_beginning(*_: object) -> None:
+    return None
