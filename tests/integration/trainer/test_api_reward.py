@@ -95,7 +95,11 @@ def test_a_scale_of_ones_own(fake_judge: FakeJudge, site: RewardSite) -> None:
 
 def test_a_score_in_words(fake_judge: FakeJudge, site: RewardSite) -> None:
     fake_judge.answer = lambda body: chat("Well done.\nScore: 7")
-    params = {"reply": "regex", "pattern": r"Score: (?P<score>[0-9]+)", "reply_text": "End with `Score: N`."}
+    params: dict[str, Any] = {
+        "reply": "regex",
+        "pattern": r"Score: (?P<score>[0-9]+)",
+        "reply_text": "End with `Score: N`.",
+    }
     assert [one.score for one in score(fake_judge, site, **params)] == [0.7] * 3
     assert "End with `Score: N`." in fake_judge.asked[0]["messages"][0]["content"]
     assert "response_format" not in fake_judge.asked[0]
@@ -178,7 +182,7 @@ def test_a_reply_without_end(fake_judge: FakeJudge, site: RewardSite) -> None:
 )  # fmt: skip
 def test_away_for_a_while(away: Answer, fake_judge: FakeJudge, site: RewardSite) -> None:
     fake_judge.answer, fake_judge.first = honest, [away, away]
-    params = {"timeout_seconds": 0.3} if away.seconds or away.drip else {}
+    params: dict[str, Any] = {"timeout_seconds": 0.3} if away.seconds or away.drip else {}
     assert [one.score for one in score(fake_judge, site, concurrency=1, **params)] == [1, 0.25, 0]
     assert len(fake_judge.asked) == 5
 
@@ -271,7 +275,7 @@ def test_what_a_refused_key_is_answered_with_is_not_repeated(
 
 def test_no_request_that_might_pass_the_cap(fake_judge: FakeJudge, site: RewardSite) -> None:
     fake_judge.answer = lambda body: chat({"score": 1}, (1000, 10))
-    prices = {"input_price": 1000, "output_price": 1000, "max_tokens": 10, "concurrency": 1}
+    prices: dict[str, Any] = {"input_price": 1000, "output_price": 1000, "max_tokens": 10, "concurrency": 1}
     score(fake_judge, site, cost_cap=1000, **prices)
     spent = Ledger(site.ledger, None).spent().cost
     assert spent == pytest.approx(3 * 1.01)

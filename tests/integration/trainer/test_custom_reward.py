@@ -1,0 +1,279 @@
+"""A user's own reward: what it is worth, and that neither a mistake nor an attack gets further than an error."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from services.mesh.errors import InvalidArgument
+from services.trainer import rewards
+from services.trainer.judges import cage
+from services.trainer.plan import DEFAULT_REWARD_SITE, CustomCode, RewardSite
+from services.trainer.rewards import RewardError, RewardSample, Score, Surroundings
+
+PROMPT = [{"role": "user", "content": "6 · 7?"}]
+SAMPLES = [RewardSample(PROMPT, text, "42", {"row": row}) for row, text in enumerate(("42", "41", "no idea"))]
+ROOT = Path(__file__).parents[3]
+
+
+def isolates() -> bool:
+    try:
+        cage.Cage(cage.CageSettings("def score(samples): return []", True, 1 << 30, 10)).close()
+    except RewardError as error:
+        return error.reason != "REWARD_NOT_ISOLATED"
+    return True
+
+
+isolated = pytest.mark.skipif(not isolates(), reason="this machine makes no namespaces for us")
+
+
+def score(source: str, mode: CustomCode = "allow", **params: Any) -> list[Score]:
+    given = {"source": source, "timeout_seconds": 10, **params}
+    with rewards.opened("custom", given, Surroundings(RewardSite(custom_code=mode))) as judge:
+        return judge.score(SAMPLES)
+
+
+def failure(source: str, mode: CustomCode = "allow", **params: Any) -> RewardError:
+    with pytest.raises(RewardError) as caught:
+        score(source, mode, **params)
+    return caught.value
+
+
+def each(body: str) -> str:
+    """Code that does `body` for each `sample`, which leaves a `worth`."""
+    lines = "".join(f"        {line}\n" for line in body.splitlines())
+    head = "def score(samples):\n    found = []\n    for sample in samples:\n"
+    return f"{head}{lines}        found.append(worth)\n    return found\n"
+
+
+@isolated
+def test_numbers_and_parts() -> None:
+    assert [one.score for one in score(each("worth = len(sample['completion'])"))] == [2, 2, 7]
+    source = each("worth = {'score': 0.5, 'parts': {'right': sample['completion'] == sample['answer']}}")
+    assert "finite number" in str(failure(source)), "True is no number"
+    body = "right = float(sample['completion'] == sample['answer'])\n"
+    source = each(body + "worth = {'score': right, 'parts': {'row': sample['metadata']['row']}}")
+    assert score(source) == [Score(1, {"row": 0}), Score(0, {"row": 1}), Score(0, {"row": 2})]
+
+
+@isolated
+def test_it_sees_the_prompt_and_what_is_installed() -> None:
+    source = (
+        "import numpy as np, re\n"
+        "def score(samples): return np.array([len(s['prompt'][0]['content']) / 2 for s in samples])"
+    )
+    assert [one.score for one in score(source)] == [3] * 3
+
+
+@isolated
+def test_it_lives_from_batch_to_batch() -> None:
+    source = "calls = 0\ndef score(samples):\n    global calls\n    calls += 1\n    return [calls] * len(samples)"
+    params = {"source": source}
+    with rewards.opened("custom", params, Surroundings(RewardSite(custom_code="allow"))) as judge:
+        assert [judge.score(SAMPLES)[0].score for _ in range(3)] == [1, 2, 3]
+
+
+WRONG = [
+    (each("worth = 1 / (len(sample['completion']) - 7)"), 2, "ZeroDivisionError: division by zero (line 4)"),
+    (each("worth = float('nan') if sample['completion'] == '41' else 0"), 1, "nan"),
+    (each("worth = 1e308 * 10 if sample['completion'] == '41' else 0"), 1, "inf"),
+    (each("worth = 'good'"), 0, "good"),
+    (each("worth = None"), 0, "None"),
+    (each("worth = {'score': 1, 'part': 2}"), 0, "a dict has score and parts"),
+    (each("worth = {'parts': {}}"), 0, "finite number"),
+    (each("worth = {'score': 1, 'parts': {sample['completion']: 1}}"), 1, "parts"),
+    (each("worth = object()"), 0, "neither a number nor a dict"),
+    ("def score(samples): return [1]", None, "returned 1 scores for 3 samples"),
+    ("def score(samples): return 1", None, "returned a int for 3 samples"),
+    ("def score(samples): pass", None, "returned a NoneType"),
+    ("def score(): return []", 0, "TypeError"),
+    ("def judge(samples): return []", None, "no function score"),
+    ("def score(samples:", None, "SyntaxError"),
+    ("import no_such_module", None, "ModuleNotFoundError: No module named 'no_such_module' (line 1)"),
+    ("raise SystemExit", None, "SystemExit"),
+    ("import os\ndef score(samples): os._exit(3)", 0, "died (exit status 3)"),
+]
+
+
+@isolated
+@pytest.mark.parametrize(("source", "index", "says"), WRONG, ids=[says for _, _, says in WRONG])
+def test_a_mistake_is_an_error_that_names_the_sample(source: str, index: int | None, says: str) -> None:
+    error = failure(source)
+    assert (error.index, says in str(error)) == (index, True), str(error)
+    if index is not None:
+        assert f"sample {index} ({SAMPLES[index].completion!r})" in str(error)
+
+
+@isolated
+def test_a_hang_is_an_error_that_names_the_sample() -> None:
+    source = each("while sample['completion'] == '41': pass\nworth = 0")
+    error = failure(source, timeout_seconds=1)
+    assert error.index == 1 and "did not answer within 1 s" in str(error)
+    assert "does not come to an end" in str(failure_at_start("while True: pass"))
+
+
+def failure_at_start(source: str) -> RewardError:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cage, "_START_SECONDS", 1)
+        return failure(source)
+
+
+@isolated
+def test_a_run_that_is_to_stop_does_not_wait_for_it() -> None:
+    class Stop(Exception):
+        pass
+
+    def check() -> None:
+        raise Stop
+
+    params = {"source": each("while True: pass"), "timeout_seconds": 600}
+    site = RewardSite(custom_code="allow")
+    with pytest.raises(Stop), rewards.opened("custom", params, Surroundings(site, check=check)) as judge:
+        judge.score(SAMPLES)
+
+
+def attack(body: str) -> str:
+    head = "import os, socket, sys, subprocess, threading, ctypes\ndef score(samples):\n"
+    return f"{head}    {body}\n    return [1] * len(samples)"
+
+
+ATTACKS = [
+    ("a file of ours", "open({token!r}).read()", "No such file"),
+    ("a password file", "open('/etc/shadow').read()", "No such file"),
+    ("this process's environment", "open('/proc/self/environ').read()", "No such file"),
+    ("a write beside the interpreter", "open(sys.prefix + '/x', 'w')", "Read-only file system"),
+    ("a write to the root", "open('/x', 'w')", "Read-only file system"),
+    ("a connection", "socket.create_connection(('127.0.0.1', {port}), 2)", "not permitted"),
+    ("a unix socket", "socket.socket(socket.AF_UNIX)", "not permitted"),
+    ("a name", "socket.getaddrinfo('localhost', 80)", "rror"),
+    ("a process", "os.fork()", "not permitted"),
+    ("a command", "subprocess.run(['/bin/true'])", "rror"),
+    ("a thread", "threading.Thread(target=print).start()", "can't start new thread"),
+    ("a fork bomb", "[os.fork() for _ in range(100)]", "not permitted"),
+    ("memory", "bytearray(4 << 30)", "MemoryError"),
+    ("memory, bit by bit", "x = []; [x.append('a' * (1 << 20)) for _ in range(4096)]", "MemoryError"),
+    ("a disk", "open('/tmp/x', 'w').write('a' * (80 << 20))", "File too large"),
+    ("root", "os.setuid(0)", "not permitted"),
+    ("a mount", "assert ctypes.CDLL(None, use_errno=True).umount(b'/tmp') == 0, 'kept'", "kept"),
+    ("the other processes", "os.kill(2, 9)", "No such process"),
+    ("io_uring", "assert ctypes.CDLL(None).syscall(425, 8, bytes(120)) >= 0, 'kept'", "kept"),
+    ("namespaces", "assert ctypes.CDLL(None).unshare(0x10000000) == 0, 'kept'", "kept"),
+]
+
+
+@isolated
+@pytest.mark.parametrize(("body", "says"), [one[1:] for one in ATTACKS], ids=[one[0] for one in ATTACKS])
+def test_an_attack_is_an_error(body: str, says: str, tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    token.write_text("secret")
+    token.chmod(0o644)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        error = failure(attack(body.replace("{token!r}", repr(str(token))).replace("{port}", str(port))))
+    assert says in str(error), str(error)
+    assert "secret" not in str(error)
+
+
+@isolated
+def test_it_sees_nothing_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RLHF_POSTGRES_URL", "postgresql://hunter2")
+    seen = "{dict(os.environ)} {os.listdir('/')} {os.listdir('/tmp')} {os.getuid()}"
+    source = f'import os\ndef score(samples): raise ValueError(f"{seen}")'
+    told = str(failure(source))
+    assert "hunter2" not in told and "RLHF" not in told
+    for folder in ("home", "var", "proc", "sys", "run", "mnt"):
+        assert f"'{folder}'" not in told
+    if os.geteuid() == 0:
+        user = re.search(r"\[\] ([0-9]+) \(line 2\)", told)
+        assert user is not None and int(user[1]) >= 61_184, told
+
+
+@isolated
+def test_nothing_is_left_behind() -> None:
+    """Closed while it computes; and when whoever started it is killed without a word."""
+    judge = rewards.open_judge("custom", {"source": each("worth = 0")}, Surroundings(RewardSite(custom_code="allow")))
+    inner = judge._judge._cage._inner  # type: ignore[attr-defined]
+    assert Path(f"/proc/{inner}").exists()
+    judge.close()
+    assert not Path(f"/proc/{inner}").exists()
+    program = (
+        "import sys\nfrom services.trainer import rewards\nfrom services.trainer.plan import RewardSite\n"
+        "params = {'source': 'import time\\nfor _ in range(2): pass\\ndef score(samples):\\n while True: pass'}\n"
+        "judge = rewards.open_judge('custom', params, rewards.Surroundings(RewardSite(custom_code='allow')))\n"
+        "print(judge._judge._cage._inner, flush=True)\n"
+        "judge.score([rewards.RewardSample('', '', None)])\n"
+    )
+    child = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    inner = int(child.stdout.readline())
+    child.kill()
+    child.wait()
+    deadline = time.monotonic() + 10
+    while Path(f"/proc/{inner}").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not Path(f"/proc/{inner}").exists()
+
+
+@isolated
+def test_without_privileges_it_is_isolated_just_so() -> None:
+    """As a plain user: namespaces under a namespace of users."""
+    program = (
+        "from services.trainer import rewards\nfrom services.trainer.plan import RewardSite\n"
+        "params = {'source': 'import os\\ndef score(samples): return [os.getpid() + len(os.listdir(\"/tmp\"))]'}\n"
+        "with rewards.opened('custom', params, rewards.Surroundings(RewardSite(custom_code='allow'))) as judge:\n"
+        "    print(judge.score([rewards.RewardSample('', '', None)])[0].score)\n"
+    )
+    command = ["unshare", "--user", "--map-user=1000", "--map-group=1000", sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if "unshare" in done.stderr.partition("\n")[0]:
+        pytest.skip("this machine makes no namespace of users")
+    assert done.stdout.strip() == "1.0", done.stderr
+
+
+def no_isolation(*_: object) -> Any:
+    raise RewardError("no namespaces", reason="REWARD_NOT_ISOLATED", remedy="as it stands")
+
+
+def test_where_it_can_not_be_isolated_it_does_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[bool] = []
+    real = cage.Cage
+
+    def only_bare(settings: cage.CageSettings, *rest: Any) -> cage.Cage:
+        started.append(settings.isolated)
+        return no_isolation() if settings.isolated else real(settings, *rest)
+
+    monkeypatch.setattr(cage, "Cage", only_bare)
+    assert failure(each("worth = 1")).reason == "REWARD_NOT_ISOLATED"
+    assert started == [True]
+    assert [one.score for one in score(each("worth = 1"), "allow-unisolated")] == [1, 1, 1]
+    assert started == [True, True, False]
+    for body in ("os.fork()", "socket.socket()", "os.chroot('/')", "os.setgroups([1])"):
+        assert "not permitted" in str(failure(attack(body), "allow-unisolated")), body
+
+
+def test_it_is_off_until_a_setting_allows_it() -> None:
+    with pytest.raises(InvalidArgument, match="RLHF_TRAINER_CUSTOM_CODE=allow") as caught:
+        rewards.parse("custom", {"source": "x"}, DEFAULT_REWARD_SITE)
+    assert [violation.field for violation in caught.value.violations] == ["reward.params.source"]
+    assert failure("x", "refuse").reason == "REWARD_NOT_ALLOWED"
+    rewards.parse("custom", {"source": "x"}, RewardSite(custom_code="allow"))
+
+
+def test_a_plan_names_the_code_by_its_hash() -> None:
+    source = "def score(samples): return [0 for _ in samples]"
+    digest = hashlib.sha256(source.encode()).hexdigest()
+    complete = rewards.complete("custom", {"source": source})
+    assert complete["source_sha256"] == digest
+    with pytest.raises(InvalidArgument, match="source_sha256"):
+        rewards.parse("custom", {**complete, "source": source + " "})
+    with pytest.raises(InvalidArgument, match=r"source: .*at most 65536"):
+        rewards.parse("custom", {"source": "#" * 65_537})
