@@ -63,6 +63,18 @@ async def check(new: NewTrainingJob, site: Site, look_up: LookUp) -> TrainingSpe
     if found:
         raise InvalidArgument(v if v.field in ("parent", "training_job_id") else v.under("training_job") for v in found)
     assert base is not None and train is not None and parsed is not None
+    return _spec(new, params.to_json(parsed), base, train, validation, foreseen)
+
+
+def _spec(
+    new: NewTrainingJob,
+    filled: dict[str, Any],
+    base: BaseModel,
+    train: DatasetVersion,
+    validation: DatasetVersion | None,
+    foreseen: DiskForecast | None,
+) -> TrainingSpec:
+    """`filled` are the parameters with their defaults."""
     return TrainingSpec(
         algorithm=new.algorithm,
         base_model=base.name,
@@ -73,7 +85,7 @@ async def check(new: NewTrainingJob, site: Site, look_up: LookUp) -> TrainingSpe
         train_rows=train.row_count,
         validation_dataset_version=validation.name if validation else "",
         validation_rows=validation.row_count if validation else 0,
-        params=params.to_json(parsed),
+        params=filled,
         target=new.target or "local",
         slots=new.gpu_count or 1,
         labels=new.labels,
@@ -85,7 +97,9 @@ async def check(new: NewTrainingJob, site: Site, look_up: LookUp) -> TrainingSpe
 
 def _forecast(algorithm: type[Algorithm], parsed: Any, facts: JobFacts, disk: Disk | None) -> DiskForecast | None:
     """From the plan that would be carried out; its addresses and paths are of no matter here."""
-    nowhere = dict.fromkeys(("job", "job_uid", "ray_address", "ray_namespace", "model_path", "train_path", "work_dir"), "")
+    nowhere = dict.fromkeys(
+        ("job", "job_uid", "ray_address", "ray_namespace", "model_path", "train_path", "work_dir"), ""
+    )
     inputs = PlanInputs(
         **nowhere,
         attempt=1,
