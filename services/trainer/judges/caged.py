@@ -30,8 +30,7 @@ _MS_NOSUID, _MS_NODEV, _MS_BIND, _MS_REC, _MS_PRIVATE = 0x2, 0x4, 0x1000, 0x4000
 _MNT_DETACH, _AT_FDCWD, _AT_RECURSIVE = 0x2, -100, 0x8000
 # The same on every architecture: added after their tables were joined.
 _SYS_MOUNT_SETATTR, _READ_ONLY = 442, 0x1 | 0x2 | 0x4
-_SYS_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
-_SYS_CAPSET = {"x86_64": 126, "aarch64": 91}
+_SYS_PIVOT_ROOT, _SYS_CAPSET = {"x86_64": 155, "aarch64": 41}, {"x86_64": 126, "aarch64": 91}
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 1, 4, 22, 38
 # By machine: how the kernel calls it, and the numbers of what the code may not do: start a process or a thread, open a
 # socket (io_uring would too), look into another process, make namespaces, or ask for what few have looked for holes in.
@@ -42,9 +41,8 @@ _FORBIDDEN = {
 # Users of nobody, where systemd takes its own from: one a process, so that its limits are its own.
 _FIRST_USER, _USERS = 61_184, 4_096
 _DEVICES = ("null", "zero", "urandom")
-_TMP_BYTES = 64 << 20
+_TMP_BYTES, _TRACE_CHARACTERS = 64 << 20, 2_000
 _HEADER = struct.Struct(">I")
-_TRACE_CHARACTERS = 2_000
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -59,15 +57,21 @@ def main(watch: int) -> None:
     try:
         if settings["isolated"]:
             _unshare()
+        told, tell = os.pipe()
         inner = os.fork()
     except (_NoIsolation, OSError) as error:
         _write({"error": str(error), "kind": "isolation"})
         return
     if inner:
         _write({"pid": inner})
+        os.close(tell)
         _guard(inner, watch)
         return
     os.close(watch)
+    os.close(tell)
+    # Until the pid has been told: frames come in this order.
+    os.read(told, 1)
+    os.close(told)
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     try:
         if settings["isolated"]:
@@ -75,8 +79,8 @@ def main(watch: int) -> None:
         _give_up(settings)
     except Exception as error:  # whatever it is, the code must not run without it
         _write({"error": str(error), "kind": "isolation"})
-        os._exit(1)
-    _serve(settings["source"])
+    else:
+        _serve(settings["source"])
 
 
 def _guard(inner: int, watch: int) -> None:
@@ -93,12 +97,11 @@ def _guard(inner: int, watch: int) -> None:
 
 def _unshare() -> None:
     """As who may, or in a namespace of users where one may."""
-    flags = sum(_CLONE.values())
-    if _libc.unshare(flags) == 0:
+    if _libc.unshare(flags := sum(_CLONE.values())) == 0:
         return
-    user, group = os.geteuid(), os.getegid()
+    user, group = (f"{number} {number} 1" for number in (os.geteuid(), os.getegid()))
     _call("unshare", _libc.unshare(flags | _CLONE_NEWUSER))
-    for path, text in (("setgroups", "deny"), ("uid_map", f"{user} {user} 1"), ("gid_map", f"{group} {group} 1")):
+    for path, text in (("setgroups", "deny"), ("uid_map", user), ("gid_map", group)):
         with open(f"/proc/self/{path}", "w") as file:  # noqa: PTH123 - pathlib is more than this needs
             file.write(text)
 
@@ -175,12 +178,11 @@ def _become(user: int) -> None:
         os.setresgid(user, user, user)
         os.setresuid(user, user, user)
     except OSError:
-        # Who may not take another user, as in a namespace of users, keeps his, which nothing in the cage belongs to.
-        pass
+        pass  # who may not take another, as in a namespace of users, keeps his, which nothing in the cage belongs to
 
 
 def _forbid() -> None:
-    """A seccomp filter: what is forbidden answers EPERM, a call of another architecture ends the process."""
+    """A seccomp filter: what is forbidden answers EPERM; a call of another architecture ends the process."""
     if os.uname().machine not in _FORBIDDEN:
         raise _NoIsolation(f"not known on {os.uname().machine}")
     kernel, numbers = _FORBIDDEN[os.uname().machine]
@@ -193,13 +195,11 @@ def _forbid() -> None:
     program += [(equal, count - index, 0, number) for index, number in enumerate(numbers)]
     program += [(answer, 0, 0, allow), (answer, 0, 0, refuse)]
     code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *one) for one in program))
-    filter_ = struct.pack("@HP", len(program), ctypes.addressof(code))
-    _call("seccomp", _libc.prctl(_PR_SET_SECCOMP, 2, ctypes.c_char_p(filter_), 0, 0))
+    _call("seccomp", _libc.prctl(_PR_SET_SECCOMP, 2, struct.pack("@HP", len(program), ctypes.addressof(code)), 0, 0))
 
 
 def _serve(source: str) -> None:
-    requests, replies = os.dup(0), os.dup(1)
-    nothing = os.open("/dev/null", os.O_RDWR)
+    requests, replies, nothing = os.dup(0), os.dup(1), os.open("/dev/null", os.O_RDWR)
     for descriptor in (0, 1, 2):
         # What the code prints goes nowhere: a batch of it would fill a disk.
         os.dup2(nothing, descriptor)
@@ -248,8 +248,8 @@ def _number_of(value: Any) -> Any:
 
 
 def _told(error: BaseException) -> str:
-    last = traceback.extract_tb(error.__traceback__)
-    line = next((frame.lineno for frame in reversed(last) if frame.filename == "reward.py"), None)
+    trace = reversed(traceback.extract_tb(error.__traceback__))
+    line = next((frame.lineno for frame in trace if frame.filename == "reward.py"), None)
     if isinstance(error, SyntaxError):
         line = error.lineno
     where = f" (line {line})" if line else ""
