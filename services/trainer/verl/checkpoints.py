@@ -63,7 +63,7 @@ class CheckpointPublisher:
 
 
 def _probe(path: Path) -> Probe | None:
-    """What the weights answered while they were in training; None of what is no language model."""
+    """What the weights answered while they were in training; None where they were not asked."""
     return msgspec.json.decode(path.read_bytes(), type=Probe) if path.exists() else None
 
 

@@ -19,7 +19,7 @@ import msgspec
 import numpy as np
 import torch
 
-from services.trainer.weights.probe import PROBE_FILE, Probe, logprobs, probe_tokens
+from services.trainer.weights.probe import PROBE_FILE, Probe, probe_tokens, shown
 
 # Sums in another order than they were first taken in.
 RELATIVE_TOLERANCE = 1e-6
@@ -34,7 +34,8 @@ def watch_engine(module: Any) -> None:
         save(engine, local_path, *args, **kwargs)
         folder = Path(local_path)
         _file(folder).write_text(json.dumps(of_engine(engine), indent=1))
-        if type(engine) is module.FSDPEngineWithLMHead:
+        # Of a critic nothing is exported.
+        if not isinstance(engine, module.FSDPEngineWithValueHead):
             _write_probe(engine, folder / PROBE_FILE)
 
     def load_and_check(engine: Any, local_path: str, *args: Any, **kwargs: Any) -> None:
@@ -112,9 +113,10 @@ def _sums(tensors: Iterable[torch.Tensor]) -> list[float]:
 
 
 def _rng() -> dict[str, str]:
+    numpy_state: Any = np.random.get_state(legacy=True)
     states = {
         "torch": torch.get_rng_state().numpy().tobytes(),
-        "numpy": repr([np.asarray(part).tolist() for part in np.random.get_state(legacy=True)[1:]]).encode(),
+        "numpy": repr([np.asarray(part).tolist() for part in numpy_state[1:]]).encode(),
         "python": repr(random.getstate()).encode(),
     }
     return {name: hashlib.sha256(state).hexdigest()[:16] for name, state in states.items()}
@@ -156,5 +158,5 @@ def _write_probe(engine: Any, path: Path) -> None:
             output = engine.module(input_ids=input_ids, attention_mask=torch.ones_like(input_ids), use_cache=False)
     engine.module.train(training)
     if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
-        found = Probe(dtype=str(dtype).removeprefix("torch."), logprobs=logprobs(output.logits[0]))
+        found = Probe(dtype=str(dtype).removeprefix("torch."), logprobs=shown(output.logits))
         path.write_bytes(msgspec.json.encode(found))

@@ -58,7 +58,8 @@ def encode(tokenizer: Any, prompt: Messages, completion: Messages) -> tuple[list
         if messages[turn]["role"] != "assistant":
             continue
         opening = _render(tokenizer, messages[:turn], True)
-        through = _render(tokenizer, messages[: turn + 1], False)
+        last = turn == len(messages) - 1
+        through = tokens if last else _render(tokenizer, messages[: turn + 1], False)
         if tokens[: len(opening)] != opening or tokens[: len(through)] != through:
             raise ValueError("the chat template renders the beginning of a conversation otherwise than the whole")
         mask[len(opening) : len(through)] = [1] * (len(through) - len(opening))

@@ -1,4 +1,4 @@
-"""A few log-probabilities by which two copies of a language model are told apart.
+"""A few numbers by which two copies of a model are told apart: log-probabilities, or a reward model's score.
 
 A fixed row of T tokens goes through the model; of each position the log-probabilities of K fixed tokens are kept. Each
 depends on every weight that takes part in it: all of the blocks, and by the normaliser all of the output layer; not on
@@ -22,7 +22,7 @@ _STRIDE, _SHOWN_STRIDE = 7919, 104_729
 
 
 class Probe(msgspec.Struct, frozen=True):
-    """`dtype` is what was computed in; `logprobs` has T rows of K."""
+    """`dtype` is what was computed in; `logprobs` has T rows of K, or the one score of a reward model."""
 
     dtype: str
     logprobs: list[list[float]]
@@ -36,8 +36,13 @@ def probe_tokens(vocabulary_size: int, context_length: int | None) -> list[int]:
 def logprobs(logits_T_V: Tensor) -> list[list[float]]:  # noqa: N803  (axes stand in names)
     """The log-probabilities of the K tokens at each of T positions."""
     vocabulary_size = logits_T_V.shape[-1]
-    shown = [_SHOWN_STRIDE * place % vocabulary_size for place in range(1, SHOWN + 1)]
-    return logits_T_V.float().log_softmax(-1)[:, shown].cpu().tolist()
+    chosen = [_SHOWN_STRIDE * place % vocabulary_size for place in range(1, SHOWN + 1)]
+    return logits_T_V.float().log_softmax(-1)[:, chosen].cpu().tolist()
+
+
+def shown(logits: Tensor) -> list[list[float]]:
+    """Of one row: of a language model's logits (1, T, V), or of the output of a classifier (1, 1)."""
+    return logprobs(logits[0]) if logits.dim() == 3 else logits.float().cpu().tolist()
 
 
 def ask(model: Any) -> list[list[float]]:
@@ -46,7 +51,7 @@ def ask(model: Any) -> list[list[float]]:
 
     tokens = probe_tokens(model.config.vocab_size, getattr(model.config, "max_position_embeddings", None))
     with torch.inference_mode():
-        return logprobs(model(input_ids=torch.tensor([tokens]), use_cache=False).logits[0])
+        return shown(model(input_ids=torch.tensor([tokens]), use_cache=False).logits)
 
 
 def difference(one: list[list[float]], other: list[list[float]]) -> float:

@@ -77,6 +77,12 @@ def _requests_from_parent() -> queue.Queue[CheckRequest | None]:
     return requests
 
 
+def _load_reward_model(folder: str) -> rewards.ModelScorer:
+    from services.trainer.weights.reward_scoring import LocalScorer
+
+    return LocalScorer(folder)
+
+
 class Checker:
     def __init__(self, plan: plans.LaunchPlan, spool: SpoolWriter) -> None:
         self._plan = plan
@@ -121,10 +127,10 @@ class Checker:
         allowed = TOLERANCE[request.probe.dtype]
         if not found <= allowed:
             raise ValueError(
-                f"what was saved is not what was trained: a log-probability of the probe differs by {found:.2g}, more"
-                f" than the {allowed:g} that rounding may make"
+                f"what was saved is not what was trained: an answer to the probe differs by {found:.2g}, more than the"
+                f" {allowed:g} that rounding may make"
             )
-        return {"verification/logprob_difference": found}
+        return {f"verification/{'score' if request.kind == 'reward' else 'logprob'}_difference": found}
 
     def _sample(self, request: CheckRequest) -> dict[str, float]:
         from services.trainer.weights.answering import Answerer
@@ -154,15 +160,16 @@ class Checker:
         from services.trainer.weights import pair_scores
 
         scorer = pair_scores.RewardModelScorer(Path(request.path))
+        compared = self._compared(request, scorer.model)
         validation = self._plan.pair_validation
         if not request.sample or validation is None or self._plan.validation_path is None:
-            return {}
+            return compared
         pairs = pair_scores.score_pairs(scorer, Path(self._plan.validation_path), validation)
         values = pair_scores.summarise(pairs)
         samples = [sample for pair in pairs for sample in pair.samples()]
         self._spool.append(SampleBatch(step=request.step, split="validation", samples=samples))
         self._spool.append(Metrics(step=request.step, values=values))
-        return values
+        return {**compared, **values}
 
     def _fitting(
         self, questions: list[Question], answerer: Answerer, validation: plans.ValidationPlan
@@ -204,7 +211,7 @@ class Checker:
         self, questions: list[Question], completions: list[str], reward: plans.RewardSpec
     ) -> list[rewards.Score | None]:
         if self._judge is None:
-            surroundings = rewards.Surroundings(self._plan.reward_site, self._wait, self._check)
+            surroundings = rewards.Surroundings(self._plan.reward_site, self._wait, self._check, _load_reward_model)
             self._judge = rewards.open_judge(reward.name, reward.params, surroundings)
         return score(questions, completions, self._judge, rewards.needs_answer(reward.name, reward.params))
 

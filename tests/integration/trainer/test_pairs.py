@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from services.trainer import plan as plans
+from services.trainer.spool import Checkpoint, Problem, SampleBatch, SpoolWriter, read_from
+from services.trainer.weights.side import Checker, CheckRequest
+from tests.unit.trainer.test_algorithms import plan
 
 torch = pytest.importorskip("torch")
 
@@ -67,3 +74,80 @@ def test_metrics_are_means_over_the_pairs_of_all_micro_batches_and_slots() -> No
     raw = {"train/loss": 0.5, "pairs": [[3.0, 1.0], [4.0]], "rewards/margin": [[6.0, 2.0], [-4.0]]}
     found = PairTrainer.metrics(None, raw)  # type: ignore[arg-type]
     assert found["train/loss"] == 0.5 and found["rewards/margin"] == (6 + 2 - 4) / 8
+
+
+@pytest.fixture
+def reward_model(tiny_model: Path, tmp_path: Path) -> Path:
+    """A folder as training leaves it, its new layer untrained."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    torch.manual_seed(0)
+    folder = tmp_path / "judge"
+    AutoModelForSequenceClassification.from_pretrained(tiny_model, num_labels=1).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(folder)
+    return folder
+
+
+def checked(weights: Path, folder: Path, probe: Any) -> tuple[Checkpoint, list[str], list[SampleBatch]]:
+    """What the side process says of a reward model: three pairs are held out, the second of which is too long."""
+    rows = [("12", "21"), ("1" * 30, "2"), ("3", "4")]
+    validation = folder / "validation.jsonl"
+    asked = [{"role": "user", "content": "21"}]
+    with validation.open("w") as file:
+        for row in rows:
+            chosen, rejected = ([{"role": "assistant", "content": text}] for text in row)
+            file.write(json.dumps({"prompt": asked, "chosen": chosen, "rejected": rejected}) + "\n")
+    made = plan("reward_model", {"max_length": 16}, work_dir=str(folder), validation_path=str(validation))
+    path = folder / plans.SPOOL_FILE
+    Checker(made, SpoolWriter(path)).handle(CheckRequest(step=1, path=str(weights), kind="reward", probe=probe))
+    records, _ = read_from(path, 0)
+    [found] = [record for record in records if isinstance(record, Checkpoint)]
+    problems = [record.message for record in records if isinstance(record, Problem)]
+    return found, problems, [record for record in records if isinstance(record, SampleBatch)]
+
+
+def probe_of(folder: Path) -> Any:
+    from services.trainer.weights.pair_scores import RewardModelScorer
+    from services.trainer.weights.probe import Probe, ask
+
+    return Probe(dtype="float32", logprobs=ask(RewardModelScorer(folder).model))
+
+
+def test_a_reward_model_is_tried_on_pairs_and_scores_as_in_training(reward_model: Path, tmp_path: Path) -> None:
+    found, problems, [shown] = checked(reward_model, tmp_path, probe_of(reward_model))
+    assert (found.state, problems) == ("ready", [])
+    assert found.metrics["verification/score_difference"] < 1e-6
+    assert found.metrics["validation/pairs/count"] == 2
+    assert [(one.row_index, one.completion) for one in shown.samples] == [(0, "12"), (0, "21"), (2, "3"), (2, "4")]
+    margins = [shown.samples[place].score - shown.samples[place + 1].score for place in (0, 2)]
+    assert found.metrics["validation/margin"] == pytest.approx(sum(margins) / 2)
+    assert found.metrics["validation/accuracy"] == sum(margin > 0 for margin in margins) / 2
+
+
+def without_its_layer(tensors: dict[str, Any]) -> None:
+    del tensors["score.weight"]
+
+
+def another_layer(tensors: dict[str, Any]) -> None:
+    tensors["score.weight"] = -tensors["score.weight"]
+
+
+def two_scores(tensors: dict[str, Any]) -> None:
+    tensors["score.weight"] = torch.cat([tensors["score.weight"]] * 2)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [(without_its_layer, "are missing"), (another_layer, "not what was trained"), (two_scores, "mismatched_sizes")],
+)
+def test_what_is_another_reward_model_is_corrupt(
+    reward_model: Path, tmp_path: Path, change: Callable[[dict[str, Any]], None], said: str
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    probe = probe_of(reward_model)
+    tensors = load_file(reward_model / "model.safetensors")
+    change(tensors)
+    save_file(tensors, reward_model / "model.safetensors", metadata={"format": "pt"})
+    found, problems, shown = checked(reward_model, tmp_path, probe)
+    assert found.state == "corrupt" and shown == [] and said in problems[0]

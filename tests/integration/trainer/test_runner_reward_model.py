@@ -60,6 +60,7 @@ def test_which_answer_is_better_is_learnt_the_same_after_a_stop(attempts: Attemp
     assert {step: one.kind for step, one in checkpoints.items()} == dict.fromkeys((3, 6, 8), "reward")
     # Held-out pairs, judged by the side process from the folder.
     metrics = checkpoints[8].metrics
+    assert metrics["verification/score_difference"] < 1e-4
     assert metrics["validation/pairs/count"] == 16 and metrics["validation/accuracy"] == 1
     folder = Path(checkpoints[8].path)
     config = json.loads((folder / "config.json").read_text())
@@ -85,4 +86,6 @@ def test_adapters_are_merged_and_two_slots_agree_on_the_new_layer(attempts: Atte
     assert found[6] < found[1]
     [checkpoint] = ready(records).values()
     assert checkpoint.kind == "reward" and checkpoint.metrics["validation/accuracy"] == 1
+    # What was merged scores as what was in training.
+    assert checkpoint.metrics["verification/score_difference"] < 1e-4
     assert "adapter_model.safetensors" not in {path.name for path in Path(checkpoint.path).iterdir()}
