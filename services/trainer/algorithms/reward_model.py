@@ -10,6 +10,7 @@ from pydantic import Field
 from services.mesh.errors import Violation
 from services.mesh.params import STRICT_FIELDS
 from services.trainer.algorithms import algorithms
+from services.trainer.algorithms.overrides import flat
 from services.trainer.algorithms.pairs import DATASET_FORMATS, PairParams, check_pairs, pair_overrides, pair_steps
 from services.trainer.plan import JobFacts, LaunchPlan, PairValidationPlan, PlanInputs, RewardModelLoss
 
@@ -37,6 +38,7 @@ class RewardModelParams(PairParams):
     validation: PairValidationSettings = DEFAULT_PAIR_VALIDATION
 
 
+FUSED = "model.use_fused_kernels"
 # What a checkpoint of a reward model is measured by.
 SERIES = ("validation/accuracy", "validation/margin")
 
@@ -63,6 +65,8 @@ class RewardModel:
         found = check_pairs(params, facts, DATASET_FORMATS)
         if params.sequence_parallel > 1:
             found.append(Violation("sequence_parallel", "must be 1: a score is had at one place of the whole sequence"))
+        if dict(flat(params.verl_overrides)).get(FUSED):
+            found.append(Violation(f"verl_overrides.{FUSED}", "must be false: there is no vocabulary to fuse"))
         if params.checkpoints.keep_best and params.checkpoints.metric not in SERIES:
             message = f"must be one of {', '.join(SERIES)}: a reward model gives no answers that could be scored"
             found.append(Violation("checkpoints.metric", message))

@@ -13,6 +13,8 @@ from services.trainer.algorithms import algorithms
 from services.trainer.plan import DpoLoss, PairValidationPlan, RewardModelLoss
 from tests.unit.trainer.test_algorithms import check, plan
 
+OVERRIDE = "verl_overrides.model.use_fused_kernels"
+
 
 def test_all_that_is_wrong_with_pairs_is_said_at_once() -> None:
     params = {
@@ -36,6 +38,7 @@ def test_all_that_is_wrong_with_pairs_is_said_at_once() -> None:
         ("reward_model", {}, {"validation_format": "prompt"}, "validation_dataset"),
         ("reward_model", {}, {"train_format": "messages"}, "dataset"),
         ("reward_model", {"sequence_parallel": 2}, {"device": "cuda", "slots": 2}, "sequence_parallel"),
+        ("reward_model", {"verl_overrides": {"model": {"use_fused_kernels": True}}}, {}, OVERRIDE),
         ("reward_model", {"checkpoints": {"keep_best": 2}}, {}, "checkpoints.metric"),
     ],
 )
