@@ -5,11 +5,12 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 from rlhf.trainer.v1.training_job_pb2 import JobAttempt, TrainingJob
+from rlhf.type.v1.checkpoint_pb2 import Checkpoint, Provenance
 from rlhf.type.v1.job_state_pb2 import JOB_STATE_FAILED
 from rlhf.type.v1.metric_point_pb2 import MetricPoint
 from rlhf.type.v1.sample_pb2 import Sample
 
-from services.cli import job_views
+from services.cli import checkpoints, job_views
 
 points = st.lists(
     st.builds(
@@ -70,3 +71,33 @@ def test_samples_have_columns_for_what_they_hold() -> None:
     ]
     full = Sample(prompt="p", completion="c", answer="a", parts={"format": 1})
     assert [column.title for column in job_views.samples_table([bare, full], 20)][-2:] == ["ANSWER", "PARTS"]
+
+
+def test_a_checkpoint_tells_what_it_was_made_from() -> None:
+    found = Checkpoint(
+        name="projects/p/trainingJobs/j/checkpoints/step-4",
+        step=4,
+        state=Checkpoint.STATE_PRUNED,
+        state_reason="the job keeps the newest",
+        training_state=Checkpoint.TRAINING_STATE_CORRUPT,
+        provenance=Provenance(
+            job="projects/p/trainingJobs/j",
+            attempt=2,
+            algorithm="sft",
+            seed=7,
+            base_model="projects/p/models/m",
+            base_manifest_sha256="ab" * 32,
+            previous_checkpoint="projects/p/trainingJobs/j/checkpoints/step-2",
+            dataset_version="projects/p/datasets/d/versions/3",
+            dataset_sha256="cd" * 32,
+            software={"verl": "0.9.1", "commit": "f00d"},
+        ),
+    )
+    facts = dict(checkpoints._facts(found))
+    assert (facts["state"], facts["why"]) == ("PRUNED", "the job keeps the newest")
+    assert facts["resumable"] == "no: corrupt"
+    assert facts["job"] == "j (sft, seed 7, attempt 2)"
+    assert facts["base weights"] == "m  abababababab"
+    assert (facts["after"], facts["data"]) == ("j/step-2", "d:3  cdcdcdcdcdcd")
+    assert facts["software"] == "commit f00d, verl 0.9.1"
+    assert "resumable" not in {name for name, value in checkpoints._facts(Checkpoint(name=found.name)) if value}
