@@ -50,12 +50,13 @@ def build(settings: Settings) -> Server:
     disk = Disk.of(settings.jobs_folder, settings.mesh.artifacts_url)
     site = Site(settings.device, settings.slots, settings.reward_site, disk)
     corruption = Corruption(database, artifacts, announcing.CheckpointAnnouncer(jobs, log))
+    training_jobs = TrainingJobs(database, jobs, log, datasets, site, artifacts, corruption)
     servicer = Servicer(
         Models(database, jobs, artifacts, settings.model_roots),
-        TrainingJobs(database, jobs, log, datasets, site, artifacts, corruption),
+        training_jobs,
         Series(database, jobs),
         Checkpoints(database, jobs, artifacts, corruption),
-        RewardTrials(settings, _training_environment()),
+        RewardTrials(settings, _training_environment(), training_jobs, artifacts),
     )
     server.add_step(lambda: database.migrate(*PACKAGES))
     census = Census(database, open_jobs, unpublished_events, checkpoints_by_state)

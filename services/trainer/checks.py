@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from services.mesh import names, params
@@ -28,6 +29,8 @@ class LookUp(Protocol):
 
     async def base_model(self, reference: str) -> BaseModel: ...
 
+    async def reward_model(self, reference: str) -> BaseModel: ...
+
 
 @dataclass(frozen=True)
 class Site:
@@ -44,17 +47,18 @@ async def check(new: NewTrainingJob, site: Site, look_up: LookUp) -> TrainingSpe
     """The job with everything filled in. Raises InvalidArgument with every violation."""
     found = _check_form(new, site)
     algorithm, parsed = _parse(new, found)
-    base, train, validation = await asyncio.gather(
+    base, train, validation, models = await asyncio.gather(
         _found(look_up.base_model(new.base_model), "base_model", found),
         _found(look_up.dataset_version(new.dataset_version), "dataset_version", found),
         _validation(new, look_up, found),
+        _reward_models(parsed, look_up, found),
     )
     found += _check_inputs(new, base, train, validation)
     foreseen: DiskForecast | None = None
     if algorithm is not None and parsed is not None and base is not None and train is not None:
         facts = _facts(new, site, base, train, validation)
-        found += [_placed(v) for v in algorithm.check(parsed, facts)]
-        found += [_placed(v) for v in check_retention(parsed.checkpoints, bool(new.validation_dataset_version))]
+        retention = check_retention(parsed.checkpoints, bool(new.validation_dataset_version))
+        found += [_placed(v) for v in (*algorithm.check(parsed, facts), *retention)]
         found += _check_answers(algorithm, parsed, train)
         # Of parameters that are right: others have no plan.
         if not found:
@@ -63,7 +67,7 @@ async def check(new: NewTrainingJob, site: Site, look_up: LookUp) -> TrainingSpe
     if found:
         raise InvalidArgument(v if v.field in ("parent", "training_job_id") else v.under("training_job") for v in found)
     assert base is not None and train is not None and parsed is not None
-    return _spec(new, params.to_json(parsed), base, train, validation, foreseen)
+    return replace(_spec(new, params.to_json(parsed), base, train, validation, foreseen), reward_models=models)
 
 
 def _spec(
@@ -166,6 +170,30 @@ def _parse(new: NewTrainingJob, found: list[Violation]) -> tuple[type[Algorithm]
     except InvalidArgument as error:
         found += error.violations
         return None, None
+
+
+async def _reward_models(parsed: Any, look_up: LookUp, found: list[Violation]) -> dict[str, str]:
+    named = {field: getattr(parsed, field, None) for field in ("reward", "held_out_reward")}
+    settings = {f"params.{field}.": (one.name, one.params) for field, one in named.items() if one is not None}
+    return await reward_models(settings, look_up, found)
+
+
+async def reward_models(
+    settings: Mapping[str, tuple[str, Mapping[str, Any]]], look_up: LookUp, found: list[Violation]
+) -> dict[str, str]:
+    """Manifests of the models that rewards load, by reference. `settings` are a reward's name and params by the prefix
+    of their fields; params that are wrong have no models and are told elsewhere."""
+    manifests: dict[str, str] = {}
+    for prefix, (name, given) in settings.items():
+        try:
+            references = rewards.models(name, given)
+        except InvalidArgument:
+            continue
+        for path, reference in references.items():
+            model = await _found(look_up.reward_model(reference), f"{prefix}params.{path}", found)
+            if model is not None:
+                manifests[reference] = model.manifest_sha256
+    return manifests
 
 
 async def _validation(new: NewTrainingJob, look_up: LookUp, found: list[Violation]) -> DatasetVersion | None:

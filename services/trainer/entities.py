@@ -114,6 +114,8 @@ class TrainingSpec:
     labels: dict[str, str]
     dataset_sha256: str = ""
     validation_dataset_sha256: str = ""
+    # Manifests of the models that its rewards load, by the reference of each.
+    reward_models: dict[str, str] = field(default_factory=dict)
     # Fields of disk.DiskForecast; None where nothing can be foreseen.
     disk_forecast: dict[str, Any] | None = None
 

@@ -63,6 +63,8 @@ class _Inputs:
     model: Path
     train: Path
     validation: Path | None
+    # Where each reward model lies, by its reference.
+    reward_models: dict[str, str]
 
 
 class TrainingHandler:
@@ -147,19 +149,20 @@ class TrainingHandler:
         """Rows and weights on this host, verified."""
         await self._report(lease, "preparing")
         data = self._keeper.folder(lease) / "data"
-        model = await self._base_model(spec)
+        model = await self._fetch(spec.base_model, spec.base_manifest_sha256)
         train = await self._rows(spec.dataset_version, data / "train.jsonl")
         validation = None
         if spec.validation_dataset_version:
             validation = await self._rows(spec.validation_dataset_version, data / "validation.jsonl")
-        return _Inputs(model, train, validation)
+        models = {name: str(await self._fetch(name, sha256)) for name, sha256 in spec.reward_models.items()}
+        return _Inputs(model, train, validation, models)
 
-    async def _base_model(self, spec: TrainingSpec) -> Path:
-        """Raises FailedPrecondition where its bytes are gone or no longer are what was stored."""
+    async def _fetch(self, name: str, manifest_sha256: str) -> Path:
+        """Weights. Raises FailedPrecondition where their bytes are gone or no longer are what was stored."""
         try:
-            return await self._artifacts.fetch(spec.base_manifest_sha256, self._settings.cache_folder / "models")
+            return await self._artifacts.fetch(manifest_sha256, self._settings.cache_folder / "models")
         except (NotFound, DataLoss) as error:
-            raise await self._corruption.of_base(spec.base_model, spec.base_manifest_sha256, error) from error
+            raise await self._corruption.of_base(name, manifest_sha256, error) from error
 
     async def _rows(self, version: str, target: Path) -> Path:
         facts = await self._datasets.version(version)
@@ -187,7 +190,11 @@ class TrainingHandler:
             resume_from=resume,
             work_dir=str(folder),
             traceparent=tracing.traceparent(),
-            reward_site=replace(self._settings.reward_site, ledger=str(self._keeper.folder(lease) / LEDGER_FILE)),
+            reward_site=replace(
+                self._settings.reward_site,
+                models=inputs.reward_models,
+                ledger=str(self._keeper.folder(lease) / LEDGER_FILE),
+            ),
         )
         return algorithm.plan(params.parse(algorithm.Params, spec.params), plan_inputs)
 

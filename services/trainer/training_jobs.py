@@ -27,6 +27,8 @@ from services.trainer.entities import (
 from services.trainer.store import checkpoints, models
 
 TRAINING = "training"
+# How transformers calls a model that scores.
+CLASSIFIER = "ForSequenceClassification"
 HEARTBEAT_SECONDS = 10.0
 
 
@@ -138,10 +140,17 @@ class TrainingJobs:
 
     async def base_model(self, reference: str) -> BaseModel:
         """The weights behind a model reference. Raises InvalidArgument when they cannot be trained from."""
+        return await self._weights(reference, "full")
+
+    async def reward_model(self, reference: str) -> BaseModel:
+        """The same of a model that scores. Raises InvalidArgument when it does not."""
+        return await self._weights(reference, "reward")
+
+    async def _weights(self, reference: str, kind: str) -> BaseModel:
         if names.match(names.MODEL, reference):
-            base = await self._model(reference)
+            base = await self._model(reference, kind)
         elif names.match(names.TRAINING_CHECKPOINT, reference):
-            base = await self._checkpoint(reference)
+            base = await self._checkpoint(reference, kind)
         else:
             wanted = f"{names.MODEL} or {names.TRAINING_CHECKPOINT}"
             raise InvalidArgument([Violation("base_model", f"must be of the form {wanted} (got {reference[:120]!r})")])
@@ -153,16 +162,19 @@ class TrainingJobs:
             raise InvalidArgument.of("base_model", found.message) from error
         return base
 
-    async def _model(self, name: str) -> BaseModel:
+    async def _model(self, name: str, kind: str) -> BaseModel:
         async with self._database.transaction() as connection:
             model = await models.get(connection, name)
         if model is None:
             raise NotFound("MODEL_NOT_FOUND", f"there is no {name}", name=name)
         if model.state is not ModelState.READY:
             raise InvalidArgument.of("base_model", f"{name} is {model.state}; it must be READY")
+        found = "reward" if model.architecture.endswith(CLASSIFIER) else "full"
+        if found != kind:
+            raise InvalidArgument.of("base_model", f"{name} is {_WRONG_KIND[kind, found]}")
         return BaseModel(name, model.manifest_sha256, model.parameter_count, model.context_length)
 
-    async def _checkpoint(self, name: str) -> BaseModel:
+    async def _checkpoint(self, name: str, kind: str) -> BaseModel:
         async with self._database.transaction() as connection:
             checkpoint = await checkpoints.get(connection, name)
             if checkpoint is None:
@@ -170,16 +182,21 @@ class TrainingJobs:
             job = await self._jobs.get(connection, name.rpartition("/checkpoints/")[0])
         if checkpoint.state is not CheckpointState.READY:
             raise InvalidArgument.of("base_model", f"{name} is {checkpoint.state}; it must be READY")
-        if checkpoint.kind != "full":
-            raise InvalidArgument.of("base_model", f"{name} is {_NO_BASE[checkpoint.kind]}")
+        if checkpoint.kind != kind:
+            raise InvalidArgument.of("base_model", f"{name} is {_WRONG_KIND[kind, checkpoint.kind]}")
         spec = TrainingSpec(**job.spec)
         return BaseModel(name, checkpoint.manifest_sha256, spec.parameter_count, spec.context_length)
 
 
-# Kinds of checkpoints that no job starts from, and why.
-_NO_BASE = {
-    "adapter": "an adapter; a job starts from full weights",
-    "reward": "a reward model, which scores conversations and writes none; a job starts from a language model",
+# What is wrong with weights by the kind that is wanted and the kind that they are.
+_WRONG_KIND = {
+    ("full", "adapter"): "an adapter; a job starts from full weights",
+    (
+        "full",
+        "reward",
+    ): "a reward model, which scores conversations and writes none; a job starts from a language model",
+    ("reward", "full"): "a language model, which gives no scores; train a reward model from it with reward_model",
+    ("reward", "adapter"): "an adapter of a language model; name a checkpoint of reward_model",
 }
 
 

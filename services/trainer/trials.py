@@ -14,8 +14,10 @@ from typing import Any
 import msgspec
 
 from services.mesh import names
+from services.mesh.artifacts import ArtifactStore
 from services.mesh.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument, PlatformError, Violation
 from services.trainer import rewards
+from services.trainer.checks import LookUp, reward_models
 from services.trainer.entities import RewardTrial, RewardVerdict
 from services.trainer.settings import Settings
 
@@ -31,8 +33,12 @@ _AT_A_TIME = 2
 class RewardTrials:
     """Use case. Scoring happens in a child process, which ends with the call."""
 
-    def __init__(self, settings: Settings, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self, settings: Settings, environment: Mapping[str, str], look_up: LookUp, artifacts: ArtifactStore
+    ) -> None:
         self._settings = settings
+        self._look_up = look_up
+        self._artifacts = artifacts
         self._environment = dict(environment)
         self._places = asyncio.Semaphore(_AT_A_TIME)
 
@@ -47,12 +53,13 @@ class RewardTrials:
             rewards.parse(reward_id, params, self._settings.reward_site)
         except InvalidArgument as error:
             found += map(_placed, error.violations)
+        models = await reward_models({"": (reward_id, params)}, self._look_up, found)
         if found:
             raise InvalidArgument(found)
         trial = {
             "name": reward_id,
             "params": rewards.complete(reward_id, params),
-            "site": asdict(self._settings.reward_site),
+            "site": asdict(replace(self._settings.reward_site, models=await self._folders(models))),
             "samples": [asdict(replace(sample, metadata=dict(sample.metadata))) for sample in samples],
         }
         async with self._places:
@@ -60,6 +67,10 @@ class RewardTrials:
         if error := outcome["error"]:
             raise FailedPrecondition(error["reason"], _with_remedy(error), remedy=error["remedy"])
         return RewardTrial([_verdict(one) for one in outcome["verdicts"]], outcome["elapsed_seconds"])
+
+    async def _folders(self, models: Mapping[str, str]) -> dict[str, str]:
+        cache = self._settings.cache_folder / "models"
+        return {name: str(await self._artifacts.fetch(sha256, cache)) for name, sha256 in models.items()}
 
     async def _child(self, trial: bytes) -> bytes:
         # By Popen, which calls vfork: asyncio's loops fork, and gRPC, which many threads of this process run, does not

@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from hydra import compose, initialize_config_module
 from omegaconf import DictConfig, OmegaConf, open_dict
 
@@ -87,10 +88,16 @@ def _rewarding(plan: LaunchPlan) -> dict[str, Any]:
         "reward.custom_reward_function.path": "pkg://services.trainer.verl.reward_function",
         "reward.custom_reward_function.name": "compute_score",
         "reward.custom_reward_function.reward_kwargs": {
-            "reward_name": plan.reward.name if plan.reward else "",
-            "reward_params": plan.reward.params if plan.reward else {},
+            "reward": _json(plan.reward),
+            "held_out_reward": _json(plan.held_out_reward) if plan.held_out_reward else "",
+            "site": _json(plan.reward_site),
         },
     }
+
+
+def _json(value: Any) -> str:
+    """JSON in which OmegaConf, which these settings pass through, finds nothing to put something in the place of."""
+    return msgspec.json.encode(value).decode().replace("$", "\\u0024")
 
 
 def _compose(name: str, plan: LaunchPlan, settings: dict[str, Any]) -> DictConfig:

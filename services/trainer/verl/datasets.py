@@ -103,7 +103,11 @@ class PromptRows(Dataset):
             "raw_prompt": row["prompt"],
             "data_source": "rlhf",
             "reward_model": {"style": "rule", "ground_truth": row.get("answer")},
-            "extra_info": {"index": self._kept[item], "metadata": row.get("metadata") or {}},
+            "extra_info": {
+                "index": self._kept[item],
+                "metadata": row.get("metadata") or {},
+                "prompt": row["prompt"],
+            },
             "index": self._kept[item],
             "tools_kwargs": {},
             "interaction_kwargs": {},

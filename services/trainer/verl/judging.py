@@ -11,6 +11,7 @@ from services.trainer.plan import LaunchPlan, RewardSpec
 from services.trainer.spool import Phase, Problem
 from services.trainer.verl.context import RunContext
 from services.trainer.verl.control import StopRequestedError
+from services.trainer.verl.reward_actor import ActorScorer
 
 WAITING = "waiting_for_reward"
 # Between two looks at whether the run is to stop.
@@ -25,7 +26,7 @@ class RunJudges:
         self._waited = False
         plan: LaunchPlan = context.plan
         assert plan.reward is not None
-        surroundings = rewards.Surroundings(plan.reward_site, self._wait, self._check)
+        surroundings = rewards.Surroundings(plan.reward_site, self._wait, self._check, self._load_model)
         with contextlib.ExitStack() as undo:
             self._reward = _open(plan.reward, surroundings, undo)
             self._held_out = _open(plan.held_out_reward, surroundings, undo) if plan.held_out_reward else None
@@ -57,6 +58,9 @@ class RunJudges:
     def _check(self) -> None:
         if self._context.reporter.stop_requested():
             raise StopRequestedError
+
+    def _load_model(self, folder: str) -> rewards.ModelScorer:
+        return ActorScorer(folder, self._check)
 
     def _back(self, scores: list[rewards.Score]) -> list[rewards.Score]:
         if self._waited:

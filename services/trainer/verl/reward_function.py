@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import time
+from functools import lru_cache
 from typing import Any
 
+import msgspec
+
 from services.trainer import rewards
+from services.trainer.plan import RewardSite, RewardSpec
+from services.trainer.verl.reward_actor import ActorScorer
 
 
 def compute_score(
@@ -13,12 +19,31 @@ def compute_score(
     ground_truth: str | None,
     extra_info: dict[str, Any] | None = None,
     *,
-    reward_name: str,
-    reward_params: dict[str, Any],
+    reward: str,
+    held_out_reward: str,
+    site: str,
     **_: object,
 ) -> dict[str, float]:
-    """verl's signature: one answer in, its score and parts out."""
-    metadata = (extra_info or {}).get("metadata") or {}
-    sample = rewards.RewardSample(prompt="", completion=solution_str, answer=ground_truth, metadata=metadata)
-    score = rewards.score(reward_name, dict(reward_params), [sample])[0]
-    return {"score": score.score, **score.parts}
+    """verl's signature: one answer in, its score and parts out; those of the held-out reward under `held_out/`."""
+    extra = extra_info or {}
+    prompt = [dict(turn) for turn in extra.get("prompt") or []]
+    sample = rewards.RewardSample(prompt, solution_str, ground_truth, dict(extra.get("metadata") or {}))
+    score = _judge(reward, site).score([sample])[0]
+    values = {"score": score.score, **score.parts}
+    if held_out_reward:
+        held_out = _judge(held_out_reward, site).score([sample])[0]
+        values |= {"held_out/score": held_out.score, **{f"held_out/{part}": n for part, n in held_out.parts.items()}}
+    return values
+
+
+@lru_cache(maxsize=8)
+def _judge(reward: str, site: str) -> rewards.Judge:
+    """One for the life of the worker. Whoever stops the run ends its workers, so that a wait need not look for it."""
+    spec = msgspec.json.decode(reward, type=RewardSpec)
+    place = msgspec.json.decode(site, type=RewardSite)
+
+    def wait(why: str, seconds: float) -> None:
+        time.sleep(seconds)
+
+    surroundings = rewards.Surroundings(place, wait, load_model=lambda folder: ActorScorer(folder, lambda: None))
+    return rewards.open_judge(spec.name, spec.params, surroundings)

@@ -9,6 +9,8 @@ from typing import Any
 
 from services.mesh.artifacts import Manifest
 
+# How transformers calls a model that scores.
+CLASSIFIER = "ForSequenceClassification"
 # Formats that run code when they are read.
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".h5", ".msgpack")
 
@@ -68,18 +70,23 @@ def _check_files(folder: Path) -> None:
         config: dict[str, Any] = json.loads((folder / "config.json").read_text("utf-8"))
     except ValueError as error:
         raise UnusableModelError(f"config.json is not JSON: {error}") from error
-    if any(name.endswith("ForSequenceClassification") for name in config.get("architectures") or ()):
-        raise UnusableModelError("it is a sequence classifier, such as a reward model; a language model is wanted")
     if "auto_map" in config:
         raise UnusableModelError("config.json wants code of the model's own (auto_map), which is never run")
 
 
+def is_classifier(folder: Path) -> bool:
+    """Whether the model scores rather than writes: a reward model."""
+    config: dict[str, Any] = json.loads((folder / "config.json").read_text("utf-8"))
+    return any(name.endswith(CLASSIFIER) for name in config.get("architectures") or [])
+
+
 def _load(folder: Path) -> tuple[Any, Any]:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        auto = AutoModelForSequenceClassification if is_classifier(folder) else AutoModelForCausalLM
+        loaded: Any = auto.from_pretrained(
             folder,
             trust_remote_code=False,
             local_files_only=True,
@@ -91,6 +98,8 @@ def _load(folder: Path) -> tuple[Any, Any]:
         # transformers raises every kind here; the text is what helps.
         raise UnusableModelError(f"it does not load: {error}") from error
     model, report = loaded
+    if is_classifier(folder) and model.config.num_labels != 1:
+        raise UnusableModelError(f"it has {model.config.num_labels} outputs; a reward model has one")
     for what in ("missing_keys", "mismatched_keys"):
         if report.get(what):
             raise UnusableModelError(f"{what.replace('_', ' ')}: {', '.join(map(str, sorted(report[what])[:5]))}")
