@@ -143,7 +143,7 @@ def test_a_made_model_is_described(tiny_model: Path) -> None:
         (lambda folder: (folder / "chat_template.jinja").unlink(), "no chat template"),
         (lambda folder: (folder / "link").symlink_to("/etc/passwd"), "is a link"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"\0" * 100), "does not load"),
-        (lambda folder: _replace(folder / "config.json", "ForCausalLM", "ForSequenceClassification"), "reward model"),
+        (lambda folder: _replace(folder / "config.json", "ForCausalLM", "ForSequenceClassification"), "2 outputs"),
     ],
 )
 def test_a_folder_that_is_no_usable_model_is_refused(tiny_model: Path, tmp_path: Path, change: Any, text: str) -> None:
