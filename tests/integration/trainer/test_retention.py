@@ -218,3 +218,29 @@ async def test_what_is_ready_stays_while_a_later_attempt_verifies_the_same_step(
 
 async def _from_the_beginning(*_: object) -> None:
     return None
+
+
+async def test_weights_of_a_deleted_model_go_unless_something_else_names_them(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artifacts = ArtifactStore(f"file://{bench.home}/artifacts")
+    manifests = {}
+    for model, weights in (("alone", "weights of alone"), ("shared", "weights 3")):
+        folder = bench.home / model
+        folder.mkdir()
+        (folder / "model.safetensors").write_text(weights)
+        manifests[model] = await artifacts.put_folder(folder)
+        async with await psycopg.AsyncConnection.connect(bench.database_url) as connection:
+            await connection.execute(
+                "INSERT INTO trainer.models (uid, name, parent, display_name, source, labels, state, manifest_sha256)"
+                " VALUES (gen_random_uuid(), %s, %s, '', '{}', '{}', 'READY', %s)",
+                (f"{PARENT}/models/{model}", PARENT, manifests[model].sha256),
+            )
+    await bench.start_worker({"save_at": [3]}, monkeypatch)
+    await bench.ended(await bench.create())
+    for model in manifests:
+        await client.call(bench.trainer.DeleteModel(pb.DeleteModelRequest(name=f"{PARENT}/models/{model}")))
+    await bench.ended(await bench.create())
+    assert weights_there(bench) == {3}, "the checkpoint of step 3 has the same bytes"
+    blob = manifests["alone"].file("model.safetensors").sha256
+    assert not (bench.home / "artifacts" / blob[:2] / blob).exists()
