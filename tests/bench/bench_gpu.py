@@ -76,7 +76,7 @@ def rows(algorithm: str) -> list[dict[str, Any]]:
     return made
 
 
-def measure(maker: AttemptMaker, name: str, steps: int) -> None:
+def measure(maker: AttemptMaker, name: str, steps: int, limit_seconds: float) -> None:
     algorithm, params = RUNS[name]
     reward = {"reward": {"name": "regex", "params": {"pattern": "1", "mode": "search"}}}
     extra: dict[str, Any] = reward if "rollout_engine" in params else {}
@@ -85,12 +85,21 @@ def measure(maker: AttemptMaker, name: str, steps: int) -> None:
     attempt = maker(name, algorithm, steps=steps, **params, **extra)
     write_rows(Path(attempt.plan.train_path), rows(algorithm))
     started, started_ns = time.monotonic(), time.time_ns()
-    status = attempt.start().wait()
+    process = attempt.start()
+    try:
+        status = process.wait(limit_seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        status = process.wait()
     took = time.monotonic() - started
     records = attempt.records()
     end = records[-1] if records else None
     if status or not isinstance(end, End) or end.outcome != "succeeded":
-        print(f"{name}: FAILED: {end}\n{(attempt.folder / 'output.log').read_text()[-6000:]}", flush=True)
+        taken = [r for r in records if isinstance(r, Metrics)]
+        print(
+            f"{name}: FAILED after {took:.0f} s, step {taken[-1].step if taken else 0}: {end}\n{(attempt.folder / 'output.log').read_text()[-6000:]}",
+            flush=True,
+        )
         return
     begun = next(r.time_ns for r in records if isinstance(r, Phase) and r.phase == "training")
     show(name, records, took, (begun - started_ns) / 1e9)
@@ -123,6 +132,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("names", nargs="*", default=list(RUNS), help=", ".join(RUNS))
     parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--limit", type=float, default=600, help="seconds after which a run is ended as failed")
     parser.add_argument("--model", choices=list(MODELS), default="135m")
     arguments = parser.parse_args()
     print(f"{torch.cuda.get_device_name(0)}, torch {torch.__version__}, model {arguments.model}", flush=True)
@@ -133,7 +143,7 @@ def main() -> None:
         try:
             maker = AttemptMaker(root, model, ray.address, device="cuda")
             for name in arguments.names:
-                measure(maker, name, arguments.steps)
+                measure(maker, name, arguments.steps, arguments.limit)
         finally:
             ray.process.send_signal(signal.SIGTERM)
             ray.process.wait(timeout=60)
