@@ -84,6 +84,7 @@ def mesh(
         "RLHF_RAY_ADDRESS": "127.0.0.1:1",
         "RLHF_TRAINER_WORKER_PYTHON": str(scripted_python(home)),
         "RLHF_TRAINER_LEASE_SECONDS": "2",
+        "RLHF_TRAINER_CUSTOM_CODE": "allow",
         "SCRIPT": json.dumps({"step_seconds": 0.005, "save_at": [20, 40]}),
     }
     (home / "run" / "endpoints.json").write_text(
