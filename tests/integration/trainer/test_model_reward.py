@@ -130,7 +130,8 @@ async def with_models(trainer: TrainerServiceStub, home: Path, tiny_reward_model
     """A mesh with a reward model and a language model."""
     shutil.copytree(tiny_reward_model, home / "roots" / "judge")
     source = model_pb2.ModelSource(path=str(home / "roots" / "judge"))
-    request = trainer_service_pb2.ImportModelRequest(parent=PARENT, model_id="judge", model={"source": source})
+    judge = model_pb2.Model(source=source)
+    request = trainer_service_pb2.ImportModelRequest(parent=PARENT, model_id="judge", model=judge)
     await client.call(trainer.ImportModel(request))
     await client.call(trainer.ImportModel(init_request("writer")))
     for name in ("judge", "writer"):

@@ -112,7 +112,8 @@ class Answers(Rule):
     @staticmethod
     def score(samples: Sequence[RewardSample], params: Any) -> list[Score]:
         given: Any = Answers.given
-        return [given(sample) for sample in samples] if callable(given) else given
+        scores: Any = [given(sample) for sample in samples] if callable(given) else given
+        return scores
 
 
 @pytest.fixture
