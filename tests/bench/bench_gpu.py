@@ -14,6 +14,7 @@ import os
 import random
 import signal
 import statistics
+import subprocess
 import tempfile
 import time
 from pathlib import Path
@@ -95,11 +96,9 @@ def measure(maker: AttemptMaker, name: str, steps: int, limit_seconds: float) ->
     records = attempt.records()
     end = records[-1] if records else None
     if status or not isinstance(end, End) or end.outcome != "succeeded":
-        taken = [r for r in records if isinstance(r, Metrics)]
-        print(
-            f"{name}: FAILED after {took:.0f} s, step {taken[-1].step if taken else 0}: {end}\n{(attempt.folder / 'output.log').read_text()[-6000:]}",
-            flush=True,
-        )
+        taken = [r.step for r in records if isinstance(r, Metrics)]
+        print(f"{name}: FAILED after {took:.0f} s and step {max(taken, default=0)}: {end}", flush=True)
+        print((attempt.folder / "output.log").read_text()[-6000:], flush=True)
         return
     begun = next(r.time_ns for r in records if isinstance(r, Phase) and r.phase == "training")
     show(name, records, took, (begun - started_ns) / 1e9)
