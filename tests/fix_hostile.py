@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import struct
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from typing import Any
 from google.api import resource_pb2
 from google.protobuf import message_factory
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescriptor
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 
 Numbers = random.Random
 
@@ -107,10 +108,12 @@ def _fill(message: Message, field: FieldDescriptor, numbers: Numbers, depth: int
             values = [
                 message_of(kind, numbers, depth + 1) for _ in range(numbers.randrange(3) if field.is_repeated else 1)
             ]
-            if field.is_repeated:
-                getattr(message, field.name).extend(values)
-            else:
-                getattr(message, field.name).CopyFrom(values[0])
+            # A value that is nested deeper than protobuf reads can't be put in by copying, which writes and reads it.
+            with contextlib.suppress(DecodeError):
+                if field.is_repeated:
+                    getattr(message, field.name).extend(values)
+                else:
+                    getattr(message, field.name).CopyFrom(values[0])
     elif field.is_repeated:
         getattr(message, field.name).extend(_value(field, numbers) for _ in range(numbers.choice((0, 1, 3, 200))))
     else:
