@@ -1,0 +1,97 @@
+"""Every command of docs/training.md is run against the services: trainings as far as they are checked (`--dry-run`)."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from rlhf.type.v1.job_state_pb2 import JobState
+
+from services.client import Client, json_lines
+from services.mesh import embedded
+from tests.integration.client.conftest import Mesh
+from tests.integration.client.test_docs import DOCUMENT, blocks, environment
+
+PAGE = DOCUMENT.with_name("training.md")
+# Rows for the largest batch of the page.
+ROWS = 2048
+OURS = ("base", "examples", "questions", "held-out", "comparisons", "held-out-comparisons")
+CHECKED_ONLY = (["train"], ["recipe", "run"], ["job", "replay"])
+
+
+def commands() -> list[list[str]]:
+    text = "\n".join(blocks("sh", PAGE)).replace("\\\n", " ")
+    lines = (shlex.split(line, comments=True) for line in text.splitlines())
+    return [words[1:] for words in lines if words and words[0] == "rlhf"]
+
+
+@pytest.fixture(scope="module")
+def job(mesh: Mesh, postgres_server: embedded.Postgres) -> str:
+    """The id of a job that has ended, with a checkpoint; besides it the datasets of the page and room in the model."""
+    kinds: dict[str, tuple[str, Callable[[int], dict[str, Any]]]] = {
+        "examples": ("messages", lambda n: {"messages": [*_asked(n), _said(n)]}),
+        "questions": ("prompt", lambda n: {"prompt": _asked(n), "answer": str(n)}),
+        "held-out": ("prompt", lambda n: {"prompt": _asked(n), "answer": str(n)}),
+        "comparisons": (
+            "preference",
+            lambda n: {"prompt": _asked(n), "chosen": [_said(n)], "rejected": [_said(n + 1)]},
+        ),
+    }
+    kinds["held-out-comparisons"] = kinds["comparisons"]
+    _model_with_room(postgres_server)
+    with Client(home=mesh.home) as client:
+        for name, (form, row) in kinds.items():
+            client.datasets.create(f"page-{name}", form)
+            lines = json_lines([row(n) for n in range(ROWS)])
+            assert client.uploads.upload(f"page-{name}", lines, file_name="rows.jsonl").dataset_version
+        params = {"batch_size": 8, "max_length": 32, "steps": 40}
+        made = client.training_jobs.create("sft", model="page-base", dataset="page-examples", params=params)
+        done = client.training_jobs.wait(made.name)
+    assert JobState.Name(done.state) == "JOB_STATE_SUCCEEDED"
+    return made.name.rpartition("/")[2]
+
+
+@pytest.mark.parametrize("words", commands(), ids=" ".join)
+def test_a_command_is_taken(words: list[str], mesh: Mesh, job: str, tmp_path: Path) -> None:
+    (tmp_path / "params.toml").write_text("prompts_per_step = 16\n")
+    command = [_ours(word, job) for word in words if word != "--watch"]
+    if any(command[: len(start)] == start for start in CHECKED_ONLY) and not {"--dry-run", "--help"} & set(command):
+        command.append("--dry-run")
+    done = subprocess.run(
+        ["rlhf", *command], cwd=tmp_path, env=environment(mesh), capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+
+
+def _ours(word: str, job: str) -> str:
+    """The page's stand-ins as what there is here."""
+    word = re.sub(r"^(JOB|OTHER)\b", job, word).replace("step-100", "step-40")
+    return f"page-{word}" if word in OURS else word
+
+
+def _model_with_room(server: embedded.Postgres) -> None:
+    """A model like `base`, whose context is as long as the page's lengths want it."""
+    with psycopg.connect(server.url.rpartition("/")[0] + "/client_tests", autocommit=True) as connection:
+        found = connection.execute("SELECT * FROM trainer.models WHERE name LIKE '%/base'")
+        columns = [column.name for column in found.description or ()]
+        changed = {"uid": "gen_random_uuid()", "name": "parent || '/models/page-base'", "context_length": "32768"}
+        values = ", ".join(changed.get(column, column) for column in columns)
+        connection.execute(
+            f"INSERT INTO trainer.models ({', '.join(columns)}) SELECT {values} FROM trainer.models"
+            " WHERE name LIKE '%/base'"
+        )
+
+
+def _asked(n: int) -> list[dict[str, str]]:
+    return [{"role": "user", "content": f"What is {n}?"}]
+
+
+def _said(n: int) -> dict[str, str]:
+    return {"role": "assistant", "content": json.dumps(n)}
