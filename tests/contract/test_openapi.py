@@ -47,6 +47,7 @@ MESSAGES: dict[str, type[Any]] = {
     "TrainingJob": training_job_pb2.TrainingJob,
     "TrainingJobInput": training_job_pb2.TrainingJob,
     "ImportModelRequest": trainer_service_pb2.ImportModelRequest,
+    "TestRewardRequest": trainer_service_pb2.TestRewardRequest,
     "MetricPoint": metric_point_pb2.MetricPoint,
 }
 

@@ -63,6 +63,11 @@ EXAMPLES: Mapping[str, Mapping[str, Any]] = {
         "model": {"source": {"hub": "hf:HuggingFaceTB/SmolLM2-135M"}},
         "modelId": "smollm2-135m",
     },
+    "TestRewardRequest": {
+        "rewardId": "numeric",
+        "params": {"which": "only"},
+        "samples": [{"prompt": [{"role": "user", "content": "6 · 7?"}], "completion": "42", "answer": "42"}],
+    },
     "MetricPoint": {
         "metric": "reward/mean",
         "step": "42",
