@@ -31,6 +31,7 @@ _HEADER = struct.Struct(">I")
 _LARGEST_REPLY_BYTES = 16 << 20
 _START_SECONDS = 60.0
 _POLL_SECONDS = 0.2
+_SHOWN_CHARACTERS = 2_000
 # What an interpreter and the wheels in its environment need besides their own folders.
 _SYSTEM = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib", "/etc/ld.so.cache", "/usr/share/zoneinfo")
 # One library thread: more are not allowed inside.
@@ -111,14 +112,17 @@ class Cage:
             }
         )
         give_up = time.monotonic() + _START_SECONDS
-        while not (reply := self._receive(give_up)).get("ready"):
-            if "pid" in reply:
-                self._inner = int(reply["pid"])
-            elif reply.get("kind") == "isolation":
-                message = f"its code can't be isolated on this machine: {reply.get('error')}"
-                raise RewardError(message, reason="REWARD_NOT_ISOLATED", remedy=_ISOLATION_REMEDY)
-            else:
-                raise RewardError(f"its code does not run: {reply.get('error')}")
+        reply = self._receive(give_up)
+        if "pid" in reply:
+            self._inner = reply["pid"]
+            reply = self._receive(give_up)
+        if "caged" not in reply:
+            message = f"its code can't be isolated on this machine: {reply.get('error')}"
+            raise RewardError(message, reason="REWARD_NOT_ISOLATED", remedy=_ISOLATION_REMEDY)
+        # From here on it may be the code that speaks: who is to be killed, and what holds it, is not for it to say.
+        reply = self._receive(give_up)
+        if not reply.get("ready"):
+            raise RewardError(f"its code does not run: {_shown(reply.get('error'))}")
 
     def ask(self, samples: list[dict[str, Any]]) -> Any:
         """What the code answers to a batch, as it is. Raises CageTimeout, CageDied, RewardError for what it raised."""
@@ -127,7 +131,8 @@ class Cage:
         reply = self._receive(give_up)
         if "error" in reply:
             index = reply.get("index")
-            raise RewardError(f"its code raised {reply['error']}", index if isinstance(index, int) else None)
+            known = isinstance(index, int) and 0 <= index < len(samples)
+            raise RewardError(f"its code raised {_shown(reply['error'])}", index if known else None)
         return reply.get("scores")
 
     def _send(self, message: Any) -> None:
@@ -219,5 +224,16 @@ def _open_to_all(path: str) -> bool:
     return all(one.stat().st_mode & 0o001 for one in (Path(path), *Path(path).parents))
 
 
+def _shown(error: Any) -> str:
+    """The code can write into the pipe itself, whatever and however much it likes."""
+    return str(error)[:_SHOWN_CHARACTERS]
+
+
 def finite(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether it is a number that a float can hold."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False

@@ -7,7 +7,7 @@ builds itself a root folder of the interpreter and a small /tmp, goes into it, g
 only then runs the user's code.
 
 Frames in and out: 4 bytes of length big-endian, JSON. In: the settings, then {"samples": […]} each. Out: {"pid"} of the
-inner process, {"ready": true}, then {"scores": […]} each; {"error": text, "kind": …, "index": …} in their place.
+inner process, {"caged"}, after which it may be the code that speaks, {"ready"}, {"scores"} each or {"error", "index"}.
 """
 
 from __future__ import annotations
@@ -40,8 +40,7 @@ _FORBIDDEN = {
 }
 # Users of nobody, where systemd takes its own from: one a process, so that its limits are its own.
 _FIRST_USER, _USERS = 61_184, 4_096
-_DEVICES = ("null", "zero", "urandom")
-_TMP_BYTES, _TRACE_CHARACTERS = 64 << 20, 2_000
+_DEVICES, _TMP_BYTES, _TRACE_CHARACTERS = ("null", "zero", "urandom"), 64 << 20, 2_000
 _HEADER = struct.Struct(">I")
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -60,7 +59,7 @@ def main(watch: int) -> None:
         told, tell = os.pipe()
         inner = os.fork()
     except (_NoIsolation, OSError) as error:
-        _write({"error": str(error), "kind": "isolation"})
+        _write({"error": str(error)})
         return
     if inner:
         _write({"pid": inner})
@@ -78,8 +77,9 @@ def main(watch: int) -> None:
             _enter_cage(settings["visible"])
         _give_up(settings)
     except Exception as error:  # whatever it is, the code must not run without it
-        _write({"error": str(error), "kind": "isolation"})
+        _write({"error": str(error)})
     else:
+        _write({"caged": True})
         _serve(settings["source"])
 
 
@@ -208,9 +208,9 @@ def _serve(source: str) -> None:
         names: dict[str, Any] = {"__name__": "reward"}
         exec(compile(source, "reward.py", "exec"), names)  # noqa: S102 - what all of this is for
         score = names.get("score")
-        ready = {"ready": True} if callable(score) else {"error": "has no function score", "kind": "code"}
+        ready = {"ready": True} if callable(score) else {"error": "has no function score"}
     except BaseException as error:
-        ready = {"error": _told(error), "kind": "code"}
+        ready = {"error": _told(error)}
     _write(ready, replies)
     if not callable(score):
         os._exit(1)
@@ -229,8 +229,8 @@ def _answer(score: Callable[[Any], Any], samples: list[Any]) -> dict[str, Any]:
         try:
             _plain(score([sample]))
         except BaseException as error:
-            return {"error": _told(error), "kind": "code", "index": index}
-    return {"error": told, "kind": "code"}
+            return {"error": _told(error), "index": index}
+    return {"error": told}
 
 
 def _plain(scores: Any) -> Any:

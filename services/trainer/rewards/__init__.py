@@ -69,7 +69,7 @@ class RewardError(Exception):
         if self.named:
             return self
         where = ""
-        if self.index is not None and self.index < len(samples):
+        if self.index is not None and 0 <= self.index < len(samples):
             where = f", sample {self.index} ({samples[self.index].completion[:QUOTED_CHARACTERS]!r})"
         error = RewardError(f"reward {name!r}{where}: {self.what}", self.index, self.reason, self.remedy)
         error.named = True

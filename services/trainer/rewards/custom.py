@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -86,6 +87,8 @@ class _Caged:
     def __init__(self, settings: CageSettings, check: Callable[[], None], *, may_be_bare: bool) -> None:
         self._settings = settings
         self._check = check
+        # verl's reward workers score in many threads at a time; a cage answers one question after the other.
+        self._lock = threading.Lock()
         self._cage = self._started(may_be_bare)
 
     def _started(self, may_be_bare: bool) -> Cage:
@@ -103,10 +106,11 @@ class _Caged:
         from services.trainer.judges.cage import CageDied, CageTimeout
 
         plain = [_plain(sample) for sample in samples]
-        try:
-            given = self._cage.ask(plain)
-        except (CageTimeout, CageDied) as error:
-            raise self._blamed(plain, error) from None
+        with self._lock:
+            try:
+                given = self._cage.ask(plain)
+            except (CageTimeout, CageDied) as error:
+                raise self._blamed(plain, error) from None
         if not isinstance(given, list) or len(given) != len(samples):
             what = f"{len(given)} scores" if isinstance(given, list) else f"a {type(given).__name__}"
             raise RewardError(f"its code returned {what} for {len(samples)} samples")

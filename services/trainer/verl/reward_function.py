@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from functools import lru_cache
 from typing import Any
@@ -28,12 +29,21 @@ def compute_score(
     extra = extra_info or {}
     prompt = [dict(turn) for turn in extra.get("prompt") or []]
     sample = rewards.RewardSample(prompt, solution_str, ground_truth, dict(extra.get("metadata") or {}))
-    score = _judge(reward, site).score([sample])[0]
+    score = _opened(reward, site).score([sample])[0]
     values = {"score": score.score, **score.parts}
     if held_out_reward:
-        held_out = _judge(held_out_reward, site).score([sample])[0]
+        held_out = _opened(held_out_reward, site).score([sample])[0]
         values |= {"held_out/score": held_out.score, **{f"held_out/{part}": n for part, n in held_out.parts.items()}}
     return values
+
+
+_opening = threading.Lock()
+
+
+def _opened(reward: str, site: str) -> rewards.Judge:
+    """verl calls from many threads at a time: the first of them opens it, alone."""
+    with _opening:
+        return _judge(reward, site)
 
 
 @lru_cache(maxsize=8)

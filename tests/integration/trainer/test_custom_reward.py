@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +182,34 @@ def test_an_attack_is_an_error(body: str, says: str, tmp_path: Path) -> None:
         error = failure(attack(body.replace("{token!r}", repr(str(token))).replace("{port}", str(port))))
     assert says in str(error), str(error)
     assert "secret" not in str(error)
+
+
+@isolated
+@pytest.mark.parametrize("frame", ['{{"pid": {pid}}}', '{{"kind": "isolation", "error": "none here"}}'])
+def test_it_can_not_speak_for_the_cage(frame: str) -> None:
+    """Neither have another process killed in the place of its own, nor be run again without isolation."""
+    with subprocess.Popen(["sleep", "60"]) as other:
+        source = (
+            f"import os, struct\nforged = {frame.format(pid=other.pid)!r}.encode()\n"
+            "for pipe in range(3, 20):\n"
+            "    try: os.write(pipe, struct.pack('>I', len(forged)) + forged)\n"
+            "    except OSError: pass\n"
+            "def score(samples):\n    return [1] * len(samples)\n"
+        )
+        error = failure(source, "allow-unisolated")
+        assert error.reason == "REWARD_FAILED" and "does not run" in str(error)
+        assert other.poll() is None
+        other.kill()
+
+
+@isolated
+def test_threads_that_ask_at_a_time_each_get_their_own_answers() -> None:
+    """As verl's reward workers do."""
+    params = {"source": each("worth = int(sample['completion'])"), "timeout_seconds": 60}
+    site = RewardSite(custom_code="allow")
+    with rewards.opened("custom", params, Surroundings(site)) as judge, ThreadPoolExecutor(8) as threads:
+        asked = [[RewardSample(PROMPT, str(number), None)] for number in range(200)]
+        assert [one.score for [one] in threads.map(judge.score, asked)] == list(range(200))
 
 
 @isolated
