@@ -7,8 +7,10 @@ draws its JSON Schema, from which the command line and the web form are made.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import functools
-from collections.abc import Mapping
+import typing
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -50,9 +52,28 @@ def schema(kind: type[Any]) -> dict[str, Any]:
 def _violation(detail: ErrorDetails, kind: type[Any], field: str) -> Violation:
     path = ".".join([field, *(str(part) for part in detail["loc"])])
     if detail["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        known = ", ".join(f.name for f in dataclasses.fields(kind))
-        return Violation(path, f"unknown parameter; one of {known}" if len(detail["loc"]) == 1 else "unknown parameter")
-    message = detail["msg"][0].lower() + detail["msg"][1:]
+        return Violation(path, _unknown(str(detail["loc"][-1]), _names(kind, detail["loc"][:-1])))
+    if detail["type"] == "dataclass_type":
+        message = f"must be an object with any of {', '.join(_names(kind, detail['loc']))}"
+    else:
+        message = detail["msg"][0].lower() + detail["msg"][1:]
     given = detail["input"]
     shown = "" if detail["type"] in ("missing", "missing_argument") else f" (got {repr(given)[:60]})"
     return Violation(path, message + shown)
+
+
+def _unknown(name: str, known: list[str]) -> str:
+    """With the nearest name; where none is near, with all of them."""
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
+    if near:
+        return f"unknown parameter; did you mean {near[0]}?"
+    return f"unknown parameter; one of {', '.join(known)}" if known else "unknown parameter"
+
+
+def _names(kind: type[Any], path: Sequence[int | str]) -> list[str]:
+    """The fields of the object at `path` of a `kind`; none where that is no dataclass."""
+    found: Any = kind
+    for part in path:
+        hint = typing.get_type_hints(found).get(str(part)) if dataclasses.is_dataclass(found) else None
+        found = next((one for one in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(one)), None)
+    return [field.name for field in dataclasses.fields(found)] if found is not None else []

@@ -45,8 +45,15 @@ def test_every_violation_at_once() -> None:
         "job.params.steps", "job.params.rate", "job.params.kind", "job.params.lora.rank", "job.params.lora.alfa",
         "job.params.names.0", "job.params.stps",
     }  # fmt: skip
-    assert found["job.params.stps"] == "unknown parameter; one of steps, rate, kind, lora, names"
+    assert found["job.params.stps"] == "unknown parameter; did you mean steps?"
+    assert found["job.params.lora.alfa"] == "unknown parameter; one of rank"
     assert "got 2" in found["job.params.rate"]
+
+
+def test_what_is_near_no_name_is_told_all_names_and_no_object_what_it_may_hold() -> None:
+    found = wrong({"steps": 1, "batch": 2, "lora": 16})
+    assert found["job.params.batch"] == "unknown parameter; one of steps, rate, kind, lora, names"
+    assert found["job.params.lora"] == "must be an object with any of rank (got 16)"
 
 
 @pytest.mark.parametrize("rate", [float("nan"), float("inf"), "fast", None, 0])
