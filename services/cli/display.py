@@ -54,6 +54,11 @@ def number(value: float) -> str:
     return f"{value:.4g}"
 
 
+def exact(value: float) -> str:
+    """Every digit, so that it can be given back; whole numbers whole (a protobuf Struct knows only doubles)."""
+    return str(int(value)) if value.is_integer() and abs(value) < 1e15 else repr(value)
+
+
 def score(value: float) -> str:
     """A score, most often a share: three decimals, so that a column of them can be compared."""
     return f"{value:.3f}" if math.isfinite(value) and abs(value) < 1000 else number(value)
@@ -121,6 +126,10 @@ def sparkline(values: Sequence[float], width: int = 20) -> str:
 
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
+
+
+def counted(count: int, one: str, many: str) -> str:
+    return f"{count} {one if count == 1 else many}"
 
 
 def labels(pairs: dict[str, str]) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from services.cli import output
+from services.cli import display, output
 from services.cli.output import Column
 from services.client import references
 
@@ -94,4 +94,6 @@ def _as_json(item: Difference) -> dict[str, Any]:
 def _text(value: Any) -> str:
     import json
 
+    if isinstance(value, float):
+        return display.exact(value)
     return "" if value is None else value if isinstance(value, str) else json.dumps(value)

@@ -36,6 +36,13 @@ def state(job: TrainingJob) -> str:
     return JobState.Name(job.state).removeprefix("JOB_STATE_")
 
 
+def _state(job: TrainingJob) -> str:
+    """With its phase; empty of a job that was only checked."""
+    if not job.state:
+        return ""
+    return state(job) + (f" ({job.phase})" if job.phase and not ended(job) else "")
+
+
 def ended(job: TrainingJob) -> bool:
     return state(job) in TERMINAL
 
@@ -45,12 +52,11 @@ def steps(job: TrainingJob) -> str:
 
 
 def facts(job: TrainingJob) -> list[tuple[str, str]]:
-    placement = job.placement.target + (
-        f", {job.placement.resources.gpu_count} GPUs or slots" if job.placement.resources.gpu_count else ""
-    )
+    slots = job.placement.resources.gpu_count
+    placement = job.placement.target + (f", {display.counted(slots, 'GPU or slot', 'GPUs or slots')}" if slots else "")
     return [
         ("job", references.short(job.name)),
-        ("state", state(job) + (f" ({job.phase})" if job.phase and not ended(job) else "")),
+        ("state", _state(job)),
         ("error", display.clean(job.error.message)),
         ("algorithm", job.algorithm),
         ("model", references.short(job.base_model)),
@@ -77,8 +83,10 @@ def _disk(job: TrainingJob) -> str:
         return ""
     found = job.disk_forecast
     free = f" of {display.size(found.free_bytes)} that were free" if found.HasField("free_bytes") else ""
-    kept = f"{found.checkpoint_count} checkpoints and {found.training_state_count} training states at a time"
-    return f"at least {display.size(found.needed_bytes)}{free}: {found.save_count} saves, {kept}"
+    saves = display.counted(found.save_count, "save", "saves")
+    checkpoints = display.counted(found.checkpoint_count, "checkpoint", "checkpoints")
+    states = display.counted(found.training_state_count, "training state", "training states")
+    return f"at least {display.size(found.needed_bytes)}{free}: {saves}, {checkpoints} and {states} at a time"
 
 
 def _attempts(job: TrainingJob) -> str:
@@ -97,7 +105,7 @@ def param_lines(values: dict[str, Any], prefix: str = "") -> Iterable[str]:
     nested = {key: value for key, value in values.items() if isinstance(value, dict) and value}
     for key in sorted(values.keys() - nested.keys()):
         value = values[key]
-        yield f"{prefix}{key} = {display.number(value) if isinstance(value, float) else json.dumps(value)}"
+        yield f"{prefix}{key} = {display.exact(value) if isinstance(value, float) else json.dumps(value)}"
     for key in sorted(nested):
         yield from param_lines(nested[key], f"{prefix}{key}.")
 

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 _TEMPLATE = "ALGORITHM"
 _PATIENCE_SECONDS = 5.0
+# What an example calls a dataset, by its format.
+_DATASETS = {"messages": "examples", "prompt": "questions", "preference": "comparisons"}
 
 
 class AlgorithmGroup(TyperGroup):
@@ -56,12 +58,18 @@ class AlgorithmCommand(TyperCommand):
         registry = _registry(options_of(ctx))
         found = [item for item in registry.algorithms if item.algorithm_id == ctx.info_name]
         if found:
-            self.help = f"{found[0].description or found[0].summary}\n\n{self.help}"
+            self.help = f"{found[0].description or found[0].summary}\n\n{_example(found[0], str(self.help))}"
         super().format_help(ctx, formatter)
         if found:
             output.show(catalogue.parameter_table(found[0].params_schema))
         else:
             output.hint(registry.problem or f"the mesh has no algorithm {ctx.info_name!r}")
+
+
+def _example(algorithm: Algorithm, text: str) -> str:
+    """The template's examples, of this algorithm and a dataset of a format that it takes."""
+    dataset = next((_DATASETS[kind] for kind in algorithm.dataset_formats if kind in _DATASETS), "data")
+    return text.replace(_TEMPLATE, algorithm.algorithm_id).replace("DATASET", dataset)
 
 
 app = typer.Typer(
@@ -113,9 +121,9 @@ def train(
 
     Examples:
 
-    - `rlhf train sft --model tiny --dataset digits --validation digits-held-out --watch`
-    - `rlhf train grpo --model sft-k3x9qa --dataset questions --set reward.name=numeric --set lora.rank=8`
-    - `rlhf train grpo --model tiny --dataset questions --set-file params.toml --dry-run`
+    - `rlhf train ALGORITHM --model base --dataset DATASET --validation held-out --watch`
+    - `rlhf train ALGORITHM --model JOB --dataset DATASET --set learning_rate=1e-5 --set lora.rank=16`
+    - `rlhf train ALGORITHM --model JOB/step-100 --dataset DATASET:2 --set-file params.toml --dry-run`
     """
     params, labels = assignments.parameters(set_ or [], set_file), assignments.labels(label or [])
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 # Fields of the contract and the flag that sets each.
 _FLAGS = {
     "algorithm": "ALGORITHM",
+    "model": "--model",
     "base_model": "--model",
     "dataset": "--dataset",
     "dataset_version": "--dataset",
@@ -22,6 +23,7 @@ _FLAGS = {
     "priority": "--priority",
     "slots": "--gpus",
     "placement.resources.gpu_count": "--gpus",
+    "name": "--name",
     "training_job_id": "--name",
     "model_id": "NAME",
     "dataset_id": "--name",

@@ -43,10 +43,15 @@ def test_the_extremes_of_a_series_leave_nan_out() -> None:
 def test_params_are_told_as_set_takes_them() -> None:
     job = TrainingJob(name="projects/p/trainingJobs/j", state=JOB_STATE_FAILED)
     reward = {"name": "exact", "params": {}}
-    job.params.update({"steps": 3, "lora": None, "on": True, "reward": reward, "rate": 1e-6})
+    job.params.update({"steps": 3, "lora": None, "on": True, "reward": reward, "rate": 1.23456e-6, "seed": 1234567})
     shown = dict(job_views.facts(job))["params"]
-    plain = ["lora = null", "on = true", "rate = 1e-06", "steps = 3"]
+    plain = ["lora = null", "on = true", "rate = 1.23456e-06", "seed = 1234567", "steps = 3"]
     assert shown.splitlines() == [*plain, 'reward.name = "exact"', "reward.params = {}"]
+
+
+def test_a_job_that_was_only_checked_has_no_state() -> None:
+    assert dict(job_views.facts(TrainingJob()))["state"] == ""
+    assert dict(job_views.facts(TrainingJob(state=JOB_STATE_FAILED, phase="loading")))["state"] == "FAILED"
 
 
 def test_attempts_are_told_where_there_was_more_than_one() -> None:
