@@ -10,6 +10,7 @@ from rlhf.trainer.v1.reward_sample_pb2 import RewardSample
 from rlhf.trainer.v1.training_job_pb2 import Algorithm, Reward
 
 from services.client._async.resource import AsyncResource
+from services.client._async.training_jobs import AsyncTrainingJobs
 from services.mesh.errors import NotFound
 from services.mesh.messages import to_struct
 
@@ -52,7 +53,8 @@ class AsyncRewards(AsyncResource):
 
         Raises InvalidArgument with everything that is wrong, FailedPrecondition where the reward can't work.
         """
+        full = await AsyncTrainingJobs(self._calls, self._project).reward_params(reward_id, params or {})
         request = rpc.TestRewardRequest(
-            parent=self._project, reward_id=reward_id, samples=samples, params=to_struct(dict(params or {}))
+            parent=self._project, reward_id=reward_id, samples=samples, params=to_struct(full)
         )
         return await self._calls.call("TestReward", request, rpc.TestRewardResponse)

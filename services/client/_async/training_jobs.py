@@ -42,7 +42,8 @@ class AsyncTrainingJobs(AsyncResource):
         """Everything is checked first: InvalidArgument holds every violation. A `name` is made up where it is empty.
 
         `model` is a model, a checkpoint (`job/step-100`) or a job, for its last one; `dataset` and `validation` are
-        versions (`digits:3`) or datasets, for their newest. Raises NotFound, AlreadyExists.
+        versions (`digits:3`) or datasets, for their newest; the `model` of a reward is named as `model` is. Raises
+        NotFound, AlreadyExists.
         """
         described = await self.describe(algorithm, model, dataset, validation, params or {})
         described.priority, described.placement.resources.gpu_count = priority, gpus
@@ -61,7 +62,7 @@ class AsyncTrainingJobs(AsyncResource):
         if validation:
             version = references.dataset_version(self._project, validation, "validation_dataset")
             job.validation_dataset_version = version
-        job.params.update(dict(params))
+        job.params.update(await self._with_full_rewards(params))
         return job
 
     async def submit(self, job: TrainingJob, name: str = "", *, validate_only: bool = False) -> TrainingJob:
@@ -176,28 +177,53 @@ class AsyncTrainingJobs(AsyncResource):
         request = rpc.ListSamplesRequest(parent=self._full(name), step=step, split=split)
         return self._calls.pages("ListSamples", request, rpc.ListSamplesResponse, lambda page: page.samples, limit)
 
-    async def base_model(self, text: str) -> str:
+    async def base_model(self, text: str, field: str = "model") -> str:
         """The full name of what `tiny` (a model, else a job's last checkpoint) or `job/step-100` means. Raises
         NotFound."""
         job, checkpoint = None, None
         if text.count("/") == 1 or "/trainingJobs/" in text:
-            job, checkpoint = references.checkpoint(self._project, text, "model")
+            job, checkpoint = references.checkpoint(self._project, text, field)
         if checkpoint is not None:
             return checkpoint
         if job is None:
-            name = references.model(self._project, text, "model")
+            name = references.model(self._project, text, field)
             try:
                 return (await self._calls.call("GetModel", rpc.GetModelRequest(name=name), Model)).name
             except NotFound:
                 if name == text:
                     raise
-            job = references.job(self._project, text, "model")
+            job = references.job(self._project, text, field)
         try:
             return (await AsyncCheckpoints(self._calls, self._project).last_ready(job)).name
         except NotFound as error:
             if error.reason == "NO_CHECKPOINT":
                 raise
             raise NotFound("MODEL_NOT_FOUND", f"there is no model and no job {text!r}", name=text) from None
+
+    async def reward_params(self, reward: str, params: Mapping[str, Any], field: str = "params") -> dict[str, Any]:
+        """Params of a reward, with the full names of the models that it loads. What has not the form of such params
+        stays as it is, for the mesh to refuse. Raises InvalidArgument under `field`, NotFound."""
+        full, components = dict(params), params.get("components")
+        if reward == "model" and isinstance(params.get("model"), str):
+            full["model"] = await self.base_model(params["model"], f"{field}.model")
+        if reward == "weighted" and isinstance(components, list):
+            full["components"] = [
+                await self._full_reward(one, f"{field}.components.{index}") for index, one in enumerate(components)
+            ]
+        return full
+
+    async def _with_full_rewards(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        full = dict(params)
+        for field in ("reward", "held_out_reward"):
+            if field in full:
+                full[field] = await self._full_reward(full[field], f"params.{field}")
+        return full
+
+    async def _full_reward(self, reward: Any, field: str) -> Any:
+        if not isinstance(reward, Mapping) or not isinstance(reward.get("params"), Mapping):
+            return reward
+        full = await self.reward_params(str(reward.get("name")), reward["params"], f"{field}.params")
+        return {**reward, "params": full}
 
     def _full(self, name: str) -> str:
         return references.job(self._project, name, "name")

@@ -10,6 +10,7 @@ from rlhf.trainer.v1.reward_sample_pb2 import RewardSample
 from rlhf.trainer.v1.training_job_pb2 import Algorithm, Reward
 
 from services.client._sync.resource import Resource
+from services.client._sync.training_jobs import TrainingJobs
 from services.mesh.errors import NotFound
 from services.mesh.messages import to_struct
 
@@ -50,7 +51,8 @@ class Rewards(Resource):
 
         Raises InvalidArgument with everything that is wrong, FailedPrecondition where the reward can't work.
         """
+        full = TrainingJobs(self._calls, self._project).reward_params(reward_id, params or {})
         request = rpc.TestRewardRequest(
-            parent=self._project, reward_id=reward_id, samples=samples, params=to_struct(dict(params or {}))
+            parent=self._project, reward_id=reward_id, samples=samples, params=to_struct(full)
         )
         return self._calls.call("TestReward", request, rpc.TestRewardResponse)

@@ -14,7 +14,7 @@ import pytest
 from rlhf.trainer.v1.reward_sample_pb2 import ChatTurn, RewardSample
 
 from services.client import Client
-from services.mesh.errors import InvalidArgument
+from services.mesh.errors import InvalidArgument, NotFound
 from tests.integration.client.conftest import Mesh
 from tests.integration.client.test_docs import environment
 
@@ -135,3 +135,22 @@ def test_the_command_names_the_flag_that_is_wrong(mesh: Mesh, tmp_path: Path) ->
     assert done.returncode == 2 and "--set which" in done.stderr
     done = rlhf(mesh, tmp_path, "numeric")
     assert done.returncode == 2 and "--completion" in done.stderr
+
+
+def test_a_reward_model_is_named_as_a_model_is(client: Client) -> None:
+    """`base` is a language model: the mesh says so of its full name, wherever in the params it stands."""
+    full = "projects/default/models/base is a language model"
+    with pytest.raises(InvalidArgument, match=full):
+        client.rewards.test("model", samples(), {"model": "base"})
+    summed = {"components": [{"name": "numeric"}, {"name": "model", "params": {"model": "base"}}]}
+    with pytest.raises(InvalidArgument, match=full) as caught:
+        client.training_jobs.create(
+            "grpo", model="base", dataset="none", params={"reward": {"name": "weighted", "params": summed}}
+        )
+    fields = [violation.field for violation in caught.value.violations if full in violation.description]
+    assert fields == ["training_job.params.reward.params.components.1.params.model"]
+    with pytest.raises(NotFound, match="no model and no job 'nobody'"):
+        client.rewards.test("model", samples(), {"model": "nobody"})
+    with pytest.raises(InvalidArgument) as caught:
+        client.rewards.test("weighted", samples(), {"components": [{"name": "model", "params": {"model": "A B"}}]})
+    assert [violation.field for violation in caught.value.violations] == ["params.components.0.params.model"]
