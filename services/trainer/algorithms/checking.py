@@ -68,10 +68,12 @@ def check_divides(field_name: str, size: int, number: int, what: str) -> list[Vi
     return [Violation(field_name, f"must divide {what} ({number}): one of {sizes}")]
 
 
-def check_length(field_name: str, tokens: int, facts: JobFacts) -> list[Violation]:
+def check_length(field_name: str, tokens: int, facts: JobFacts, made_of: str = "") -> list[Violation]:
+    """`made_of` says what adds up to `tokens`, where that is more than the field alone."""
     if facts.context_length is None or tokens <= facts.context_length:
         return []
-    return [Violation(field_name, f"{tokens} tokens are more than the model's context of {facts.context_length}")]
+    message = f"{tokens} tokens{made_of} are more than the model's context of {facts.context_length}"
+    return [Violation(field_name, message)]
 
 
 def check_memory(facts: JobFacts, lora: LoraSettings | None, copies: float = 0) -> list[Violation]:
