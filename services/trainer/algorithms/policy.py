@@ -130,7 +130,8 @@ def check_policy(params: PolicyParams, facts: JobFacts, copies: float = 0) -> li
         message = "as a loss its gradient is 0 on average: use low_var_kl or mse, or subtract it from the reward"
         found.append(Violation("kl_kind", message))
     length = params.max_prompt_length + params.max_response_length
-    found += check_length("max_response_length", length, facts)
+    made_of = f" ({params.max_response_length} and max_prompt_length {params.max_prompt_length})"
+    found += check_length("max_response_length", length, facts, made_of)
     # The rollout holds a copy of its own, the reference another.
     copies += 1 + (params.kl_coefficient > 0 and params.lora is None)
     return found + check_memory(facts, params.lora, copies)
