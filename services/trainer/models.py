@@ -66,13 +66,13 @@ class Models:
             return page.page(await store.list_(connection, parent, page), lambda model: (str(model.uid),))
 
     async def delete(self, name: str) -> None:
-        """Raises FailedPrecondition while the model is being imported or a job that has not ended starts from it."""
+        """Raises FailedPrecondition while the model is being imported or a job that has not ended uses it."""
         names.parse(names.MODEL, name)
         async with self._database.transaction() as connection:
             model = await self._get(connection, name)
             users = await store.open_jobs_from(connection, name)
             if model.state is ModelState.IMPORTING or users:
-                why = f"{', '.join(users[:3])} start from it" if users else "it is being imported"
+                why = f"{', '.join(users[:3])} use it" if users else "it is being imported"
                 raise FailedPrecondition("MODEL_IN_USE", f"{name} cannot be deleted: {why}", name=name)
             await store.delete(connection, name)
             if model.manifest_sha256:

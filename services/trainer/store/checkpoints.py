@@ -110,9 +110,10 @@ async def leave_ready(connection: Connection, name: str, state: CheckpointState,
 
 
 async def in_use(connection: Connection) -> frozenset[str]:
-    """Names that a job which has not ended starts from, or that an adapter lies over."""
+    """Names that a job which has not ended starts from or is judged by, or that an adapter lies over."""
     cursor = await connection.execute(
         "SELECT spec->>'base_model' FROM jobs WHERE kind = 'training' AND end_time IS NULL"
+        " UNION SELECT jsonb_object_keys(spec->'reward_models') FROM jobs WHERE kind = 'training' AND end_time IS NULL"
         " UNION SELECT base_model FROM checkpoints WHERE base_model <> '' AND state = 'READY'"
     )
     return frozenset([row[0] async for row in cursor])
@@ -142,11 +143,13 @@ async def forget_doomed(connection: Connection, manifests: list[str]) -> None:
 
 
 async def named_manifests(connection: Connection) -> set[str]:
-    """Of every model and checkpoint that is READY, and of what jobs start from that have not ended."""
+    """Of every model and checkpoint that is READY, and of what jobs load that have not ended."""
     cursor = await connection.execute(
         "SELECT manifest_sha256 FROM checkpoints WHERE state = 'READY'"
         " UNION SELECT manifest_sha256 FROM models WHERE state = 'READY'"
         " UNION SELECT spec->>'base_manifest_sha256' FROM jobs WHERE kind = 'training' AND end_time IS NULL"
+        " UNION SELECT value FROM jobs, jsonb_each_text(spec->'reward_models')"
+        " WHERE kind = 'training' AND end_time IS NULL"
     )
     return {row[0] async for row in cursor}
 

@@ -68,9 +68,11 @@ async def delete(connection: Connection, name: str) -> None:
 
 
 async def open_jobs_from(connection: Connection, model: str) -> list[str]:
-    """Names of the training jobs that have not ended and start from `model`."""
+    """Names of the training jobs that have not ended and start from `model`, or are judged by it."""
     cursor = await connection.execute(
-        "SELECT name FROM jobs WHERE kind = 'training' AND end_time IS NULL AND spec->>'base_model' = %s", (model,)
+        "SELECT name FROM jobs WHERE kind = 'training' AND end_time IS NULL"
+        " AND (spec->>'base_model' = %s OR spec->'reward_models' ? %s)",
+        (model, model),
     )
     return [row[0] async for row in cursor]
 

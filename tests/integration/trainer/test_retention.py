@@ -8,6 +8,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from psycopg.types.json import Jsonb
 from rlhf.trainer.v1 import trainer_service_pb2 as pb
 from rlhf.trainer.v1 import training_job_pb2
 from rlhf.type.v1 import checkpoint_pb2
@@ -92,6 +93,37 @@ async def test_what_an_unfinished_job_starts_from_stays(bench: Bench, monkeypatc
     await bench.ended(name)
     assert states(await bench.checkpoints(name))[1] == "READY"
     assert (await bench.ended(started)).state == test_runs.SUCCEEDED
+
+
+async def test_what_judges_an_unfinished_job_stays(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpoint, against the rule of its job, and a model, against its deletion."""
+    script = {**SCRIPT, "scores": {"1": 0.8, "5": 0.9}, "step_seconds": 0.5}
+    bench.values["RLHF_TRAINER_CONCURRENCY"] = "1"
+    await bench.start_worker(script, monkeypatch)
+    name = await bench.create(validation=test_runs.VERSION, checkpoints=RULE)
+    await bench.until(name, lambda job: job.step_count >= 3)
+    [first] = [one for one in await bench.checkpoints(name) if one.step == 1]
+    assert first.manifest_sha256
+    model = f"{PARENT}/models/judge"
+    judged = await bench.create()
+    async with await psycopg.AsyncConnection.connect(bench.database_url) as connection:
+        await connection.execute(
+            "INSERT INTO trainer.models (uid, name, parent, display_name, source, labels, state, manifest_sha256)"
+            " VALUES (gen_random_uuid(), %s, %s, '', '{}', '{}', 'READY', %s)",
+            (model, PARENT, first.manifest_sha256),
+        )
+        # As CreateTrainingJob writes it down; these scripted weights are no reward models.
+        await connection.execute(
+            "UPDATE trainer.jobs SET spec = jsonb_set(spec, '{reward_models}', %s) WHERE name = %s",
+            (Jsonb({first.name: first.manifest_sha256, model: first.manifest_sha256}), judged),
+        )
+    with pytest.raises(FailedPrecondition, match=r"trainingJobs/\S+ use it"):
+        await client.call(bench.trainer.DeleteModel(pb.DeleteModelRequest(name=model)))
+    await bench.ended(name)
+    assert states(await bench.checkpoints(name))[1] == "READY"
+    job = await bench.ended(judged)
+    assert job.state == test_runs.SUCCEEDED, job.error
+    await client.call(bench.trainer.DeleteModel(pb.DeleteModelRequest(name=model)))
 
 
 class Crash(Exception):
