@@ -89,8 +89,10 @@ def read_secret(folder: Path, reference: str) -> str:
         value = (folder / name).read_text("utf-8").strip()
     except (OSError, UnicodeDecodeError):
         raise NotFound("SECRET_NOT_FOUND", f"there is no readable secret {name!r} in {folder}", name=name) from None
-    if not value or len(value) > _LONGEST_SECRET:
-        raise NotFound("SECRET_NOT_FOUND", f"the secret {name!r} in {folder} is empty or too long", name=name)
+    # It becomes a header of HTTP, and a client that refuses one quotes it.
+    if not value or len(value) > _LONGEST_SECRET or not (value.isascii() and value.isprintable()):
+        message = f"the secret {name!r} in {folder} must be one line of printable ASCII, of at most {_LONGEST_SECRET}"
+        raise NotFound("SECRET_NOT_FOUND", message, name=name)
     return value
 
 

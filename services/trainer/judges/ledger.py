@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +13,9 @@ from typing import Any
 import msgspec
 
 from services.trainer.rewards import RewardError
+
+# More than a total ever takes.
+_RECORD_BYTES = 256
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ class Ledger:
         if self._path is None:
             return self._in_memory
         try:
-            return msgspec.json.decode(self._path.read_bytes() or b"{}", type=Spent)
+            return _read(self._path.read_bytes())
         except FileNotFoundError:
             return Spent()
 
@@ -75,10 +79,16 @@ class Ledger:
             if self._path is None:
                 self._in_memory += spent
                 return
-            with self._path.open("a+b") as file:
+            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
+            try:
                 # The side process of a run writes too.
-                fcntl.flock(file, fcntl.LOCK_EX)
-                file.seek(0)
-                total = msgspec.json.decode(file.read() or b"{}", type=Spent) + spent
-                file.truncate(0)
-                file.write(msgspec.json.encode(total))
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+                total = _read(os.pread(descriptor, _RECORD_BYTES, 0)) + spent
+                # In one write, and never shorter: who reads meanwhile, or dies, finds the old total or the new one.
+                os.pwrite(descriptor, msgspec.json.encode(total).ljust(_RECORD_BYTES), 0)
+            finally:
+                os.close(descriptor)
+
+
+def _read(data: bytes) -> Spent:
+    return msgspec.json.decode(data or b"{}", type=Spent)

@@ -300,18 +300,28 @@ def test_replies_that_can_not_be_used_are_paid_for(fake_judge: FakeJudge, site: 
 
 
 def test_ledgers_in_several_threads_lose_nothing(tmp_path: Path) -> None:
+    """Nor does one that is only read ever show less than before."""
     ledgers = [Ledger(str(tmp_path / "cost.json"), None) for _ in range(4)]
+    seen, done = [0.0], threading.Event()
+
+    def watch() -> None:
+        while not done.is_set():
+            seen.append(Ledger(str(tmp_path / "cost.json"), None).spent().cost)
 
     def spend(ledger: Ledger) -> None:
         for _ in range(50):
             ledger.reserve(1)
             ledger.settle(1, Spent(1, 2, 0.5))
 
+    watcher = threading.Thread(target=watch)
     threads = [threading.Thread(target=spend, args=(ledger,)) for ledger in ledgers for _ in range(2)]
-    for thread in threads:
+    for thread in (watcher, *threads):
         thread.start()
     for thread in threads:
         thread.join()
+    done.set()
+    watcher.join()
+    assert seen == sorted(seen)
     assert ledgers[0].spent() == Spent(400, 800, 200)
 
 

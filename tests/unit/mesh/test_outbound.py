@@ -154,10 +154,13 @@ def test_a_name_without_an_address_is_a_broken_connection(monkeypatch: pytest.Mo
 def test_a_secret_is_read_by_its_name_alone(tmp_path: Path) -> None:
     (tmp_path / "judge-key").write_text("sk-1\n")
     (tmp_path / "empty").touch()
+    (tmp_path / "two-lines").write_text("sk-very\nsecret\n")
+    (tmp_path / "no-ascii").write_text("sk-véry")
     assert identity.read_secret(tmp_path, "secret:judge-key") == "sk-1"
-    for reference in ("secret:none", "secret:empty"):
-        with pytest.raises(NotFound):
+    for reference in ("secret:none", "secret:empty", "secret:two-lines", "secret:no-ascii"):
+        with pytest.raises(NotFound) as missing:
             identity.read_secret(tmp_path, reference)
+        assert "sk-" not in str(missing.value)
     for reference in ("sk-very-secret", "secret:../judge-key", "secret:", "secret:.", "secret:a/b", "secret:A"):
         with pytest.raises(ValueError, match="secret:<name>") as caught:
             identity.read_secret(tmp_path, reference)
