@@ -65,10 +65,13 @@ def forecast(
     if parameter_count == 0:
         return None
     whole = WEIGHT_BYTES * parameter_count
-    weights, state = (0, whole) if plan.adapter else (whole, whole + MOMENT_BYTES * parameter_count)
+    moments = MOMENT_BYTES * parameter_count
+    weights = 0 if plan.adapter else whole
+    # Adapters have moments of their own alone, also where they are merged into what is kept.
+    state = whole if any(name.endswith(".lora_rank") for name in plan.verl) else whole + moments
     if plan.verl.get("algorithm.adv_estimator") == "gae":
         # The critic's, which is trained whole.
-        state += whole + MOMENT_BYTES * parameter_count
+        state += whole + moments
     every = plan.save_every_steps or plan.total_steps
     saves = -(-plan.total_steps // every)
     kept = saves if settings.keep_best is None else min(saves, settings.keep_best + settings.keep_last + 1)

@@ -32,7 +32,7 @@ def check_common(
         found.append(Violation("validation_dataset", f"is of format {facts.validation_format!r}; {known} is wanted"))
     if batch_size > facts.train_rows:
         found.append(Violation(batch_field, f"must be at most the {facts.train_rows} rows of the dataset"))
-    found += _check_device(params, facts) + check_overrides(params)
+    found += _check_device(params, facts) + _check_targets(params) + check_overrides(params)
     if not isinstance(params, TrainingParams):
         return found
     found += check_reward(params.reward, facts, "reward")
@@ -59,6 +59,15 @@ def _check_device(params: RunParams, facts: JobFacts) -> list[Violation]:
     elif facts.slots % params.sequence_parallel:
         found.append(Violation("sequence_parallel", f"must divide the job's {facts.slots} slots"))
     return found
+
+
+def _check_targets(params: RunParams) -> list[Violation]:
+    """The one free text that verl's configuration is given, in which OmegaConf would put something else in its place:
+    an environment variable, for one."""
+    targets = params.lora.target_modules if params.lora is not None else []
+    if not any("${" in name for name in ([targets] if isinstance(targets, str) else targets)):
+        return []
+    return [Violation("lora.target_modules", "must not hold ${; name the layers as they are called in the model")]
 
 
 def check_divides(field_name: str, size: int, number: int, what: str) -> list[Violation]:

@@ -92,6 +92,13 @@ def test_all_that_is_wrong_is_said_at_once() -> None:
         ("sft", {"batch_size": 64, "micro_batch_size": 10}, {}, "micro_batch_size"),
         ("sft", {"batch_size": 1001}, {}, "batch_size"),
         ("sft", {"reward": {"name": "nosuch"}}, {}, "reward.name"),
+        ("sft", {"lora": {"target_modules": "${oc.env:RLHF_RUN_SECRET}"}}, {}, "lora.target_modules"),
+        (
+            "dpo",
+            {"lora": {"target_modules": ["q_proj", "${data}"]}},
+            {"train_format": "preference"},
+            "lora.target_modules",
+        ),
         ("sft", {}, {"validation_format": "preference"}, "validation_dataset"),
         ("grpo", {"prompts_per_step": 16, "mini_batch_size": 5}, {}, "mini_batch_size"),
         ("grpo", {"prompts_per_step": 3, "samples_per_prompt": 3}, {"slots": 2}, "slots"),

@@ -12,10 +12,11 @@ from tests.unit.trainer.test_algorithms import plan
 MILLION = 1_000_000
 
 
-def foreseen(parameters: int, disk: Disk | None = None, **params: object) -> DiskForecast | None:
-    entry = algorithms.get("sft")
-    settings = parse(entry.Params, params).checkpoints
-    return forecast(plan("sft", dict(params)), settings, parameters, disk)
+def foreseen(
+    parameters: int, disk: Disk | None = None, algorithm: str = "sft", **params: object
+) -> DiskForecast | None:
+    settings = parse(algorithms.get(algorithm).Params, params).checkpoints
+    return forecast(plan(algorithm, dict(params)), settings, parameters, disk)
 
 
 def test_a_forecast_counts_what_is_there_at_one_time() -> None:
@@ -36,6 +37,11 @@ def test_retention_and_adapters_take_less() -> None:
     adapter = foreseen(MILLION, steps=100, save_every_steps=10, checkpoints=rule, lora={"rank": 4})
     assert adapter is not None and adapter.weights_bytes == 0 and adapter.needed_bytes < found.needed_bytes
     assert foreseen(0, steps=1) is None
+    merged = foreseen(MILLION, algorithm="reward_model", steps=1, lora={"rank": 4})
+    assert merged is not None
+    assert (merged.weights_bytes, merged.training_state_bytes) == (4 * MILLION, 4 * MILLION)
+    critic = foreseen(MILLION, algorithm="ppo", steps=1, lora={"rank": 4})
+    assert critic is not None and critic.training_state_bytes == (4 + 12) * MILLION
 
 
 def test_what_surely_does_not_fit_is_refused_with_its_figures(tmp_path: Path) -> None:
