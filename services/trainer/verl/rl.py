@@ -68,12 +68,17 @@ class RlTrainer(PPOTrainerSync):
         return super()._add_prompts_to_generate(num_prompts)
 
     def step(self, metrics: dict[str, Any], timing_raw: dict[str, float]) -> Any:
+        loader, last = self.train_dataloader, self.global_steps - 1
+        unsaved = last > max(self._context.plan.start_step, self._context.publisher.last_step)
+        standing = loader.state_dict() if unsaved else {}
         try:
             return super().step(metrics, timing_raw)
         except (UniformRewardsError, rewards.RewardError, StopRequestedError):
             # The first often means that all has been learnt: what the steps before have made is kept.
-            self.global_steps -= 1
-            if self.global_steps > max(self._context.plan.start_step, self._context.publisher.last_step):
+            self.global_steps = last
+            if unsaved:
+                # Before this step's prompts were drawn: who goes on from here must meet them.
+                loader.state_dict = lambda: standing
                 self._save_checkpoint()
             raise
 
