@@ -123,7 +123,7 @@ class Checker:
         """How far the saved weights are from those in training, by their answers. Raises ValueError: too far."""
         if request.probe is None:
             return {}
-        found = difference(request.probe.logprobs, ask(model))
+        found = difference(request.probe.logprobs, ask(model), request.probe.dtype)
         allowed = TOLERANCE[request.probe.dtype]
         if not found <= allowed:
             raise ValueError(

@@ -9,12 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from services.trainer import plan as plans
 from services.trainer.algorithms import algorithms
 from services.trainer.spool import Checkpoint, Problem, SpoolWriter, read_from
 from services.trainer.weights.answering import Answerer
-from services.trainer.weights.probe import Probe, ask, difference
+from services.trainer.weights.probe import TOLERANCE, Probe, ask, difference
 from services.trainer.weights.side import Checker, CheckRequest
 from tests.unit.trainer.test_algorithms import INPUTS
 
@@ -89,7 +91,22 @@ def test_what_is_something_else_is_corrupt(tiny_model: Path, tmp_path: Path, dam
         assert "not what was trained" in problems[0], "it loads; only its answers tell"
 
 
+def test_rounding_of_bf16_is_none_and_other_weights_are() -> None:
+    """A model whose logits vary as those of a trained one: in bf16 single numbers are far off, the mean is not."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=256, intermediate_size=512, num_hidden_layers=12, num_attention_heads=4, num_key_value_heads=4,
+        vocab_size=2000, initializer_range=0.15,
+    )  # fmt: skip
+    model, other = LlamaForCausalLM(config).eval(), LlamaForCausalLM(config).eval()
+    exact = ask(model)
+    rounded = ask(model.to(torch.bfloat16))
+    assert difference(exact, rounded, "bfloat16") <= TOLERANCE["bfloat16"] < difference(exact, rounded)
+    assert difference(exact, ask(other), "bfloat16") > 2 * TOLERANCE["bfloat16"]
+
+
 def test_what_is_no_number_differs() -> None:
     nan = float("nan")
     assert difference([[1.0, 2.0]], [[1.0, 2.5]]) == 0.5
+    assert difference([[1.0, 2.0]], [[1.0, 2.5]], "bfloat16") == 0.25
     assert difference([[1.0]], [[nan]]) == difference([[nan]], [[nan]]) == difference([[1.0]], []) == float("inf")
