@@ -18,7 +18,7 @@ export const en = {
     QUEUED: "queued", RUNNING: "running", PAUSING: "pausing", PAUSED: "paused", CANCELLING: "cancelling", SUCCEEDED: "succeeded", FAILED: "failed",
     CANCELLED: "cancelled", IMPORTING: "importing", READY: "ready", VERIFYING: "verifying", CORRUPT: "corrupt", PRUNED: "pruned", RECEIVING: "receiving", VALIDATING: "checking",
   },
-  phase: { starting: "starting", loading: "loading", reference: "scoring with the reference", preparing: "preparing", verifying: "verifying", waiting_for_slots: "waiting for slots", training: "training", validating: "validating", saving: "saving" },
+  phase: { starting: "starting", loading: "loading", reference: "scoring with the reference", preparing: "preparing", verifying: "verifying", waiting_for_slots: "waiting for slots", waiting_for_reward: "waiting for the reward", waiting_for_disk: "waiting for room on the disk", training: "training", validating: "validating", saving: "saving" },
   list: { shown: "{count} shown", more: "Show more", previous: "Previous", next: "Next" },
   copy: { copy: "Copy", done: "Copied" },
   confirm: { no: "Back" },
@@ -54,7 +54,7 @@ export const en = {
     zoomHelp: "Drag across a chart to zoom all charts; double-click shows all steps.",
   },
   logs: { search: "Filter lines", lines: "{count} lines", dropped: "{count} older lines are not kept here", follow: "Follow", save: "Save", none: "No line yet.", nothingFound: "No line holds this." },
-  samples: { step: "Step", everyStep: "every step", row: "Row", score: "Score", prompt: "Prompt", completion: "Completion", answer: "Answer", none: "No samples yet: a job with a validation dataset keeps what its model answered." },
+  samples: { step: "Step", everyStep: "every step", row: "Row", split: "Of", splits: { validation: "validation", rollout: "training" }, score: "Score", parts: "Parts", prompt: "Prompt", completion: "Completion", answer: "Answer", none: "No samples yet: a job with a validation dataset keeps what its model answered." },
   checkpoints: {
     name: "Checkpoint", kind: "Kind", size: "Size", metrics: "Validation", files: "Files", manifest: "Manifest", download: "Download", downloadFile: "Download {file}",
     none: "This job left no checkpoint.", waiting: "No checkpoint yet.", whole: "All files at once:",

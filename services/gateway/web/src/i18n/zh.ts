@@ -20,7 +20,7 @@ export const zh: typeof en = {
     QUEUED: "排队中", RUNNING: "运行中", PAUSING: "暂停中", PAUSED: "已暂停", CANCELLING: "取消中", SUCCEEDED: "成功", FAILED: "失败",
     CANCELLED: "已取消", IMPORTING: "导入中", READY: "就绪", VERIFYING: "校验中", CORRUPT: "已损坏", PRUNED: "已清理", RECEIVING: "接收中", VALIDATING: "检查中",
   },
-  phase: { starting: "启动中", loading: "加载中", reference: "参考模型计算中", preparing: "准备中", verifying: "校验中", waiting_for_slots: "等待资源", training: "训练中", validating: "验证中", saving: "保存中" },
+  phase: { starting: "启动中", loading: "加载中", reference: "参考模型计算中", preparing: "准备中", verifying: "校验中", waiting_for_slots: "等待资源", waiting_for_reward: "等待奖励服务", waiting_for_disk: "等待磁盘空间", training: "训练中", validating: "验证中", saving: "保存中" },
   list: { shown: "显示 {count} 项", more: "显示更多", previous: "上一页", next: "下一页" },
   copy: { copy: "复制", done: "已复制" },
   confirm: { no: "返回" },
@@ -56,7 +56,7 @@ export const zh: typeof en = {
     zoomHelp: "在图上拖动可缩放所有图表，双击恢复。",
   },
   logs: { search: "筛选日志", lines: "{count} 行", dropped: "更早的 {count} 行未保留", follow: "跟随", save: "保存", none: "还没有日志。", nothingFound: "没有匹配的行。" },
-  samples: { step: "步", everyStep: "所有步", row: "行", score: "得分", prompt: "提示", completion: "回答", answer: "答案", none: "还没有样本：带验证数据集的任务会保存模型的回答。" },
+  samples: { step: "步", everyStep: "所有步", row: "行", split: "来源", splits: { validation: "验证", rollout: "训练" }, score: "得分", parts: "组成", prompt: "提示", completion: "回答", answer: "答案", none: "还没有样本：带验证数据集的任务会保存模型的回答。" },
   checkpoints: {
     name: "检查点", kind: "类型", size: "大小", metrics: "验证结果", files: "文件", manifest: "清单", download: "下载", downloadFile: "下载 {file}",
     none: "此任务没有留下检查点。", waiting: "还没有检查点。", whole: "一次下载全部文件：",
