@@ -119,6 +119,8 @@ def samples_table(samples: Sequence[Sample], width: int) -> list[Column]:
         Column("PROMPT", lambda sample: display.one_line(sample.prompt, width)),
         Column("COMPLETION", lambda sample: display.one_line(sample.completion, width)),
     ]
+    if len({sample.split for sample in samples}) > 1:
+        columns.insert(1, Column("OF", lambda sample: sample.split))
     if any(sample.answer for sample in samples):
         columns.append(Column("ANSWER", lambda sample: display.one_line(sample.answer, width)))
     if any(sample.parts for sample in samples):

@@ -76,6 +76,8 @@ def test_samples_have_columns_for_what_they_hold() -> None:
     ]
     full = Sample(prompt="p", completion="c", answer="a", parts={"format": 1})
     assert [column.title for column in job_views.samples_table([bare, full], 20)][-2:] == ["ANSWER", "PARTS"]
+    both = [Sample(split="validation"), Sample(split="rollout")]
+    assert [column.title for column in job_views.samples_table(both, 20)][:3] == ["STEP", "OF", "ROW"]
 
 
 def test_a_checkpoint_tells_what_it_was_made_from() -> None:
