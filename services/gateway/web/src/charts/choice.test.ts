@@ -4,6 +4,9 @@ import { grouped, usual } from "./choice";
 
 it("shows reward and loss first, and something where neither is there", () => {
   expect(usual(["actor/entropy", "train/loss", "zzz", "reward/mean"])).toEqual(["reward/mean", "train/loss", "actor/entropy"]);
+  expect(usual(["verl/critic/loss", "critic/loss", "critic/explained_variance", "rewards/margin", "rewards/chosen"])).toEqual([
+    "rewards/margin", "critic/explained_variance", "critic/loss",
+  ]);
   expect(usual(["b", "a"])).toEqual(["b", "a"]);
 });
 

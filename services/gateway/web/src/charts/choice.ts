@@ -2,16 +2,19 @@
 
 const FIRST: readonly RegExp[] = [
   /^reward\/mean$/,
+  /^held_out\/mean$/,
   /^train\/loss$/,
   /^validation\/score\/mean$/,
   /^validation\/(loss|accuracy)/,
+  /^rewards\/(accuracy|margin)$/,
+  /^critic\/explained_variance$/,
   /^actor\/(kl|kl_loss|kl_to_rollout)$/,
   /^actor\/entropy$/,
   /^response\/length\/mean$/,
   /^(train|actor)\/grad(ient)?_norm$/,
-  /loss/,
+  /^(?!verl\/).*loss/,
 ];
-const SHOWN = 6;
+const SHOWN = 8;
 
 export function usual(metrics: readonly string[]): string[] {
   const ranked = FIRST.flatMap((pattern) => metrics.filter((metric) => pattern.test(metric)));

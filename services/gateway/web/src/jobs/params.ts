@@ -4,6 +4,9 @@ import type { Values } from "../forms/values";
 /** Shown before the others are unfolded: what a person sets first, in the order in which it is thought of. */
 export const BASIC: readonly string[] = [
   "learning_rate",
+  "loss_type",
+  "beta",
+  "kl_coefficient",
   "steps",
   "epochs",
   "batch_size",

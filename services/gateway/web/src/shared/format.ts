@@ -13,6 +13,11 @@ export function size(bytes: number | string | undefined): string {
   return `${unit === 0 ? value : value.toFixed(value < 10 ? 2 : 1)} ${UNITS[unit]}`;
 }
 
+/** Text whose lines were broken for a terminal: only its paragraphs stay apart. */
+export function paragraphs(text: string): string {
+  return text.replace(/([^\n])\n(?!\n)/g, "$1 ");
+}
+
 /** `12,345`. */
 export function count(value: number | string | undefined): string {
   return Number(value ?? 0).toLocaleString("en-US");

@@ -7,7 +7,7 @@ import { en } from "../i18n/en";
 import { zh } from "../i18n/zh";
 import { clean } from "../jobs/terminal";
 import { flatten } from "../jobs/params";
-import { metric, size, took } from "./format";
+import { metric, paragraphs, size, took } from "./format";
 
 it("names resources as a person does", () => {
   const version = "projects/p/datasets/d/versions/3";
@@ -29,6 +29,10 @@ it("writes numbers, sizes and times", () => {
   expect([size("0"), size("1536"), size(3 * 2 ** 30)]).toEqual(["0 B", "1.50 KiB", "3.00 GiB"]);
   const start = "2026-01-01T00:00:00Z";
   expect([took(start, "2026-01-01T01:05:00Z", 0), took(start, undefined, Date.parse(start) + 61_000), took(undefined, undefined, 0)]).toEqual(["1 h 05 min", "1 min 01 s", ""]);
+});
+
+it("joins the lines of a paragraph", () => {
+  expect(paragraphs("one\ntwo\n\nthree\nfour")).toBe("one two\n\nthree four");
 });
 
 it("takes the colours out of a log line", () => {
