@@ -67,7 +67,9 @@ class Caller:
         self._surroundings = surroundings
         self._client = client(Allowance(surroundings.site.outbound_allow), settings.timeout_seconds)
         self._pool = ThreadPoolExecutor(settings.concurrency, "judge")
-        self._closing = threading.Event()
+        # Of each batch that is under way, what wakes its threads when nobody wants their answers any more.
+        self._stops: set[threading.Event] = set()
+        self._thread = threading.local()
         # Why it is waited for, by the thread that waits.
         self._waiting: dict[int, str] = {}
         self._pace_lock = threading.Lock()
@@ -76,7 +78,14 @@ class Caller:
     def map(self, ask: Callable[[int, T], R], items: Sequence[T]) -> list[R]:
         """`ask(index, item)` for all, so many at a time, in order; meanwhile says what is waited for, and stops when
         asked to. Raises the first RewardError, and what the surroundings raise."""
-        futures = [self._pool.submit(ask, index, item) for index, item in enumerate(items)]
+        stop = threading.Event()
+        self._stops.add(stop)
+
+        def run(index: int, item: T) -> R:
+            self._thread.stop = stop
+            return ask(index, item)
+
+        futures = [self._pool.submit(run, index, item) for index, item in enumerate(items)]
         try:
             pending: set[Future[R]] = set(futures)
             while pending:
@@ -89,8 +98,10 @@ class Caller:
         except BaseException:
             for future in futures:
                 future.cancel()
-            self._closing.set()
+            stop.set()
             raise
+        finally:
+            self._stops.discard(stop)
         return [future.result() for future in futures]
 
     def post(self, body: Any, read: Callable[[Any], R], index: int | None, bill: Bill) -> R:
@@ -185,11 +196,12 @@ class Caller:
         self._sleep(at - time.monotonic())
 
     def _sleep(self, seconds: float) -> None:
-        if seconds > 0 and self._closing.wait(seconds):
+        if seconds > 0 and self._thread.stop.wait(seconds):
             raise RewardError("the run has stopped waiting", reason="REWARD_UNAVAILABLE")
 
     def close(self) -> None:
-        self._closing.set()
+        for stop in list(self._stops):
+            stop.set()
         # What is under way ends by its own time limit; nobody waits for it.
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._client.close()

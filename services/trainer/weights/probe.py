@@ -59,8 +59,8 @@ def ask(model: Any) -> list[list[float]]:
 def difference(one: list[list[float]], other: list[list[float]], dtype: str = "float32") -> float:
     """The largest; infinite where they are of another shape or not numbers.
 
-    Of shorter types than fp32 the mean: 24 layers in bf16 put single log-probabilities of unlikely tokens off by 0.4, and
-    their mean by 0.1.
+    Of shorter types than fp32 the mean: in bf16 24 layers put single log-probabilities of unlikely tokens 0.4 off, and
+    their mean 0.1.
     """
     if [len(row) for row in one] != [len(row) for row in other]:
         return math.inf

@@ -334,6 +334,16 @@ def test_so_many_at_a_time_and_at_a_pace(fake_judge: FakeJudge, site: RewardSite
     assert time.monotonic() - began >= 2 * 60 / 300
 
 
+def test_after_a_batch_that_failed_others_are_judged(fake_judge: FakeJudge, site: RewardSite) -> None:
+    """As when a reward is tried: by batch, and sample by sample where one of them can't be judged."""
+    fake_judge.answer = lambda body: chat("what?") if completion_of(body) == "no idea" else honest(body)
+    given = {"model": "m", "rubric": "Is it right?", "retries": 0, "url": fake_judge.url, "requests_per_minute": 6000}
+    with rewards.opened("api", given, Surroundings(site)) as judge:
+        with pytest.raises(RewardError, match="sample 2"):
+            judge.score(SAMPLES)
+        assert [judge.score([sample])[0].score for sample in SAMPLES[:2]] == [1, 0.25]
+
+
 def endpoint(*scores: Any, **more: Any) -> Answer:
     return Answer({"scores": list(scores), **more})
 
