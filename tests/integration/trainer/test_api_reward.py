@@ -336,7 +336,7 @@ def test_so_many_at_a_time_and_at_a_pace(fake_judge: FakeJudge, site: RewardSite
 
 def test_after_a_batch_that_failed_others_are_judged(fake_judge: FakeJudge, site: RewardSite) -> None:
     """As when a reward is tried: by batch, and sample by sample where one of them can't be judged."""
-    fake_judge.answer = lambda body: chat("what?") if completion_of(body) == "no idea" else honest(body)
+    fake_judge.answer = lambda body: chat("what?") if completion_of(body) == "no" else honest(body)
     given = {"model": "m", "rubric": "Is it right?", "retries": 0, "url": fake_judge.url, "requests_per_minute": 6000}
     with rewards.opened("api", given, Surroundings(site)) as judge:
         with pytest.raises(RewardError, match="sample 2"):
