@@ -69,13 +69,16 @@ class Allowance:
             self._add(entry.strip().lower())
 
     def may_allow(self, endpoint: Endpoint) -> bool:
-        """Whether it could be allowed, by what is known without asking for the name's addresses."""
+        """Whether it could be allowed, by what is known without a look at the name's addresses. A name may lead into any
+        network that is listed; into this machine only one that is listed itself."""
         literal = _address(endpoint.host)
         if literal is not None:
             return self._allows(endpoint, literal)
         if endpoint.host == "localhost":
             return any(self._allows(endpoint, ipaddress.ip_address(one)) for one in ("127.0.0.1", "::1"))
-        return self._names(endpoint) or any(port in (None, endpoint.port) for _, port in self._networks)
+        return self._names(endpoint) or any(
+            port in (None, endpoint.port) and not network.is_loopback for network, port in self._networks
+        )
 
     def resolve(self, endpoint: Endpoint) -> Address:
         """An allowed address of the endpoint. Raises OutboundRefused where it has none, OSError where it has no address

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic_core import ArgsKwargs, ErrorDetails
 
 from services.mesh.errors import InvalidArgument, Violation
 
@@ -58,7 +58,9 @@ def _violation(detail: ErrorDetails, kind: type[Any], field: str) -> Violation:
     else:
         message = detail["msg"][0].lower() + detail["msg"][1:]
     given = detail["input"]
-    shown = "" if detail["type"] in ("missing", "missing_argument") else f" (got {repr(given)[:60]})"
+    # What is wrong with several fields at once is shown by none of them, and the first need not be one of those.
+    whole = detail["type"] == "value_error" and isinstance(given, Mapping | ArgsKwargs)
+    shown = "" if whole or detail["type"] in ("missing", "missing_argument") else f" (got {repr(given)[:60]})"
     return Violation(path, message + shown)
 
 

@@ -49,7 +49,8 @@ class ApiParams:
         Literal["chat", "scores"],
         Field(description="chat: an OpenAI-compatible model judges by the rubric; scores: an endpoint gives scores"),
     ] = "chat"
-    key: Annotated[str, Field(max_length=80, description="secret:<name>, sent as a bearer token; or empty")] = ""
+    # Without a bound: an error would quote the secret that somebody has put here.
+    key: Annotated[str, Field(description="secret:<name>, sent as a bearer token; or empty")] = ""
     model: Annotated[str, Field(max_length=200, description="of chat: the judge's name at its server")] = ""
     rubric: Annotated[str, Field(max_length=20_000, description="of chat: what is worth how much")] = ""
     scale_min: Annotated[float, Field(ge=-1e6, le=1e6, description="of chat: the worst score, which becomes 0")] = 0.0
