@@ -37,6 +37,7 @@ _FLAGS = {
     "source.init.seed": "--seed",
     "file_name": "FILE",
     "reward_id": "REWARD",
+    "params": "--set",
     "inputs.base_manifest_sha256": "model",
     "inputs.dataset_sha256": "dataset",
     "inputs.validation_dataset_sha256": "validation dataset",

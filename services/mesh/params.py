@@ -56,7 +56,8 @@ def _violation(detail: ErrorDetails, kind: type[Any], field: str) -> Violation:
     if detail["type"] == "dataclass_type":
         message = f"must be an object with any of {', '.join(_names(kind, detail['loc']))}"
     else:
-        message = detail["msg"][0].lower() + detail["msg"][1:]
+        said = detail["msg"].removeprefix("Value error, ")
+        message = said[0].lower() + said[1:]
     given = detail["input"]
     # What is wrong with several fields at once is shown by none of them, and the first need not be one of those.
     whole = detail["type"] == "value_error" and isinstance(given, Mapping | ArgsKwargs)
