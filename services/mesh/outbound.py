@@ -69,8 +69,8 @@ class Allowance:
             self._add(entry.strip().lower())
 
     def may_allow(self, endpoint: Endpoint) -> bool:
-        """Whether it could be allowed, by what is known without a look at the name's addresses. A name may lead into any
-        network that is listed; into this machine only one that is listed itself."""
+        """Whether it could be allowed, by what is known without a look at the name's addresses. A name may lead into
+        any network that is listed; into this machine only one that is listed itself."""
         literal = _address(endpoint.host)
         if literal is not None:
             return self._allows(endpoint, literal)

@@ -13,7 +13,6 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from services.trainer.plan import PairValidationPlan
 from services.trainer.spool import Sample
-from services.trainer.weights.answering import pad_token
 
 Messages = list[dict[str, str]]
 
@@ -63,11 +62,20 @@ class RewardModelScorer:
     def tokens(self, conversation: Messages) -> list[int]:
         return self.tokenizer.apply_chat_template(conversation, tokenize=True, return_dict=False)
 
-    @torch.inference_mode()
     def scores(self, rows: list[list[int]]) -> list[float]:
-        """One score of each row of tokens."""
+        """One score of each row of tokens.
+
+        transformers takes it at the last token that is not its configuration's padding; where that names none, it reads
+        single rows alone.
+        """
+        padding = self.model.config.pad_token_id
+        if padding is None:
+            return [score for row in rows for score in self._scores([row], 0)]
+        return self._scores(rows, padding)
+
+    @torch.inference_mode()
+    def _scores(self, rows: list[list[int]], padding: int) -> list[float]:
         width = max(map(len, rows))
-        padding = pad_token(self.tokenizer)
         padded = torch.tensor([row + [padding] * (width - len(row)) for row in rows])
         mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
         return self.model(input_ids=padded, attention_mask=mask).logits[:, 0].float().tolist()

@@ -98,8 +98,18 @@ def trial(folder: Path, samples: Sequence[RewardSample]) -> dict[str, Any]:
     return json.loads(done.stdout)
 
 
-def test_scores_are_those_of_transformers_whatever_stands_beside(tiny_reward_model: Path) -> None:
+@pytest.mark.parametrize("padding", ["as it is", "another than the tokenizer's", "none"])
+def test_scores_are_those_of_transformers_whatever_stands_beside(
+    tiny_reward_model: Path, tmp_path: Path, padding: str
+) -> None:
     """One by one without padding, and as one batch of rows of unlike length."""
+    if padding != "as it is":
+        tiny_reward_model = Path(shutil.copytree(tiny_reward_model, tmp_path / "model"))
+        config = json.loads((tiny_reward_model / "config.json").read_text())
+        other = (config["pad_token_id"] or 0) + 1
+        (tiny_reward_model / "config.json").write_text(
+            json.dumps(config | {"pad_token_id": None if padding == "none" else other})
+        )
     texts = [sample.completion for sample in SAMPLES]
     done = subprocess.run(
         [sys.executable, "-c", PLAIN, str(tiny_reward_model), "31", *texts],
