@@ -43,7 +43,11 @@ def list_checkpoints(context: typer.Context, job: JobArgument, output_format: Fo
         Column("STATE", state),
         Column("KIND", _kind),
         Column("SIZE", lambda item: display.size(item.size_bytes), right=True),
-        Column("SCORE", lambda item: _metric(item, "validation/score/mean"), right=True),
+        Column(
+            "SCORE",
+            lambda item: _metric(item, "validation/score/mean") or _metric(item, "validation/accuracy"),
+            right=True,
+        ),
         Column("CREATED", lambda item: display.age(item.create_time)),
     ]
     found = run(context, lambda client: collect(client.checkpoints.list(references.job(client.project, job))))

@@ -19,16 +19,24 @@ if TYPE_CHECKING:
 # What is worth a glance while it trains, in this order.
 SHOWN = (
     ("train/loss", "loss"),
+    ("rewards/accuracy", "accuracy"),
+    ("rewards/margin", "margin"),
     ("reward/mean", "reward"),
+    ("held_out/mean", "held-out reward"),
+    ("critic/explained_variance", "explained variance"),
     ("actor/kl", "KL"),
     ("actor/kl_to_rollout", "KL to rollout"),
     ("actor/entropy", "entropy"),
     ("validation/score/mean", "held-out score"),
+    ("validation/accuracy", "held-out accuracy"),
 )
+# Of a checkpoint, the first that it has.
+_JUDGED = (("validation/score/mean", "held-out score"), ("validation/accuracy", "held-out accuracy"))
+_VALIDATION = "validation/"
+_SHARES = (_VALIDATION, "reward", "held_out/")
 # Not shown beside what says more: a policy's loss beside its reward, KL to the policy that answered beside KL to the
 # reference, which a job may do without.
 _LESS_THAN = {"train/loss": "reward/mean", "actor/kl_to_rollout": "actor/kl"}
-_VALIDATION = "validation/"
 # Steps over which the pace is averaged.
 _PACE_STEPS = 20
 
@@ -82,9 +90,7 @@ class Progress:
                 continue
             self._checkpoints[found.name] = state
             if found.state != Type.STATE_VERIFYING:
-                score = found.metrics.get("validation/score/mean", math.nan)
-                scored = "" if math.isnan(score) else f", held-out score {display.score(score)}"
-                said.append(f"checkpoint {references.short(found.name)} is {state.lower()}{scored}")
+                said.append(f"checkpoint {references.short(found.name)} is {state.lower()}{_judged(found)}")
         return said
 
     @property
@@ -110,7 +116,7 @@ class Progress:
             if metric in self._latest and _LESS_THAN.get(metric) not in self._latest:
                 (_, step), value = self._latest[metric]
                 at = f" (step {step})" if metric.startswith(_VALIDATION) else ""
-                text = display.score(value) if metric.startswith((_VALIDATION, "reward")) else display.number(value)
+                text = display.score(value) if metric.startswith(_SHARES) else display.number(value)
                 shown.append((title, text + at))
         return shown
 
@@ -120,6 +126,11 @@ class Progress:
 
     def _reported_step(self) -> int:
         return self._times[-1][0] if self._times else 0
+
+
+def _judged(checkpoint: Checkpoint) -> str:
+    scores = ((checkpoint.metrics.get(metric, math.nan), title) for metric, title in _JUDGED)
+    return next((f", {title} {display.score(score)}" for score, title in scores if not math.isnan(score)), "")
 
 
 def phase(progress: Progress) -> str:

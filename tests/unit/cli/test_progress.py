@@ -122,6 +122,16 @@ def test_checkpoints_are_told_once_and_only_when_decided() -> None:
     assert state.take_checkpoints([corrupt, ready]) == []
 
 
+def test_a_reward_model_is_told_by_its_accuracy() -> None:
+    state = Progress(job())
+    metrics = {"validation/accuracy": 0.75, "validation/margin": 0.1}
+    saved = Checkpoint(name=f"{NAME}/checkpoints/step-10", step=10, state=Checkpoint.STATE_READY, metrics=metrics)
+    assert state.take_checkpoints([saved]) == ["checkpoint run/step-10 is ready, held-out accuracy 0.750"]
+    state.take_points([point("train/loss", 10, 0.5), point("rewards/accuracy", 10, 0.9)])
+    state.take_points([point("validation/accuracy", 10, 0.75)])
+    assert state.values() == [("loss", "0.5"), ("accuracy", "0.900"), ("held-out accuracy", "0.750 (step 10)")]
+
+
 def test_the_score_is_that_of_its_step_and_nan_is_shown() -> None:
     state = trained(12)
     state.take_points([point("validation/score/mean", 0, 0.25), point("actor/kl", 12, math.nan)])
