@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from services.mesh.artifacts import CHUNK_BYTES, ArtifactFile, ArtifactStore, Manifest
-from services.mesh.errors import DataLoss, NotFound
+from services.mesh.errors import DataLoss, NotFound, Unavailable
 
 
 class CollectingStore(ArtifactStore):
@@ -50,8 +50,12 @@ class CollectingStore(ArtifactStore):
     async def discard_corrupt(self, manifest_sha256: str) -> list[str]:
         """Remove those blobs of an artifact that no longer have their hash; the paths that they stood for.
 
-        Left in place they would be taken for the right ones when the same content is stored again.
+        Left in place they would be taken for the right ones when the same content is stored again. Raises Unavailable
+        where there is no store: what is not mounted is not corrupt.
         """
+        if not await asyncio.to_thread(self._filesystem.exists, self._root):
+            message = f"there is no artifact store at {self._root}; mount or restore it, nothing is lost by waiting"
+            raise Unavailable("ARTIFACT_STORE_AWAY", message)
         with contextlib.suppress(NotFound, DataLoss):
             manifest = await self.manifest(manifest_sha256)
             wrong = await asyncio.to_thread(

@@ -13,7 +13,7 @@ from rlhf.type.v1 import checkpoint_pb2, job_state_pb2
 
 from services.mesh import client
 from services.mesh.artifacts import ArtifactStore
-from services.mesh.errors import DataLoss, FailedPrecondition, InvalidArgument
+from services.mesh.errors import DataLoss, FailedPrecondition, InvalidArgument, Unavailable
 from services.trainer import training_handler
 from tests.integration.trainer import test_runs
 from tests.integration.trainer.test_retention import states
@@ -53,6 +53,22 @@ async def get(bench: Bench, name: str) -> checkpoint_pb2.Checkpoint:
 async def download(bench: Bench, name: str) -> bytes:
     request = pb.DownloadCheckpointRequest(name=name, path="model.safetensors")
     return b"".join([reply.chunk async for reply in client.stream(bench.trainer.DownloadCheckpoint(request))])
+
+
+async def test_a_store_that_is_not_mounted_is_not_corrupt(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    await bench.start_worker({"save_at": [6]}, monkeypatch)
+    name = await bench.create()
+    await bench.ended(name)
+    [found] = await bench.checkpoints(name)
+    store, elsewhere = bench.home / "artifacts", bench.home / "unmounted"
+    store.rename(elsewhere)
+    with pytest.raises(Unavailable, match="no artifact store"):
+        await get(bench, found.name)
+    with pytest.raises(Unavailable, match="no artifact store"):
+        await bench.create(base_model=found.name)
+    elsewhere.rename(store)
+    assert (await get(bench, found.name)).state == checkpoint_pb2.Checkpoint.STATE_READY
+    assert await download(bench, found.name) == b"weights 6"
 
 
 @damages
