@@ -24,7 +24,7 @@ from services.cli import (
 )
 from services.cli.demo import run as demo
 from services.cli.session import Options
-from services.mesh.errors import PlatformError
+from services.mesh.errors import FailedPrecondition, PlatformError
 
 _EPILOG = "Exit codes: " + "; ".join(f"**{code}** {meaning}" for code, meaning in exits.MEANINGS) + "."
 
@@ -91,6 +91,12 @@ def main() -> None:
     except PlatformError as error:
         violations.show(error)
         sys.exit(exits.code_of(error))
+    except OSError as error:
+        # Of a file or folder that was named to us; any other is a fault of ours, whose trace is wanted.
+        if error.filename is None:
+            raise
+        violations.show(FailedPrecondition("FILE_UNUSABLE", f"{error.filename}: {error.strerror}"))
+        sys.exit(exits.FAILED)
     except KeyboardInterrupt:
         sys.exit(exits.INTERRUPTED)
 

@@ -89,7 +89,8 @@ def download(
     files, size = len(found.files), display.size(found.size_bytes)
     output.say(f"{references.short(found.name)} is in {to}: {files} files, {size}, every SHA-256 as it should be")
     if found.kind == found.KIND_ADAPTER:
-        output.hint(f"a PEFT adapter over {references.short(found.base_model)}: peft.PeftModel.from_pretrained(…)")
+        base = references.short(found.base_model)
+        output.hint(f'a PEFT adapter over {base}: peft.PeftModel.from_pretrained(BASE, "{to}"), BASE being that model')
     elif found.kind == found.KIND_REWARD:
         output.hint(f'a reward model: transformers.AutoModelForSequenceClassification.from_pretrained("{to}")')
     else:
