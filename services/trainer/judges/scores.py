@@ -48,14 +48,22 @@ def read(reply: Any, count: int, first: int) -> list[Score]:
     return [_read_score(one, first + index) for index, one in enumerate(scores)]
 
 
+def wrong_parts(parts: Mapping[str, Any]) -> str:
+    """What makes series of no such parts; empty where nothing does."""
+    if len(parts) > _MOST_PARTS:
+        return f"{len(parts)} parts, and {_MOST_PARTS} are the most"
+    wrong = next((name for name in parts if not _PART.fullmatch(name.encode("utf-8", "replace"))), None)
+    return "" if wrong is None else f"a part {wrong[:80]!r}; letters, digits, _ . and - make a name, 64 at most"
+
+
 def _read_score(given: Any, index: int) -> Score:
     one = given if isinstance(given, dict) else {"score": given}
     parts = one.get("parts") or {}
     numbers = [one.get("score"), *(parts.values() if isinstance(parts, dict) else [None])]
     if not all(isinstance(number, int | float) and not isinstance(number, bool) for number in numbers):
         raise UnusableReply(f"sample {index} has something else than numbers: {str(given)[:100]}")
-    if len(parts) > _MOST_PARTS or not all(_PART.fullmatch(name.encode("utf-8", "replace")) for name in parts):
-        raise UnusableReply(f"sample {index} has more than {_MOST_PARTS} parts, or names that no series can have")
+    if wrong := wrong_parts(parts):
+        raise UnusableReply(f"sample {index} has {wrong}")
     try:
         return Score(float(one["score"]), {name: float(value) for name, value in parts.items()})
     except (ValueError, OverflowError) as error:

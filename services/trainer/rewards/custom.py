@@ -151,6 +151,7 @@ def _plain(sample: RewardSample) -> dict[str, Any]:
 
 def _score(given: Any, index: int) -> Score:
     from services.trainer.judges.cage import finite
+    from services.trainer.judges.scores import wrong_parts
 
     one = given if isinstance(given, dict) else {"score": given}
     parts = one.get("parts", {})
@@ -158,4 +159,6 @@ def _score(given: Any, index: int) -> Score:
         raise RewardError(f"its code returned {str(given)[:100]}; a dict has score and parts", index)
     if not all(finite(value) for value in (one.get("score"), *parts.values())):
         raise RewardError(f"its code returned {str(given)[:100]}, and every score and part is a finite number", index)
-    return Score(float(one["score"]), {str(name)[:64]: float(value) for name, value in parts.items()})
+    if wrong := wrong_parts(parts):
+        raise RewardError(f"its code returned {wrong}", index)
+    return Score(float(one["score"]), {name: float(value) for name, value in parts.items()})

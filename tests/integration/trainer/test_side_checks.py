@@ -100,7 +100,7 @@ def test_rounding_of_bf16_is_none_and_other_weights_are() -> None:
     )  # fmt: skip
     model, other = LlamaForCausalLM(config).eval(), LlamaForCausalLM(config).eval()
     exact = ask(model)
-    rounded = ask(model.to(torch.bfloat16))
+    rounded = ask(model.bfloat16())
     assert difference(exact, rounded, "bfloat16") <= TOLERANCE["bfloat16"] < difference(exact, rounded)
     assert difference(exact, ask(other), "bfloat16") > 2 * TOLERANCE["bfloat16"]
 
