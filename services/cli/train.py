@@ -77,8 +77,8 @@ app = typer.Typer(
     no_args_is_help=True,
     help="""Train a model. The algorithms and their parameters come from the mesh: `rlhf train grpo --help`.
 
-    `sft` takes good answers; `dpo` and `reward_model` take pairs of a better and a worse one; all others take prompts and
-    a reward, `grpo` first.""",
+    `sft` takes good answers; `dpo` and `reward_model` take pairs of a better and a worse one; all others take prompts
+    and a reward, `grpo` first.""",
 )
 
 
