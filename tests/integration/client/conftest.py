@@ -58,8 +58,16 @@ def process(module: str, values: dict[str, str], home: Path) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
+def own_nats(tmp_path_factory: pytest.TempPathFactory) -> Iterator[embedded.Nats]:
+    """Not the one of other tests: these services stay to the end, and would take part in every consumer of theirs."""
+    folder = tmp_path_factory.mktemp("client-nats")
+    with held_in_a_thread(lambda: embedded.nats(folder)) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
 def mesh(
-    postgres_server: embedded.Postgres, nats_server: embedded.Nats, tmp_path_factory: pytest.TempPathFactory
+    postgres_server: embedded.Postgres, own_nats: embedded.Nats, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Mesh]:
     home = tmp_path_factory.mktemp("client") / "home"
     (home / "run").mkdir(parents=True)
@@ -74,7 +82,7 @@ def mesh(
     values = {
         "RLHF_HOME": str(home),
         "RLHF_POSTGRES_URL": url,
-        "RLHF_NATS_URL": nats_server.url,
+        "RLHF_NATS_URL": own_nats.url,
         "RLHF_DATASET_LISTEN": f"127.0.0.1:{dataset}",
         "RLHF_DATASET_TARGET": f"127.0.0.1:{dataset}",
         "RLHF_TRAINER_LISTEN": f"127.0.0.1:{trainer}",

@@ -25,6 +25,8 @@ MAY_READ_THE_CLOCK = {
     # Beside the ages of files, which the file system dates by that clock; what changed since the last look stays.
     "mesh/sweeping.py",
     "trainer/following.py",
+    # Retry-After names a date of the other side's clock; what comes of it is bounded.
+    "trainer/judges/calls.py",
     "trainer/run_trace.py",
     "trainer/spool.py",
 }
