@@ -12,7 +12,7 @@ import shutil
 from pathlib import Path
 
 from services.mesh.collecting import CollectingStore
-from services.mesh.errors import DataLoss, NotFound, PlatformError
+from services.mesh.errors import Aborted, DataLoss, NotFound, PlatformError, Unavailable
 from services.mesh.jobs import Jobs, Lease
 from services.mesh.postgres import Database
 from services.trainer.checkpoint_intake import AnnounceCheckpoint, training_state_sha256
@@ -48,6 +48,17 @@ class Keeper:
 
     def folder(self, lease: Lease) -> Path:
         return self._jobs_folder / str(lease.job.uid)
+
+    async def lost(self, lease: Lease) -> bool:
+        """Whether somebody else holds the lease: what fails then is that files have moved on under the next holder."""
+        try:
+            async with self._database.transaction() as connection:
+                await self._jobs.held(connection, lease)
+        except Aborted:
+            return True
+        except Unavailable:
+            pass
+        return False
 
     async def resume_point(self, lease: Lease) -> ResumePoint | None:
         """The newest training state that still is what was saved; those that are not are marked and stepped over."""

@@ -111,7 +111,7 @@ class TrainingHandler:
         try:
             ending = await self._follow(lease, run, cancelled)
         except Exception as error:
-            if not _leaves_it_running(error):
+            if not _leaves_it_running(error) and not await self._keeper.lost(lease):
                 run.kill()
                 await self._exited(run)
             raise

@@ -15,8 +15,10 @@ from rlhf.type.v1 import checkpoint_pb2
 
 from services.mesh import client
 from services.mesh.artifacts import ArtifactStore, Manifest
-from services.mesh.errors import FailedPrecondition, InvalidArgument
+from services.mesh.errors import FailedPrecondition, InvalidArgument, NotFound
+from services.mesh.jobs import Job
 from services.trainer import training_handler
+from services.trainer.checkpoint_intake import CheckpointIntake
 from services.trainer.keeping import Keeper
 from services.trainer.store import checkpoints as store
 from tests.integration.trainer import test_runs
@@ -124,6 +126,29 @@ async def test_what_judges_an_unfinished_job_stays(bench: Bench, monkeypatch: py
     job = await bench.ended(judged)
     assert job.state == test_runs.SUCCEEDED, job.error
     await client.call(bench.trainer.DeleteModel(pb.DeleteModelRequest(name=model)))
+
+
+async def test_who_has_lost_the_lease_ends_no_run(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next holder has taken the checkpoint in and deleted the run's copy; who still reads it finds nothing."""
+    take, robbed = CheckpointIntake.take, False
+
+    async def robbed_once(self: CheckpointIntake, job: Job, *rest: Any) -> Any:
+        nonlocal robbed
+        if not robbed:
+            robbed = True
+            async with await psycopg.AsyncConnection.connect(bench.database_url) as connection:
+                query = (
+                    "UPDATE trainer.jobs SET lease_token = gen_random_uuid(), lease_expires_at = now() WHERE uid = %s"
+                )
+                await connection.execute(query, (job.uid,))
+            raise NotFound("FOLDER_NOT_FOUND", "there is no such folder any more")
+        return await take(self, job, *rest)
+
+    monkeypatch.setattr(CheckpointIntake, "take", robbed_once)
+    await bench.start_worker({"save_at": [2], "step_seconds": 0.3}, monkeypatch)
+    job = await bench.ended(await bench.create(steps=12))
+    assert job.state == test_runs.SUCCEEDED and robbed
+    assert len(job.attempts) == 1, "the run went on"
 
 
 class Crash(Exception):
