@@ -12,9 +12,9 @@ from services.trainer.algorithms.checking import check_common, check_divides, ch
 from services.trainer.algorithms.overrides import applied
 from services.trainer.algorithms.sections import (
     engine_overrides,
-    largest_divisor,
     model_overrides,
     optimizer_overrides,
+    rows_a_pass,
     total_steps,
 )
 from services.trainer.algorithms.settings import RunParams
@@ -49,7 +49,7 @@ def check_pairs(params: PairParams, facts: JobFacts, validation_formats: tuple[s
 
 def pair_overrides(params: PairParams, inputs: PlanInputs) -> dict[str, Any]:
     """verl's settings. A pair is two rows, one after the other; what counts rows for verl is twice the pairs."""
-    per_slot = params.batch_size // inputs.slots
+    pairs = rows_a_pass(params.batch_size // inputs.slots, inputs.device, 32)
     verl = {
         **model_overrides("model", params, inputs),
         **engine_overrides("engine", params, inputs.device),
@@ -57,7 +57,7 @@ def pair_overrides(params: PairParams, inputs: PlanInputs) -> dict[str, Any]:
         # Our loader draws pairs.
         "data.train_batch_size": params.batch_size,
         # Rows: an even number from an even place on never splits a pair.
-        "data.micro_batch_size_per_gpu": 2 * (params.micro_batch_size or largest_divisor(per_slot, 32)),
+        "data.micro_batch_size_per_gpu": 2 * (params.micro_batch_size or pairs),
         "data.use_dynamic_bsz": False,
         "data.max_length": params.max_length,
         # It would order rows by length.

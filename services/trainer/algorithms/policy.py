@@ -23,6 +23,7 @@ from services.trainer.algorithms.sections import (
     optimizer_overrides,
     resolve_precision,
     reward_spec,
+    rows_a_pass,
     total_steps,
     validation_plan,
 )
@@ -181,7 +182,7 @@ def micro_batch_size(params: PolicyParams, inputs: PlanInputs) -> int:
     """Answers a forward pass on one slot."""
     mini_batch = params.mini_batch_size or params.prompts_per_step
     per_slot = mini_batch * params.samples_per_prompt // inputs.slots
-    return params.micro_batch_size or largest_divisor(per_slot, 128 if inputs.device == "cpu" else 16)
+    return params.micro_batch_size or rows_a_pass(per_slot, inputs.device, 16)
 
 
 def rollout_engine(params: PolicyParams, device: Device) -> str:

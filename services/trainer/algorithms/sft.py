@@ -13,9 +13,9 @@ from services.trainer.algorithms.checking import check_common, check_divides, ch
 from services.trainer.algorithms.overrides import applied
 from services.trainer.algorithms.sections import (
     engine_overrides,
-    largest_divisor,
     model_overrides,
     optimizer_overrides,
+    rows_a_pass,
     total_steps,
     validation_plan,
 )
@@ -66,7 +66,7 @@ class Sft:
             **engine_overrides("engine", params, inputs.device),
             **optimizer_overrides("optim", params),
             "data.train_batch_size": params.batch_size,
-            "data.micro_batch_size_per_gpu": params.micro_batch_size or largest_divisor(per_slot, 64),
+            "data.micro_batch_size_per_gpu": params.micro_batch_size or rows_a_pass(per_slot, inputs.device, 64),
             "data.use_dynamic_bsz": False,
             "data.max_length": params.max_length,
         }

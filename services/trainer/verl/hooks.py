@@ -18,6 +18,7 @@ from types import ModuleType
 from typing import Any
 
 from services.trainer.verl.environment import RENDEZVOUS, SECRET
+from services.trainer.verl.one_slot import partitions, whole_chunks
 
 Hook = Callable[[Any], None]
 # The name under which verl's configuration chooses our rollout engine.
@@ -134,6 +135,12 @@ def token_logprobs(module: Any) -> None:
     from services.trainer.verl.losses.token_logprobs import token_logprobs as in_chunks
 
     module.logprobs_from_logits_v2 = in_chunks
+
+
+def micro_batches(module: Any) -> None:
+    from services.trainer.verl.micro_batches import sort_rows
+
+    sort_rows(module)
 
 
 def cpu_engines(module: Any) -> None:
@@ -264,6 +271,9 @@ COMMON: dict[str, Hook] = {
 }
 ENGINES: dict[str, Hook] = {
     "verl.utils.torch_functional": token_logprobs,
+    "verl.utils.tensordict_utils": whole_chunks,
+    "verl.utils.seqlen_balancing": partitions,
+    "verl.workers.engine.utils": micro_batches,
     "verl.workers.engine.fsdp.transformer_impl": engines,
     "verl.utils.model": critic_attention,
     "verl.models.transformers.monkey_patch": without_trl,

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch.utils.data import DistributedSampler
-from torchdata.stateful_dataloader import StatefulDataLoader
 from verl.trainer import sft_trainer_ray
 
+from services.trainer.verl.ahead import AheadLoader
 from services.trainer.verl.checkpoints import resume_folder
 from services.trainer.verl.configuration import epochs_for, sft_config
 from services.trainer.verl.context import RunContext
@@ -61,13 +62,12 @@ class SftTrainer(sft_trainer_ray.SFTTrainer):
             raise ValueError(f"{len(self.train_dataset)} rows are fewer than a batch of {self.global_batch_size}")
         self.config.trainer.total_epochs = epochs_for(self.total_training_steps, self.steps_per_epoch)
 
-    def _loader(self) -> StatefulDataLoader:
-        return StatefulDataLoader(
+    def _loader(self) -> AheadLoader:
+        return AheadLoader(
             dataset=self.train_dataset,
             batch_size=self.train_batch_size_per_dp,
             sampler=self.train_sampler,
             collate_fn=self.collate_fn,
-            num_workers=0,
             drop_last=True,
         )
 
@@ -104,6 +104,14 @@ class _StoppingReporter:
         self._trainer = trainer
 
     def log(self, data: dict[str, Any], step: int, **_: object) -> None:
+        rows = self._trainer.train_dataloader
+        # What is left of a step is reporting, and a checkpoint where one is saved.
+        self._context.reporter.add(
+            {
+                "time/data_seconds": rows.waited_seconds,
+                "time/update_seconds": time.monotonic() - rows.handed_out_at,
+            }
+        )
         self._context.reporter.log(self._trainer.metrics(data), step)
         if self._context.reporter.stop_requested():
             self._trainer.total_training_steps = step

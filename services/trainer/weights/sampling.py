@@ -1,7 +1,7 @@
 """Batched sampling from a causal language model, with the log-probability of every token under the distribution it was
 drawn from.
 
-B rows, T tokens of the padded prompts, V the vocabulary.
+B rows, T tokens of the padded prompts, V the vocabulary. Before the first token a row is a prompt, then a request.
 """
 # ruff: noqa: N803, N806  (axes stand in names)
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -60,7 +61,9 @@ def sample(
     pad_token: int,
     generator: torch.Generator | None = None,
 ) -> list[Completion]:
-    """Answer all requests together: left-padded, one forward pass a token, rows leave the batch as they end."""
+    """Answer all requests together: left-padded, one forward pass a token, rows leave the batch as they end. A prompt
+    that several requests share is read once.
+    """
     batch = _Batch(model, requests, end_tokens, pad_token, generator)
     while batch.rows:
         batch.step()
@@ -85,21 +88,26 @@ class _Batch:
         self.rows = list(range(len(requests)))
         self.tokens: list[list[int]] = [[] for _ in requests]
         self.logprobs: list[list[float]] = [[] for _ in requests]
-        width = max((len(request.prompt) for request in requests), default=0)
         device = next(model.parameters()).device
-        self.input_B_T = torch.full((len(requests), width), pad_token, device=device)
-        self.mask_B_T = torch.zeros((len(requests), width), dtype=torch.long, device=device)
-        for row, request in enumerate(requests):
-            self.input_B_T[row, width - len(request.prompt) :] = torch.tensor(request.prompt)
-            self.mask_B_T[row, width - len(request.prompt) :] = 1
+        # Answers to one prompt differ only after it: P prompts are read, and row b goes on from prompt shared_B[b].
+        places = {prompt: place for place, prompt in enumerate(dict.fromkeys(one.prompt for one in requests))}
+        self.shared_B = torch.tensor([places[request.prompt] for request in requests], device=device)
+        width = max(map(len, places), default=0)
+        self.input_B_T = torch.full((len(places), width), pad_token, device=device)
+        self.mask_B_T = torch.zeros((len(places), width), dtype=torch.long, device=device)
+        for prompt, place in places.items():
+            self.input_B_T[place, width - len(prompt) :] = torch.tensor(prompt)
+            self.mask_B_T[place, width - len(prompt) :] = 1
         # Padding has position 0 and mask 0: it is never attended to.
         self.position_B_T = (self.mask_B_T.cumsum(-1) - 1).clamp(min=0)
         self.temperature_B = torch.tensor([request.temperature for request in requests], device=device)
         self.top_p_B = torch.tensor([request.top_p for request in requests], device=device)
         self.top_k_B = torch.tensor([request.top_k for request in requests], device=device)
-        self.cache = None
+        self.cache: Any = None
 
     def step(self) -> None:
+        """One token for every row; the first step reads the prompts."""
+        first = self.cache is None
         output = self.model(
             input_ids=self.input_B_T,
             attention_mask=self.mask_B_T,
@@ -109,7 +117,11 @@ class _Batch:
             logits_to_keep=1,
         )
         self.cache = output.past_key_values
-        logprob_B_V = distribution(output.logits[:, -1].float(), self.temperature_B, self.top_p_B, self.top_k_B)
+        logit_B_V = output.logits[:, -1].float()
+        if first:
+            self._spread()
+            logit_B_V = logit_B_V[self.shared_B]
+        logprob_B_V = distribution(logit_B_V, self.temperature_B, self.top_p_B, self.top_k_B)
         # With temperature 0 all mass lies on one token, so drawing takes it.
         token_B = torch.multinomial(logprob_B_V.exp(), 1, generator=self.generator)
         kept = self._take(token_B.squeeze(1).tolist(), logprob_B_V.gather(1, token_B).squeeze(1).tolist())
@@ -118,6 +130,14 @@ class _Batch:
         self.mask_B_T = torch.cat([self.mask_B_T, self.mask_B_T.new_ones((len(self.rows), 1))], dim=1)
         if len(kept) < len(self.rows):
             self._keep(kept)
+
+    def _spread(self) -> None:
+        """From a row for each prompt to a row for each request."""
+        if len(self.shared_B) == len(self.mask_B_T):
+            return
+        for name in ("mask_B_T", "position_B_T"):
+            setattr(self, name, getattr(self, name)[self.shared_B])
+        self.cache.batch_select_indices(self.shared_B)
 
     def _take(self, tokens: list[int], logprobs: list[float]) -> list[int]:
         """Give each row its token; the batch rows that go on."""
@@ -136,7 +156,7 @@ class _Batch:
         index = torch.tensor(kept, device=self.mask_B_T.device)
         for name in ("input_B_T", "mask_B_T", "position_B_T", "temperature_B", "top_p_B", "top_k_B"):
             setattr(self, name, getattr(self, name)[index])
-        self.cache.batch_select_indices(index)  # type: ignore[union-attr]
+        self.cache.batch_select_indices(index)
 
 
 def distribution(logits_B_V: Tensor, temperature_B: Tensor, top_p_B: Tensor, top_k_B: Tensor) -> Tensor:

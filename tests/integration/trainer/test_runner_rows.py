@@ -64,7 +64,8 @@ def test_an_answer_does_not_depend_on_what_else_is_in_the_batch(model: Answerer)
 def test_log_probabilities_are_the_models(model: Answerer) -> None:
     """As one forward pass over prompt and answer has them, at the temperature of sampling."""
     generator = torch.Generator().manual_seed(0)
-    requests = [Request(prompt, 6, temperature=0.7) for prompt in PROMPTS]
+    # A prompt that is asked for twice is read once, and answered twice.
+    requests = [Request(prompt, 6, temperature=0.7) for prompt in [*PROMPTS, *reversed(PROMPTS)]]
     for request, answer in zip(
         requests, sample(model.model, requests, model.end_tokens, model.pad_token, generator), strict=True
     ):
