@@ -45,7 +45,7 @@ class TransformersServer:
         self._config = omega_conf_to_dataclass(config)
         model = omega_conf_to_dataclass(model_config)
         dtype = torch.float32 if self._config.dtype == "float32" else torch.bfloat16
-        self._model = AutoModelForCausalLM.from_pretrained(
+        self._model: Any = AutoModelForCausalLM.from_pretrained(
             model.local_path, dtype=dtype, attn_implementation="sdpa", trust_remote_code=False
         ).eval()
         # A run on CPUs sees no GPU; one on GPUs gives the server that of its training worker (`launch_servers`).

@@ -83,10 +83,8 @@ def _model_with_room(server: embedded.Postgres) -> None:
         columns = [column.name for column in found.description or ()]
         changed = {"uid": "gen_random_uuid()", "name": "parent || '/models/page-base'", "context_length": "32768"}
         values = ", ".join(changed.get(column, column) for column in columns)
-        connection.execute(
-            f"INSERT INTO trainer.models ({', '.join(columns)}) SELECT {values} FROM trainer.models"
-            " WHERE name LIKE '%/base'"
-        )
+        copied = f"({', '.join(columns)}) SELECT {values} FROM trainer.models WHERE name LIKE '%/base'"
+        connection.execute(f"INSERT INTO trainer.models {copied}".encode())
 
 
 def _asked(n: int) -> list[dict[str, str]]:
