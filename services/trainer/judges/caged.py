@@ -29,7 +29,7 @@ _CLONE_NEWUSER = 0x10000000
 _MS_NOSUID, _MS_NODEV, _MS_BIND, _MS_REC, _MS_PRIVATE = 0x2, 0x4, 0x1000, 0x4000, 0x40000
 _MNT_DETACH, _AT_FDCWD, _AT_RECURSIVE = 0x2, -100, 0x8000
 # The same on every architecture: added after their tables were joined.
-_SYS_MOUNT_SETATTR, _READ_ONLY = 442, 0x1 | 0x2 | 0x4
+_SYS_MOUNT_SETATTR, _RDONLY, _READ_ONLY = 442, 0x1, 0x1 | 0x2 | 0x4
 _SYS_PIVOT_ROOT, _SYS_CAPSET = {"x86_64": 155, "aarch64": 41}, {"x86_64": 126, "aarch64": 91}
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 1, 4, 22, 38
 # By machine: how the kernel calls it, and the numbers of what the code may not do: start a process or a thread, open a
@@ -112,21 +112,22 @@ def _enter_cage(visible: list[str]) -> None:
     # A folder that there is everywhere; mounted over where nobody else sees it.
     base = "/proc"
     _mount("tmpfs", base, "tmpfs", _MS_NOSUID | _MS_NODEV, f"size={_TMP_BYTES},mode=755")
+    # Before what is visible, some of which may lie in it.
+    os.mkdir(base + "/tmp")  # noqa: PTH102, S108
+    _mount("tmpfs", base + "/tmp", "tmpfs", _MS_NOSUID | _MS_NODEV, f"size={_TMP_BYTES},mode=1777")  # noqa: S108
     for path in visible:
         _bind(path, base + path)
     for device in _DEVICES:
         _touch(f"{base}/dev/{device}")
     os.chdir(base)
-    os.makedirs("tmp", exist_ok=True)  # noqa: PTH103
     # Over the whole: what was mounted under it is no longer written to either.
-    _set_read_only(".")
+    _set_attributes(".", _AT_RECURSIVE, _READ_ONLY, 0)
+    _set_attributes("tmp", 0, 0, _RDONLY)
     # Afterwards, for no device is opened through a mount that was set so.
     for device in _DEVICES:
         _mount(f"/dev/{device}", f"dev/{device}", None, _MS_BIND)
     _call("pivot_root", _libc.syscall(_number(_SYS_PIVOT_ROOT), b".", b"."))
     _call("umount", _libc.umount2(b".", _MNT_DETACH))
-    os.chdir("/")
-    _mount("tmpfs", "/tmp", "tmpfs", _MS_NOSUID | _MS_NODEV, f"size={_TMP_BYTES},mode=1777")  # noqa: S108
     os.chdir("/tmp")  # noqa: S108
 
 
@@ -145,10 +146,9 @@ def _touch(path: str) -> None:
     os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o644))
 
 
-def _set_read_only(path: str) -> None:
-    attributes = struct.pack("=QQQQ", _READ_ONLY, 0, 0, 0)
-    number = ctypes.c_long(_SYS_MOUNT_SETATTR)
-    result = _libc.syscall(number, _AT_FDCWD, path.encode(), _AT_RECURSIVE, attributes, ctypes.c_size_t(32))
+def _set_attributes(path: str, flags: int, set_: int, clear: int) -> None:
+    number, attributes = ctypes.c_long(_SYS_MOUNT_SETATTR), struct.pack("=QQQQ", set_, clear, 0, 0)
+    result = _libc.syscall(number, _AT_FDCWD, path.encode(), flags, attributes, ctypes.c_size_t(32))
     _call("mount_setattr (Linux 5.12)", result)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import os
 import re
@@ -224,9 +225,14 @@ def test_it_sees_nothing_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert "hunter2" not in told and "RLHF" not in told
     for folder in ("home", "var", "proc", "sys", "run", "mnt"):
         assert f"'{folder}'" not in told
+    found = re.search(r"\] (\[[^]]*\]) ([0-9]+) \(line 2\)", told)
+    assert found is not None, told
+    # Of the machine's /tmp only what the interpreter lies in.
+    assert set(ast.literal_eval(found[1])) <= {
+        part for path in (sys.prefix, sys.base_prefix) for part in path.split("/")
+    }
     if os.geteuid() == 0:
-        user = re.search(r"\[\] ([0-9]+) \(line 2\)", told)
-        assert user is not None and int(user[1]) >= 61_184, told
+        assert int(found[2]) >= 61_184, told
 
 
 @isolated
@@ -260,7 +266,7 @@ def test_without_privileges_it_is_isolated_just_so() -> None:
     """As a plain user: namespaces under a namespace of users."""
     program = (
         "from services.trainer import rewards\nfrom services.trainer.plan import RewardSite\n"
-        "params = {'source': 'import os\\ndef score(samples): return [os.getpid() + len(os.listdir(\"/tmp\"))]'}\n"
+        "params = {'source': 'import os\\ndef score(samples): return [os.getpid() + len(os.listdir(\"/proc\") if os.path.exists(\"/proc\") else ())]'}\n"
         "with rewards.opened('custom', params, rewards.Surroundings(RewardSite(custom_code='allow'))) as judge:\n"
         "    print(judge.score([rewards.RewardSample('', '', None)])[0].score)\n"
     )
