@@ -264,9 +264,10 @@ def test_nothing_is_left_behind() -> None:
 @isolated
 def test_without_privileges_it_is_isolated_just_so() -> None:
     """As a plain user: namespaces under a namespace of users."""
+    source = 'import os\ndef score(samples): return [os.getpid() + os.path.exists("/proc")]'
     program = (
         "from services.trainer import rewards\nfrom services.trainer.plan import RewardSite\n"
-        "params = {'source': 'import os\\ndef score(samples): return [os.getpid() + len(os.listdir(\"/proc\") if os.path.exists(\"/proc\") else ())]'}\n"
+        f"params = {{'source': {source!r}}}\n"
         "with rewards.opened('custom', params, rewards.Surroundings(RewardSite(custom_code='allow'))) as judge:\n"
         "    print(judge.score([rewards.RewardSample('', '', None)])[0].score)\n"
     )
