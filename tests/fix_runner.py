@@ -64,18 +64,25 @@ class PrivateRay:
         """Processes of this Ray that run something of a job: children of the raylet, the idle ones left out."""
         return [pid for pid in _descendants(self.process.pid) if _runs_an_actor(pid)]
 
+    def job_titles(self) -> list[str]:
+        """What those processes call themselves, such as `ray::WorkerDict`."""
+        return sorted(title.partition(".")[0] for title in map(_title, self.job_processes()) if title)
+
+    def stop(self) -> None:
+        children = _descendants(self.process.pid)
+        self.process.send_signal(signal.SIGTERM)
+        self.process.wait(timeout=60)
+        for pid in children:
+            if Path(f"/proc/{pid}").exists():
+                os.kill(pid, signal.SIGKILL)
+
 
 @pytest.fixture(scope="session")
 def private_ray() -> Iterator[PrivateRay]:
     """Two slots, and no more CPUs than they take. Ended by pid: `ray stop` would end everybody's Ray."""
     found = start_ray(cpus=2, gpus=2)
     yield found
-    children = _descendants(found.process.pid)
-    found.process.send_signal(signal.SIGTERM)
-    found.process.wait(timeout=60)
-    for pid in children:
-        if Path(f"/proc/{pid}").exists():
-            os.kill(pid, signal.SIGKILL)
+    found.stop()
 
 
 def start_ray(cpus: int, gpus: int, store_bytes: int = 200_000_000) -> PrivateRay:
@@ -99,6 +106,22 @@ def start_ray(cpus: int, gpus: int, store_bytes: int = 200_000_000) -> PrivateRa
     process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL)
     _wait_for_port(port, process)
     return PrivateRay(f"127.0.0.1:{port}", process)
+
+
+def join_ray(head: PrivateRay, cpus: int, gpus: int, store_bytes: int = 200_000_000) -> PrivateRay:
+    """A second node of `head`'s cluster, on this machine."""
+    command = [sys.executable, "-m", "ray.scripts.scripts", "start", f"--address={head.address}", "--block"]
+    command += [f"--num-cpus={cpus}", f"--num-gpus={gpus}", f"--object-store-memory={store_bytes}"]
+    # Both nodes would take workers' ports out of the same range.
+    command += ["--min-worker-port=0", "--max-worker-port=0", "--dashboard-agent-listen-port=0"]
+    command.append("--disable-usage-stats")
+    process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    # The agents come after the raylet, which starts them when it has joined.
+    while not any("DashboardAgent" in _title(pid) for pid in _descendants(process.pid)):
+        assert process.poll() is None and time.monotonic() < deadline, "the node did not join"
+        time.sleep(0.5)
+    return PrivateRay(head.address, process)
 
 
 @dataclass
@@ -243,8 +266,11 @@ def _descendants(root: int) -> list[int]:
 
 
 def _runs_an_actor(pid: int) -> bool:
+    return _title(pid).startswith("ray::") and not _title(pid).startswith(RAYS_OWN)
+
+
+def _title(pid: int) -> str:
     try:
-        title = Path(f"/proc/{pid}/cmdline").read_text("utf-8", "replace")
+        return Path(f"/proc/{pid}/cmdline").read_text("utf-8", "replace")
     except OSError:
-        return False
-    return title.startswith("ray::") and not title.startswith(RAYS_OWN)
+        return ""

@@ -41,7 +41,7 @@ _FREE_DISK = "free space on the disk of the home, or save less often; then start
 _TRY_REWARD = "give the sample to `rlhf reward test`, mend the reward, and start the job again from its last checkpoint"
 # First match wins.
 CATALOGUE = (
-    Known("TOO_FEW_SLOTS", "TooFewSlotsError", "", "lower the job's slots, or add machines to the cluster"),
+    Known("TOO_FEW_SLOTS", "TooFewSlotsError", "", "lower the job's slots, or add a machine that has as many"),
     Known("NO_TRAINABLE_ROWS", "NoRowsError", "", "raise max_length or max_prompt_length, or shorten the rows"),
     Known(
         "REWARDS_UNIFORM",
