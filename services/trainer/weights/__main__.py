@@ -3,10 +3,11 @@
     python -m services.trainer.weights init FOLDER --spec spec.json --seed 0
     python -m services.trainer.weights inspect FOLDER
     python -m services.trainer.weights fetch FOLDER --source organisation/name@revision
+    python -m services.trainer.weights merge FOLDER --base B --base-sha256 S --adapter A …
     python -m services.trainer.weights side ATTEMPT_FOLDER
     python -m services.trainer.weights trial < trial.json
 
-`init`, `inspect` and `fetch` print the model's facts; a refusal prints {"error": "…"} and exits with 2.
+`init`, `inspect`, `fetch` and `merge` print the model's facts; a refusal prints {"error": "…"} and exits with 2.
 """
 
 from __future__ import annotations
@@ -14,8 +15,14 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
+
+from services.mesh.errors import NO_ROOM
+
+if TYPE_CHECKING:
+    from services.trainer.weights.inspection import ModelFacts
 
 
 def main() -> int:
@@ -28,22 +35,37 @@ def main() -> int:
         from services.trainer.weights import side
 
         return side.main(arguments.folder)
-    from services.trainer.weights.inspection import UnusableModelError, inspect
+    from services.trainer.weights.inspection import UnusableModelError
 
     try:
-        if arguments.command == "init":
-            from services.trainer.weights.initialise import initialise
-
-            initialise(msgspec.json.decode(arguments.spec.read_bytes()), arguments.seed, arguments.folder)
-        elif arguments.command == "fetch":
-            from services.trainer.weights.hub import fetch
-
-            fetch(arguments.source, arguments.folder)
-        answer, status = msgspec.to_builtins(inspect(arguments.folder)), 0
+        answer, status = msgspec.to_builtins(_model(arguments)), 0
     except (UnusableModelError, ValueError) as error:
         answer, status = {"error": str(error)}, 2
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        answer, status = {"error": f"there is no room left for the weights: {error}", "no_room": True}, 2
     sys.stdout.write(msgspec.json.encode(answer).decode() + "\n")
     return status
+
+
+def _model(arguments: argparse.Namespace) -> ModelFacts:
+    """The facts of the model in the folder, once it is there."""
+    from services.trainer.weights.inspection import inspect
+
+    if arguments.command == "merge":
+        from services.trainer.weights.merge import merge
+
+        return merge(arguments.base, arguments.base_sha256, arguments.adapter, arguments.folder)
+    if arguments.command == "init":
+        from services.trainer.weights.initialise import initialise
+
+        initialise(msgspec.json.decode(arguments.spec.read_bytes()), arguments.seed, arguments.folder)
+    elif arguments.command == "fetch":
+        from services.trainer.weights.hub import fetch
+
+        fetch(arguments.source, arguments.folder)
+    return inspect(arguments.folder)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -55,9 +77,14 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("trial", help="score the samples on standard input (trial.py)")
     fetch = commands.add_parser("fetch", help="get a model from a hub")
     fetch.add_argument("--source", required=True, help="organisation/name or organisation/name@revision")
+    merge = commands.add_parser("merge", help="make a model of a base and the adapters over it")
+    merge.add_argument("--base", type=Path, required=True)
+    merge.add_argument("--base-sha256", required=True, help="of the manifest of the weights that were trained over")
+    merge.add_argument("--adapter", type=Path, action="append", required=True, help="again for one over the last")
     for command in (
         init,
         fetch,
+        merge,
         commands.add_parser("inspect", help="check a model folder and describe it"),
         commands.add_parser("side", help="follow a training run's requests on standard input"),
     ):

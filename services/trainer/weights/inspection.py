@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from services.mesh.artifacts import Manifest
+from services.trainer.architectures import is_reward_model
 
-# How transformers calls a model that scores.
-CLASSIFIER = "ForSequenceClassification"
 # Formats that run code when they are read.
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".h5", ".msgpack")
 
@@ -77,7 +76,7 @@ def _check_files(folder: Path) -> None:
 def is_classifier(folder: Path) -> bool:
     """Whether the model scores rather than writes: a reward model."""
     config: dict[str, Any] = json.loads((folder / "config.json").read_text("utf-8"))
-    return any(name.endswith(CLASSIFIER) for name in config.get("architectures") or [])
+    return is_reward_model(config.get("architectures"))
 
 
 def _load(folder: Path) -> tuple[Any, Any]:
