@@ -17,10 +17,11 @@ from typing import Any
 
 import pytest
 
+from services.mesh.fork_server.client import VARIABLE, Forked, Request, fork
 from services.mesh.params import parse
 from services.trainer import plan as plans
 from services.trainer.algorithms import algorithms
-from services.trainer.spool import Record, read_from
+from services.trainer.spool import End, Record, read_from
 
 CONFIG = {
     "model_type": "llama",
@@ -57,12 +58,20 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @dataclass
 class PrivateRay:
+    """A node, and the server that forks the runs of its cluster and their workers on it."""
+
     address: str
     process: subprocess.Popen[bytes]
+    forks: ForkServer | None = None
+
+    @property
+    def fork_server(self) -> Path | None:
+        return self.forks.socket if self.forks else None
 
     def job_processes(self) -> list[int]:
-        """Processes of this Ray that run something of a job: children of the raylet, the idle ones left out."""
-        return [pid for pid in _descendants(self.process.pid) if _runs_an_actor(pid)]
+        """Processes of this Ray that run something of a job: children of the raylet, or of who forks for it."""
+        parents = [self.process.pid] + ([self.forks.process.pid] if self.forks else [])
+        return [pid for parent in parents for pid in _descendants(parent) if _runs_an_actor(pid)]
 
     def job_titles(self) -> list[str]:
         """What those processes call themselves, such as `ray::WorkerDict`."""
@@ -70,6 +79,10 @@ class PrivateRay:
 
     def stop(self) -> None:
         children = _descendants(self.process.pid)
+        if self.forks is not None:
+            children += _descendants(self.forks.process.pid)
+            self.forks.process.terminate()
+            self.forks.process.wait()
         self.process.send_signal(signal.SIGTERM)
         self.process.wait(timeout=60)
         for pid in children:
@@ -85,8 +98,25 @@ def private_ray() -> Iterator[PrivateRay]:
     found.stop()
 
 
-def start_ray(cpus: int, gpus: int, store_bytes: int = 200_000_000) -> PrivateRay:
+@dataclass
+class ForkServer:
+    socket: Path
+    process: subprocess.Popen[bytes]
+
+
+def start_fork_server() -> ForkServer:
+    path = Path("/tmp") / f"rlhf-test-{os.getpid()}-{_free_port()}.forks"
+    command = [sys.executable, "-m", "services.trainer.verl.fork_server", str(path)]
+    process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL)
+    while not path.exists():
+        assert process.poll() is None, "the fork server did not start"
+        time.sleep(0.05)
+    return ForkServer(path, process)
+
+
+def start_ray(cpus: int, gpus: int, store_bytes: int = 200_000_000, forks: bool = True) -> PrivateRay:
     """A Ray that answers; on a machine without a GPU its `gpus` are logical ones."""
+    server = start_fork_server() if forks else None
     port = _free_port()
     # Paths of Ray's sockets must stay under 107 bytes.
     folder = Path("/tmp") / f"rlhf-test-{os.getpid()}"
@@ -103,9 +133,10 @@ def start_ray(cpus: int, gpus: int, store_bytes: int = 200_000_000) -> PrivateRa
     ]
     command += ["--include-dashboard=false", "--disable-usage-stats", f"--temp-dir={folder}"]
     command.append(f"--object-store-memory={store_bytes}")
-    process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL)
+    environment = {**ENVIRONMENT, "RAY_START_HOOK": "services.mesh.embedded.ray_head.launch_workers"}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
     _wait_for_port(port, process)
-    return PrivateRay(f"127.0.0.1:{port}", process)
+    return PrivateRay(f"127.0.0.1:{port}", process, server)
 
 
 def join_ray(head: PrivateRay, cpus: int, gpus: int, store_bytes: int = 200_000_000) -> PrivateRay:
@@ -124,17 +155,63 @@ def join_ray(head: PrivateRay, cpus: int, gpus: int, store_bytes: int = 200_000_
     return PrivateRay(head.address, process)
 
 
+class Runner:
+    """A runner's process: what a test wants of a Popen, and started as the worker does."""
+
+    def __init__(self, folder: Path, fork_server: Path | None) -> None:
+        arguments = ("-m", "services.trainer.verl.runner", str(folder))
+        with (folder / "output.log").open("wb") as log:
+            if fork_server is None:
+                command = [sys.executable, *arguments]
+                self._process: Forked | subprocess.Popen[bytes] = subprocess.Popen(
+                    command, stdout=log, stderr=log, env=ENVIRONMENT, start_new_session=True
+                )
+            else:
+                request = Request(arguments, {**ENVIRONMENT, VARIABLE: str(fork_server)}, str(folder), detached=True)
+                self._process = Forked(fork(fork_server, request, [0, log.fileno(), log.fileno()]))
+        self.pid = self._process.pid
+        self._spool = folder / plans.SPOOL_FILE
+
+    def poll(self) -> int | None:
+        """The exit status of who has ended. Of one that was forked it is lost: 0 where it has said that it ends."""
+        if not isinstance(self._process, Forked):
+            return self._process.poll()
+        if not self._process.wait(0):
+            return None
+        records, _ = read_from(self._spool, 0, 1 << 30) if self._spool.exists() else ([], 0)
+        return 0 if records and isinstance(records[-1], End) else 1
+
+    def wait(self, timeout: float | None = None) -> int:
+        if isinstance(self._process, Forked):
+            if not self._process.wait(timeout):
+                raise subprocess.TimeoutExpired("runner", timeout or 0)
+        else:
+            self._process.wait(timeout)
+        status = self.poll()
+        assert status is not None
+        return status
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
 @dataclass
 class Attempt:
     folder: Path
     plan: plans.LaunchPlan
     # Every runner of the test, ended with it whatever becomes of the test.
-    started: list[subprocess.Popen[bytes]]
+    started: list[Runner]
+    fork_server: Path | None = None
 
-    def start(self) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "services.trainer.verl.runner", str(self.folder)]
-        with (self.folder / "output.log").open("wb") as log:
-            process = subprocess.Popen(command, stdout=log, stderr=log, env=ENVIRONMENT, start_new_session=True)
+    def start(self) -> Runner:
+        process = Runner(self.folder, self.fork_server)
         self.started.append(process)
         return process
 
@@ -164,7 +241,8 @@ class AttemptMaker:
     model: Path
     ray_address: str
     device: plans.Device = "cpu"
-    started: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    started: list[Runner] = field(default_factory=list)
+    fork_server: Path | None = None
 
     def __call__(
         self, name: str, algorithm: str, resume_from: plans.ResumePoint | None = None, slots: int = 1, **params: Any
@@ -202,12 +280,12 @@ class AttemptMaker:
     def of(self, folder: Path, plan: plans.LaunchPlan, **changes: Any) -> Attempt:
         plan = replace(plan, **changes)
         (folder / plans.PLAN_FILE).write_bytes(plans.encode(plan))
-        return Attempt(folder, plan, self.started)
+        return Attempt(folder, plan, self.started, self.fork_server)
 
 
 @pytest.fixture
 def attempts(tmp_path: Path, tiny_model: Path, private_ray: PrivateRay) -> Iterator[AttemptMaker]:
-    maker = AttemptMaker(tmp_path, tiny_model, private_ray.address)
+    maker = AttemptMaker(tmp_path, tiny_model, private_ray.address, fork_server=private_ray.fork_server)
     yield maker
     for process in maker.started:
         process.kill()

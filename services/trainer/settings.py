@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast, get_args
 
+from services.mesh.fork_server import client as fork_server
 from services.mesh.settings import Environment, MeshSettings
 from services.trainer.plan import CustomCode, RewardSite
 
@@ -35,6 +36,8 @@ class Settings:
     max_retries: int
     # Python that runs training, where its pins clash with the services'.
     worker_python: str
+    # Socket of the server that forks runs; None starts each anew.
+    fork_server: Path | None
     # Whether a user's own reward may run, and whether without a namespace and a user of its own.
     custom_code: CustomCode
 
@@ -65,6 +68,7 @@ class Settings:
             cancel_grace_seconds=env.number("RLHF_TRAINER_CANCEL_GRACE_SECONDS", 60, 0, 86_400),
             max_retries=env.integer("RLHF_TRAINER_MAX_RETRIES", 3, 0, 100),
             worker_python=env.text("RLHF_TRAINER_WORKER_PYTHON", sys.executable),
+            fork_server=next(iter(env.paths(fork_server.VARIABLE)), None),
             custom_code=cast(CustomCode, env.one_of("RLHF_TRAINER_CUSTOM_CODE", "refuse", get_args(CustomCode))),
         )
         env.done()

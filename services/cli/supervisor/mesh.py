@@ -16,10 +16,12 @@ from services.mesh.embedded import Home, Nats, Postgres, RayHead, default_resour
 from services.mesh.embedded.home import write_private
 from services.mesh.embedded.ports import is_free
 from services.mesh.embedded.process import Program
+from services.mesh.fork_server import client as fork_server
 from services.mesh.settings import Environment, TelemetrySettings
 
 # Ray and a training that runs in it outlive a supervisor that is killed.
 KEEP = frozenset({"ray"})
+FORK_SERVER = "fork-server"
 _HOST = "127.0.0.1"
 # Each has a gRPC server and a worker.
 _SERVICES = ("dataset", "trainer")
@@ -40,6 +42,8 @@ class Options:
     # Whoever gives no sign of life for so long is killed and started again.
     patience_seconds: float = 60.0
     telemetry: TelemetrySettings = field(default_factory=TelemetrySettings)
+    # Whether a server keeps the imports of trainings ready, some 400 MB of them.
+    warm_start: bool = True
 
     @classmethod
     def read(cls, environment: Environment) -> Options:
@@ -53,6 +57,7 @@ class Options:
             grpc_listen=environment.address("RLHF_GATEWAY_GRPC_LISTEN", ""),
             slots=environment.integer("RLHF_TRAINER_SLOTS", 0, 0, 100_000),
             telemetry=TelemetrySettings.read(environment),
+            warm_start=environment.one_of("RLHF_TRAINER_WARM_START", "on", ("on", "off")) == "on",
             patience_seconds=environment.number("RLHF_SUPERVISOR_PATIENCE_SECONDS", 60, 5, 86_400),
         )
         environment.done()
@@ -93,8 +98,8 @@ def build(home: Home, options: Options, inherited: Mapping[str, str], kept: Coll
     pages = _pages(options, ports)
     ports.save()
     environment = {**marked, **embedded.environment, **_told(home, options, inherited, services, http, grpc)}
-    # Not Ray: only a training needs it, and waits for it by itself.
-    needs = tuple(each.program.name for each in embedded.programs if each.program.name not in KEEP)
+    # Not Ray nor who forks: only a training needs them, and waits for them by itself.
+    needs = tuple(name for each in embedded.programs if (name := each.program.name) not in {*KEEP, FORK_SERVER})
     make = _Maker(home, environment, needs, pages)
     programs = [program for name, address in services.items() for program in make.service(name, address)]
     http, grpc = _reachable(http), _reachable(grpc)
@@ -165,6 +170,7 @@ def _embed(home: Home, options: Options, ports: Ports, marked: Mapping[str, str]
     }
     programs: list[Program] = []
     environment: dict[str, str] = {}
+    forks: list[Planned] = []
     if not (postgres_url := options.postgres_url):
         postgres = Postgres(home.postgres, ports.take("postgres"), bare)
         programs.append(postgres.program(home.log("postgres")))
@@ -179,6 +185,12 @@ def _embed(home: Home, options: Options, ports: Ports, marked: Mapping[str, str]
         programs.append(ray.program(home.log("ray")))
         environment |= ray.client_environment()
         ray_address = ray.address
+        # On a GPU a start is vLLM's; and another Python has imports of its own.
+        if options.warm_start and resources.device == "cpu" and not marked.get("RLHF_TRAINER_WORKER_PYTHON"):
+            socket = home.temporary / "forks"
+            environment[fork_server.VARIABLE] = str(socket)
+            # Its imports would delay Ray's own, and nothing else waits for it.
+            forks = [Planned(_fork_server(socket, bare, home.log(FORK_SERVER)), ("ray",))]
     environment |= {
         "RLHF_POSTGRES_URL": postgres_url,
         "RLHF_NATS_URL": nats_url,
@@ -193,7 +205,16 @@ def _embed(home: Home, options: Options, ports: Ports, marked: Mapping[str, str]
         "slots": resources.slots,
         "device": resources.device,
     }
-    return _Embedded([Planned(program) for program in programs], environment, endpoints)
+    return _Embedded([*(Planned(program) for program in programs), *forks], environment, endpoints)
+
+
+def _fork_server(socket: Path, environment: Mapping[str, str], log: Path) -> Program:
+    return Program(
+        name=FORK_SERVER,
+        arguments=(sys.executable, "-P", "-m", "services.trainer.verl.fork_server", str(socket)),
+        environment={**environment, "PYTHONUNBUFFERED": "1"},
+        log=log,
+    )
 
 
 @dataclass(frozen=True)

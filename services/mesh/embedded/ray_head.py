@@ -19,6 +19,7 @@ from services.mesh.embedded.home import make_private, secret, short_folder
 from services.mesh.embedded.ports import free_port
 from services.mesh.embedded.process import Program, StartFailed, running
 from services.mesh.errors import FailedPrecondition
+from services.mesh.fork_server import ray_worker
 
 _GIB = 1024**3
 # A verl job reserves some ten CPUs of Ray, most of which sleep: what limits the jobs side by side is the slots.
@@ -58,6 +59,12 @@ def start_hook(parameters: Any, head: bool) -> None:
     """
     parameters.node_ip_address = "127.0.0.1"
     parameters.ray_client_server_port = None
+    launch_workers(parameters, head)
+
+
+def launch_workers(parameters: Any, head: bool) -> None:
+    """A RAY_START_HOOK too: let workers be forked where their job has a fork server."""
+    parameters.setup_worker_path = ray_worker.__file__
 
 
 @dataclass(frozen=True)

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import IO
 
+from services.mesh.fork_server import client as fork_client
+from services.mesh.fork_server.client import Request
 from services.trainer import plan as plans
 from services.trainer.plan import LaunchPlan
 
+log = logging.getLogger(__name__)
+
+MODULE = "services.trainer.verl.runner"
 OUTPUT_FILE = "output.log"
 # Held by the process as long as it lives: a lock can't be mistaken as a process id can.
 LOCK_FILE = "alive.lock"
@@ -24,12 +32,15 @@ STOP = b'{"action": "stop"}'
 
 
 class LocalRun:
-    """See `runners.Run`. `environment` is the whole environment of the process."""
+    """See `runners.Run`. `environment` is the whole environment of the process; `fork_server` the socket of one."""
 
-    def __init__(self, folder: Path, python: str, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self, folder: Path, python: str, environment: Mapping[str, str], fork_server: Path | None = None
+    ) -> None:
         self.folder = folder
         self._python = python
         self._environment = dict(environment)
+        self._fork_server = fork_server
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -45,20 +56,49 @@ class LocalRun:
         self.clear()
         # Fails where somebody else has made it: the name can be guessed.
         self.temporary.mkdir(mode=0o700, parents=True)
+        environment = {**self._environment, "TMPDIR": str(self.temporary)}
+        if self._fork_server is None or not await asyncio.to_thread(self._forked, self._fork_server, environment):
+            self._spawn(environment)
+
+    def _forked(self, server: Path, environment: Mapping[str, str]) -> bool:
+        """Have the server fork it. False where it could not, and surely has not."""
+        folder = str(self.folder)
+        variables = {**environment, fork_client.VARIABLE: str(server)}
+        # The server may go while the run goes on, as the worker may.
+        request = Request(("-m", MODULE, folder), variables, folder, detached=True)
+        with self._lock() as lock, self._output() as output, Path(os.devnull).open("rb") as nothing:
+            try:
+                fork_client.fork(server, request, [nothing.fileno(), output.fileno(), output.fileno(), lock])
+            except OSError as error:
+                log.warning("a run is started without the fork server: %s", error)
+            else:
+                return True
+        # An answer may be lost on its way: who was forked holds the lock.
+        return self.is_alive()
+
+    def _spawn(self, environment: Mapping[str, str]) -> None:
+        with self._lock() as lock, self._output() as output:
+            self._process = subprocess.Popen(  # noqa: S603 - a fixed command
+                [self._python, "-m", MODULE, str(self.folder)],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env=dict(environment),
+                cwd=self.folder,
+                start_new_session=True,
+                pass_fds=[lock],
+            )
+
+    def _output(self) -> IO[bytes]:
+        return (self.folder / OUTPUT_FILE).open("ab")
+
+    @contextlib.contextmanager
+    def _lock(self) -> Iterator[int]:
+        """Held until every process that was given it has ended."""
         lock = os.open(self.folder / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            with (self.folder / OUTPUT_FILE).open("ab") as output:
-                self._process = subprocess.Popen(  # noqa: ASYNC220, S603 - returns at once; a fixed command
-                    [self._python, "-m", "services.trainer.verl.runner", str(self.folder)],
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=output,
-                    env={**self._environment, "TMPDIR": str(self.temporary)},
-                    cwd=self.folder,
-                    start_new_session=True,
-                    pass_fds=[lock],
-                )
+            yield lock
         finally:
             os.close(lock)
 

@@ -6,6 +6,7 @@ import os
 import secrets
 import tempfile
 
+from services.mesh.fork_server import client as fork_server
 from services.trainer.plan import Device
 
 PLUGIN = "services.trainer.verl.plugin"
@@ -39,8 +40,9 @@ def variables(device: Device) -> dict[str, str]:
 
 
 def of_one_run(rendezvous: str) -> dict[str, str]:
-    """What the processes of one attempt share with each other and with nobody else."""
-    return {SECRET: secrets.token_hex(32), RENDEZVOUS: rendezvous}
+    """What the processes of one attempt share with each other and with nobody else; and who forks them, if anybody."""
+    forking = {name: os.environ[name] for name in (fork_server.VARIABLE,) if os.environ.get(name)}
+    return {SECRET: secrets.token_hex(32), RENDEZVOUS: rendezvous, **forking}
 
 
 def apply(values: dict[str, str]) -> None:

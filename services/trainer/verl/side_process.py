@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import IO
 
 import msgspec
 
+from services.mesh.fork_server import client as fork_client
+from services.mesh.fork_server.client import Forked, Request
 from services.trainer import plan as plans
 from services.trainer import provenance
 from services.trainer.spool import Checkpoint, Problem, SpoolWriter, read_from
@@ -20,7 +24,8 @@ class SideProcess:
     def __init__(self, folder: Path, spool: SpoolWriter) -> None:
         self._folder = folder
         self._spool = spool
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Forked | subprocess.Popen[bytes] | None = None
+        self._input: IO[bytes] | None = None
         self._requests: list[CheckRequest] = []
 
     def check(self, request: CheckRequest) -> None:
@@ -57,23 +62,36 @@ class SideProcess:
         )
 
     def _send(self, line: bytes) -> None:
-        if self._process is None:
-            command = [sys.executable, "-m", "services.trainer.weights", "side", str(self._folder)]
-            self._process = subprocess.Popen(command, stdin=subprocess.PIPE)  # noqa: S603  (our own interpreter)
-        assert self._process.stdin is not None
+        if self._input is None:
+            self._process, self._input = self._start()
         try:
-            self._process.stdin.write(line + b"\n")
-            self._process.stdin.flush()
+            self._input.write(line + b"\n")
+            self._input.flush()
         except BrokenPipeError:
             # It has died; `finish` finds what it left open.
             pass
 
+    def _start(self) -> tuple[Forked | subprocess.Popen[bytes], IO[bytes]]:
+        """The process, and what it reads: unbuffered, so that nothing is left to write when it has gone."""
+        arguments = ("-m", "services.trainer.weights", "side", str(self._folder))
+        reads, writes = os.pipe()
+        with os.fdopen(reads, "rb") as theirs:
+            ours = os.fdopen(writes, "wb", buffering=0)
+            if server := os.environ.get(fork_client.VARIABLE):
+                request = Request(arguments, dict(os.environ), str(Path.cwd()))
+                try:
+                    return Forked(fork_client.fork(server, request, [theirs.fileno(), 1, 2])), ours
+                except OSError as error:
+                    print(f"the side process is started without the fork server: {error}", file=sys.stderr)
+            return subprocess.Popen([sys.executable, *arguments], stdin=theirs), ours  # noqa: S603  (our own interpreter)
+
     def _wait(self) -> None:
-        if self._process is None:
+        if self._process is None or self._input is None:
             return
         self._send(b'{"finish":true}')
         self._process.wait()
-        self._process = None
+        self._input.close()
+        self._process = self._input = None
 
     def _unanswered(self) -> list[CheckRequest]:
         states = self._states()
