@@ -1,10 +1,14 @@
-"""Checks that several algorithms share: what would make a run fail or mislead, by field."""
+"""Checks that several algorithms share: what would make a run fail or mislead, by field.
+
+Parameters and facts may be known in part (services/mesh/partly.py): each rule is asked by `told`, for itself.
+"""
 
 from __future__ import annotations
 
 import math
 
-from services.mesh.errors import InvalidArgument, Violation
+from services.mesh.errors import Violation
+from services.mesh.partly import told
 from services.trainer import rewards
 from services.trainer.algorithms.overrides import check_overrides
 from services.trainer.algorithms.settings import LoraSettings, RewardSettings, RunParams, TrainingParams
@@ -18,47 +22,65 @@ def check_common(
     params: RunParams,
     formats: tuple[str, ...],
     facts: JobFacts,
-    batch_size: int,
     batch_field: str,
     validation_formats: tuple[str, ...] = VALIDATION_FORMATS,
 ) -> list[Violation]:
     """What holds for every algorithm: formats, a full batch, a device that has what is asked for, a reward."""
-    found: list[Violation] = []
-    if facts.train_format not in formats:
-        known = " or ".join(formats)
-        found.append(Violation("dataset", f"is of format {facts.train_format!r}; this algorithm wants {known}"))
-    if facts.validation_format not in (None, *validation_formats):
-        known = " or ".join(validation_formats)
-        found.append(Violation("validation_dataset", f"is of format {facts.validation_format!r}; {known} is wanted"))
-    if batch_size > facts.train_rows:
-        found.append(Violation(batch_field, f"must be at most the {facts.train_rows} rows of the dataset"))
-    found += _check_device(params, facts) + _check_targets(params) + check_overrides(params)
-    if not isinstance(params, TrainingParams):
-        return found
-    found += check_reward(params.reward, facts, "reward")
-    return found
+    return told(
+        lambda: _check_format(formats, facts),
+        lambda: _check_validation_format(validation_formats, facts),
+        lambda: _check_full_batch(batch_field, getattr(params, batch_field), facts),
+        lambda: _check_device(params, facts),
+        lambda: _check_targets(params),
+        lambda: check_overrides(params),
+        lambda: check_reward(params.reward, facts, "reward") if isinstance(params, TrainingParams) else [],
+    )
+
+
+def _check_format(formats: tuple[str, ...], facts: JobFacts) -> list[Violation]:
+    if facts.train_format in formats:
+        return []
+    known = " or ".join(formats)
+    return [Violation("dataset", f"is of format {facts.train_format!r}; this algorithm wants {known}")]
+
+
+def _check_validation_format(formats: tuple[str, ...], facts: JobFacts) -> list[Violation]:
+    if facts.validation_format in (None, *formats):
+        return []
+    known = " or ".join(formats)
+    return [Violation("validation_dataset", f"is of format {facts.validation_format!r}; {known} is wanted")]
+
+
+def _check_full_batch(field: str, size: int, facts: JobFacts) -> list[Violation]:
+    if size <= facts.train_rows:
+        return []
+    return [Violation(field, f"must be at most the {facts.train_rows} rows of the dataset")]
 
 
 def check_reward(reward: RewardSettings, facts: JobFacts, field: str) -> list[Violation]:
     """Everything that is wrong with a reward's name or params, under `field`."""
-    try:
-        rewards.parse(reward.name, reward.params, facts.reward_site, field)
-    except InvalidArgument as error:
-        return list(error.violations)
-    return []
+    return rewards.read(reward.name, reward.params, facts.reward_site, field)[1]
 
 
 def _check_device(params: RunParams, facts: JobFacts) -> list[Violation]:
-    found: list[Violation] = []
-    if facts.device == "cpu" and params.attention == "flash_attention_2":
-        found.append(Violation("attention", "must be auto or sdpa on a machine without a GPU"))
-    if facts.device == "cpu" and params.offload != "none":
-        found.append(Violation("offload", "must be none on a machine without a GPU: there is nothing to offload from"))
-    if facts.device == "cpu" and params.sequence_parallel > 1:
-        found.append(Violation("sequence_parallel", "must be 1 on a machine without a GPU"))
-    elif facts.slots % params.sequence_parallel:
-        found.append(Violation("sequence_parallel", f"must divide the job's {facts.slots} slots"))
-    return found
+    def attention() -> list[Violation]:
+        if facts.device != "cpu" or params.attention != "flash_attention_2":
+            return []
+        return [Violation("attention", "must be auto or sdpa on a machine without a GPU")]
+
+    def offload() -> list[Violation]:
+        if facts.device != "cpu" or params.offload == "none":
+            return []
+        return [Violation("offload", "must be none on a machine without a GPU: there is nothing to offload from")]
+
+    def sequence_parallel() -> list[Violation]:
+        if facts.device == "cpu" and params.sequence_parallel > 1:
+            return [Violation("sequence_parallel", "must be 1 on a machine without a GPU")]
+        if params.sequence_parallel == 1 or facts.slots % params.sequence_parallel == 0:
+            return []
+        return [Violation("sequence_parallel", f"must divide the job's {facts.slots} slots")]
+
+    return told(attention, offload, sequence_parallel)
 
 
 def _check_targets(params: RunParams) -> list[Violation]:
@@ -73,8 +95,17 @@ def _check_targets(params: RunParams) -> list[Violation]:
 def check_divides(field_name: str, size: int, number: int, what: str) -> list[Violation]:
     if number % size == 0:
         return []
-    sizes = ", ".join(str(n) for n in range(1, number + 1) if number % n == 0)
-    return [Violation(field_name, f"must divide {what} ({number}): one of {sizes}")]
+    small = [size for size in range(1, math.isqrt(number) + 1) if number % size == 0]
+    sizes = sorted({*small, *(number // size for size in small)})
+    return [Violation(field_name, f"must divide {what} ({number}): one of {', '.join(map(str, sizes))}")]
+
+
+def check_share(field_name: str, size: int | None, rows: int, facts: JobFacts, what: str) -> list[Violation]:
+    """That forward passes of `size` divide a slot's share of `rows`; `what` names the share."""
+    # That the rows do not divide among the slots is told for itself.
+    if size is None or rows % facts.slots:
+        return []
+    return check_divides(field_name, size, rows // facts.slots, what)
 
 
 def check_length(field_name: str, tokens: int, facts: JobFacts, made_of: str = "") -> list[Violation]:

@@ -8,26 +8,19 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 
 from services.mesh.errors import Violation
+from services.mesh.partly import told
 from services.trainer.algorithms import algorithms
-from services.trainer.algorithms.policy import (
-    DATASET_FORMATS,
-    ClipHigh,
-    Group,
-    GroupParams,
-    check_policy,
-    in_updates,
-    policy_plan,
-)
+from services.trainer.algorithms.policy import DATASET_FORMATS, ClipHigh, Group, GroupParams, policy_plan
+from services.trainer.algorithms.policy_checking import check_policy
 from services.trainer.plan import JobFacts, LaunchPlan, PlanInputs
-
-# Of the paper's experiments (section 4.1).
-UPDATES = 16
 
 
 @dataclass(frozen=True)
 class DapoParams(GroupParams):
     """A step is sixteen updates where `mini_batch_size` is null."""
 
+    # Of the paper's experiments (section 4.1).
+    updates: ClassVar[int] = 16
     samples_per_prompt: Group = 16
     clip_high: ClipHigh = 0.28
     dynamic_sampling: Annotated[
@@ -65,12 +58,7 @@ class Dapo:
 
     @staticmethod
     def check(params: DapoParams, facts: JobFacts) -> list[Violation]:
-        found = check_policy(in_updates(params, UPDATES), facts)
-        if params.overlong_buffer is not None and params.overlong_buffer > params.max_response_length:
-            found.append(
-                Violation("overlong_buffer", f"must be at most max_response_length ({params.max_response_length})")
-            )
-        return found
+        return told(lambda: check_policy(params, facts), lambda: _check_buffer(params))
 
     @staticmethod
     def plan(params: DapoParams, inputs: PlanInputs) -> LaunchPlan:
@@ -82,7 +70,13 @@ class Dapo:
             "algorithm.filter_groups.max_num_gen_batches": params.max_generation_batches,
             **_overlong(params),
         }
-        return policy_plan("dapo", in_updates(params, UPDATES), inputs, verl)
+        return policy_plan("dapo", params, inputs, verl)
+
+
+def _check_buffer(params: DapoParams) -> list[Violation]:
+    if params.overlong_buffer is None or params.overlong_buffer <= params.max_response_length:
+        return []
+    return [Violation("overlong_buffer", f"must be at most max_response_length ({params.max_response_length})")]
 
 
 def _overlong(params: DapoParams) -> dict[str, Any]:

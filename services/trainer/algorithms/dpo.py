@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from services.mesh.errors import Violation
+from services.mesh.partly import told
 from services.trainer.algorithms import algorithms
 from services.trainer.algorithms.checking import VALIDATION_FORMATS
 from services.trainer.algorithms.pairs import DATASET_FORMATS, PairParams, check_pairs, pair_overrides, pair_steps
@@ -59,13 +60,11 @@ class Dpo:
 
     @staticmethod
     def check(params: DpoParams, facts: JobFacts) -> list[Violation]:
-        found = check_pairs(params, facts, (*VALIDATION_FORMATS, *DATASET_FORMATS))
-        if params.label_smoothing and params.loss_type != "sigmoid":
-            message = f"must be 0 with loss_type {params.loss_type}: only sigmoid has it"
-            found.append(Violation("label_smoothing", message))
-        if params.gamma is not None and params.loss_type != "simpo":
-            found.append(Violation("gamma", f"must be null with loss_type {params.loss_type}: only simpo has a margin"))
-        return found
+        return told(
+            lambda: check_pairs(params, facts, (*VALIDATION_FORMATS, *DATASET_FORMATS)),
+            lambda: _check_smoothing(params),
+            lambda: _check_gamma(params),
+        )
 
     @staticmethod
     def plan(params: DpoParams, inputs: PlanInputs) -> LaunchPlan:
@@ -89,3 +88,15 @@ class Dpo:
             seed=params.seed,
             dpo=loss,
         )
+
+
+def _check_smoothing(params: DpoParams) -> list[Violation]:
+    if not params.label_smoothing or params.loss_type == "sigmoid":
+        return []
+    return [Violation("label_smoothing", f"must be 0 with loss_type {params.loss_type}: only sigmoid has it")]
+
+
+def _check_gamma(params: DpoParams) -> list[Violation]:
+    if params.gamma is None or params.loss_type == "simpo":
+        return []
+    return [Violation("gamma", f"must be null with loss_type {params.loss_type}: only simpo has a margin")]

@@ -7,14 +7,8 @@ from typing import ClassVar
 
 from services.mesh.errors import Violation
 from services.trainer.algorithms import algorithms
-from services.trainer.algorithms.policy import (
-    DATASET_FORMATS,
-    NORMALISED,
-    GroupParams,
-    LossAggregation,
-    check_policy,
-    policy_plan,
-)
+from services.trainer.algorithms.policy import DATASET_FORMATS, NORMALISED, GroupParams, LossAggregation, policy_plan
+from services.trainer.algorithms.policy_checking import check_policy
 from services.trainer.plan import JobFacts, LaunchPlan, PlanInputs
 
 

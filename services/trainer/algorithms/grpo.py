@@ -6,7 +6,8 @@ from typing import ClassVar
 
 from services.mesh.errors import Violation
 from services.trainer.algorithms import algorithms
-from services.trainer.algorithms.policy import DATASET_FORMATS, GroupParams, check_policy, policy_plan
+from services.trainer.algorithms.policy import DATASET_FORMATS, GroupParams, policy_plan
+from services.trainer.algorithms.policy_checking import check_policy
 from services.trainer.plan import JobFacts, LaunchPlan, PlanInputs
 
 

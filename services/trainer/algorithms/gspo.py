@@ -14,20 +14,18 @@ from services.trainer.algorithms.policy import (
     ClipLow,
     GroupParams,
     LossAggregation,
-    check_policy,
-    in_updates,
     policy_plan,
 )
+from services.trainer.algorithms.policy_checking import check_policy
 from services.trainer.plan import JobFacts, LaunchPlan, PlanInputs
-
-# Of the paper's experiments (section 5.1).
-UPDATES = 4
 
 
 @dataclass(frozen=True)
 class GspoParams(GroupParams):
     """A step is four updates where `mini_batch_size` is null. `dual_clip` has no place in this loss."""
 
+    # Of the paper's experiments (section 5.1).
+    updates: ClassVar[int] = 4
     clip_low: ClipLow = 3e-4
     clip_high: ClipHigh = 4e-4
     loss_aggregation: LossAggregation = "seq-mean-token-mean"
@@ -52,9 +50,9 @@ class Gspo:
 
     @staticmethod
     def check(params: GspoParams, facts: JobFacts) -> list[Violation]:
-        return check_policy(in_updates(params, UPDATES), facts)
+        return check_policy(params, facts)
 
     @staticmethod
     def plan(params: GspoParams, inputs: PlanInputs) -> LaunchPlan:
         verl = {"algorithm.adv_estimator": "grpo", f"{ACTOR}.policy_loss.loss_mode": "gspo"}
-        return policy_plan("gspo", in_updates(params, UPDATES), inputs, verl)
+        return policy_plan("gspo", params, inputs, verl)

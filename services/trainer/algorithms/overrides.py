@@ -113,7 +113,8 @@ def applied(verl: dict[str, Any], params: RunParams) -> dict[str, Any]:
 def check_overrides(params: RunParams) -> list[Violation]:
     """Every name that is not open, with the nearest that is, and every value that is not of verl's type."""
     known = settings()[params.verl_config]
-    if not hasattr(params, "critic"):
+    # Of the class: the critic itself may not be known.
+    if not hasattr(type(params), "critic"):
         known = {name: entry for name, entry in known.items() if not name.startswith("critic.")}
     found: list[Violation] = []
     for name, value in flat(params.verl_overrides):

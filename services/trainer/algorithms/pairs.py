@@ -8,7 +8,8 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from services.mesh.errors import Violation
-from services.trainer.algorithms.checking import check_common, check_divides, check_length, check_memory
+from services.mesh.partly import told
+from services.trainer.algorithms.checking import check_common, check_divides, check_length, check_memory, check_share
 from services.trainer.algorithms.overrides import applied
 from services.trainer.algorithms.sections import (
     engine_overrides,
@@ -38,13 +39,14 @@ class PairParams(RunParams):
 
 
 def check_pairs(params: PairParams, facts: JobFacts, validation_formats: tuple[str, ...]) -> list[Violation]:
-    found = check_common(params, DATASET_FORMATS, facts, params.batch_size, "batch_size", validation_formats)
-    found += check_divides("slots", facts.slots, params.batch_size, "batch_size")
-    if params.micro_batch_size is not None and params.batch_size % facts.slots == 0:
-        per_slot = params.batch_size // facts.slots
-        found += check_divides("micro_batch_size", params.micro_batch_size, per_slot, "the pairs of one slot")
-    found += check_length("max_length", params.max_length, facts)
-    return found + check_memory(facts, params.lora)
+    pairs = "the pairs of one slot"
+    return told(
+        lambda: check_common(params, DATASET_FORMATS, facts, "batch_size", validation_formats),
+        lambda: check_divides("slots", facts.slots, params.batch_size, "batch_size"),
+        lambda: check_share("micro_batch_size", params.micro_batch_size, params.batch_size, facts, pairs),
+        lambda: check_length("max_length", params.max_length, facts),
+        lambda: check_memory(facts, params.lora),
+    )
 
 
 def pair_overrides(params: PairParams, inputs: PlanInputs) -> dict[str, Any]:

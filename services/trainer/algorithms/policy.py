@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from services.mesh.errors import Violation
-from services.trainer.algorithms.checking import (
-    check_common,
-    check_divides,
-    check_length,
-    check_memory,
-    check_reward,
-)
 from services.trainer.algorithms.overrides import applied, flat
 from services.trainer.algorithms.sections import (
     engine_overrides,
@@ -28,7 +20,7 @@ from services.trainer.algorithms.sections import (
     validation_plan,
 )
 from services.trainer.algorithms.settings import EXACT_REWARD, RewardSettings, TrainingParams
-from services.trainer.plan import Device, JobFacts, LaunchPlan, PlanInputs
+from services.trainer.plan import Device, LaunchPlan, PlanInputs
 
 DATASET_FORMATS = ("prompt",)
 ACTOR, REFERENCE, ROLLOUT = "actor_rollout_ref.actor", "actor_rollout_ref.ref", "actor_rollout_ref.rollout"
@@ -57,6 +49,9 @@ class PolicyParams(TrainingParams):
     """Sampling, the reward, and the policy's update by the clipped ratio (Schulman et al. 2017, arXiv:1707.06347)."""
 
     verl_config: ClassVar[str] = "ppo_trainer"
+    # A step's updates where `mini_batch_size` is null, or the next smaller number that divides it. With a single one
+    # every ratio is 1, and the clip has nothing to do.
+    updates: ClassVar[int] = 1
     learning_rate: Annotated[float, Field(gt=0, le=1, description="peak of AdamW's rate; LoRA wants ten times")] = 1e-6
     scheduler: Annotated[Literal["constant", "cosine"], Field(description="rate after the warm-up")] = "constant"
     warmup_ratio: Annotated[float, Field(ge=0, le=0.5, description="share of steps with a rising rate")] = 0.0
@@ -101,48 +96,15 @@ class GroupParams(PolicyParams):
     samples_per_prompt: Group = 8
 
 
-P = TypeVar("P", bound=PolicyParams)
-
-
-def in_updates(params: P, updates: int) -> P:
-    """`params` with a step cut into `updates` updates, or the next smaller number that divides it, where the job leaves
-    that open: with a single update a step every ratio is 1, and the clip has nothing to do."""
+def mini_batch_prompts(params: PolicyParams) -> int:
+    """Prompts an update."""
     if params.mini_batch_size is not None:
-        return params
-    prompts = params.prompts_per_step
-    return replace(params, mini_batch_size=prompts // largest_divisor(prompts, updates))
+        return params.mini_batch_size
+    return params.prompts_per_step // largest_divisor(params.prompts_per_step, params.updates)
 
 
-def check_policy(params: PolicyParams, facts: JobFacts, copies: float = 0) -> list[Violation]:
-    """`copies` counts models in fp32 besides policy, rollout and reference that a slot holds."""
-    found = check_common(params, DATASET_FORMATS, facts, params.prompts_per_step, "prompts_per_step")
-    if params.held_out_reward is not None:
-        found += check_reward(params.held_out_reward, facts, "held_out_reward")
-    mini_batch = params.mini_batch_size or params.prompts_per_step
-    found += check_divides("mini_batch_size", mini_batch, params.prompts_per_step, "prompts_per_step")
-    answers = mini_batch * params.samples_per_prompt
-    found += check_divides("slots", facts.slots, answers, "the answers of a mini-batch")
-    if params.micro_batch_size is not None and answers % facts.slots == 0:
-        per_slot = answers // facts.slots
-        found += check_divides("micro_batch_size", params.micro_batch_size, per_slot, "the answers of one slot")
-    if facts.device == "cpu" and params.rollout_engine == "vllm":
-        found.append(Violation("rollout_engine", "must be auto or transformers on a machine without a GPU"))
-    if params.kl_coefficient > 0 and (params.kl_in, params.kl_kind) == ("loss", "kl"):
-        message = "as a loss its gradient is 0 on average: use low_var_kl or mse, or subtract it from the reward"
-        found.append(Violation("kl_kind", message))
-    length = params.max_prompt_length + params.max_response_length
-    made_of = f" ({params.max_response_length} and max_prompt_length {params.max_prompt_length})"
-    found += check_length("max_response_length", length, facts, made_of)
-    # The rollout holds a copy of its own, the reference another.
-    copies += 1 + (params.kl_coefficient > 0 and params.lora is None)
-    return found + check_memory(facts, params.lora, copies)
-
-
-def check_whitened(params: PolicyParams) -> list[Violation]:
-    """Advantages that are normalised over a step have no deviation where it is a single token."""
-    if params.prompts_per_step * params.samples_per_prompt > 1:
-        return []
-    return [Violation("prompts_per_step", "must be at least 2 with one answer a prompt")]
+def mini_batch_answers(params: PolicyParams) -> int:
+    return mini_batch_prompts(params) * params.samples_per_prompt
 
 
 def policy_plan(algorithm: str, params: PolicyParams, inputs: PlanInputs, verl: dict[str, Any]) -> LaunchPlan:
@@ -180,8 +142,7 @@ def _verl(params: PolicyParams, inputs: PlanInputs) -> dict[str, Any]:
 
 def micro_batch_size(params: PolicyParams, inputs: PlanInputs) -> int:
     """Answers a forward pass on one slot."""
-    mini_batch = params.mini_batch_size or params.prompts_per_step
-    per_slot = mini_batch * params.samples_per_prompt // inputs.slots
+    per_slot = mini_batch_answers(params) // inputs.slots
     return params.micro_batch_size or rows_a_pass(per_slot, inputs.device, 16)
 
 
@@ -198,7 +159,7 @@ def _on_policy(params: PolicyParams, inputs: PlanInputs) -> bool:
     So it is where a step is one update, nothing is cut off the distribution, and the rollout computes as the trainer
     does. vLLM's kernels differ from the trainer's, and verl merges adapters in bf16; there the difference must be seen.
     """
-    one_update = params.mini_batch_size in (None, params.prompts_per_step) and params.passes_per_step == 1
+    one_update = mini_batch_prompts(params) == params.prompts_per_step and params.passes_per_step == 1
     same_numbers = inputs.device == "cpu" and resolve_precision(params.precision, inputs.device) == "fp32"
     uncut = params.top_p == 1 and params.top_k is None
     corrected = any(name.startswith("algorithm.rollout_correction.") for name, _ in flat(params.verl_overrides))
@@ -214,7 +175,7 @@ def _actor(params: PolicyParams, inputs: PlanInputs) -> dict[str, Any]:
         **engine_overrides(f"{REFERENCE}.fsdp_config", params, inputs.device),
         **optimizer_overrides(f"{ACTOR}.optim", params),
         f"{ACTOR}.strategy": "fsdp2",
-        f"{ACTOR}.ppo_mini_batch_size": params.mini_batch_size or params.prompts_per_step,
+        f"{ACTOR}.ppo_mini_batch_size": mini_batch_prompts(params),
         f"{ACTOR}.ppo_micro_batch_size_per_gpu": micro_batch,
         f"{ACTOR}.ppo_epochs": params.passes_per_step,
         f"{ACTOR}.use_torch_compile": inputs.device == "cuda",

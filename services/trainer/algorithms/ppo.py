@@ -9,8 +9,8 @@ from pydantic import Field
 
 from services.mesh.errors import Violation
 from services.mesh.params import STRICT_FIELDS
+from services.mesh.partly import told
 from services.trainer.algorithms import algorithms
-from services.trainer.algorithms.checking import check_divides
 from services.trainer.algorithms.policy import (
     DATASET_FORMATS,
     Answers,
@@ -18,11 +18,10 @@ from services.trainer.algorithms.policy import (
     KlIn,
     KlKind,
     PolicyParams,
-    check_policy,
-    check_whitened,
     micro_batch_size,
     policy_plan,
 )
+from services.trainer.algorithms.policy_checking import check_answers_a_pass, check_policy, check_whitened
 from services.trainer.algorithms.sections import engine_overrides, model_overrides, optimizer_overrides, total_steps
 from services.trainer.plan import JobFacts, LaunchPlan, PlanInputs
 
@@ -78,17 +77,13 @@ class Ppo:
 
     @staticmethod
     def check(params: PpoParams, facts: JobFacts) -> list[Violation]:
-        # Weights, gradients and Adam's moments of the critic, shared among the slots.
-        found = check_policy(params, facts, copies=4 / facts.slots) + check_whitened(params)
-        answers = (params.mini_batch_size or params.prompts_per_step) * params.samples_per_prompt
-        size = params.critic.micro_batch_size
-        if size is not None and answers % facts.slots == 0:
-            per_slot = answers // facts.slots
-            found += check_divides("critic.micro_batch_size", size, per_slot, "the answers of one slot")
-        steps = total_steps(params.steps, params.epochs, facts.train_rows, params.prompts_per_step)
-        if 0 < steps <= params.critic.warmup_steps:
-            found.append(Violation("critic.warmup_steps", f"must be below the {steps} steps of the job"))
-        return found
+        size = "critic.micro_batch_size"
+        return told(
+            lambda: check_policy(params, facts, critics=1),
+            lambda: check_whitened(params),
+            lambda: check_answers_a_pass(size, params.critic.micro_batch_size, params, facts),
+            lambda: _check_warmup(params, facts),
+        )
 
     @staticmethod
     def plan(params: PpoParams, inputs: PlanInputs) -> LaunchPlan:
@@ -101,6 +96,21 @@ class Ppo:
             **_critic(params, inputs),
         }
         return policy_plan("ppo", params, inputs, verl)
+
+
+def _check_warmup(params: PpoParams, facts: JobFacts) -> list[Violation]:
+    if params.critic.warmup_steps == 0:
+        return []
+    steps = _steps(params, facts)
+    if not 0 < steps <= params.critic.warmup_steps:
+        return []
+    return [Violation("critic.warmup_steps", f"must be below the {steps} steps of the job")]
+
+
+def _steps(params: PpoParams, facts: JobFacts) -> int:
+    if params.steps is not None:
+        return params.steps
+    return total_steps(None, params.epochs, facts.train_rows, params.prompts_per_step)
 
 
 def _critic(params: PpoParams, inputs: PlanInputs) -> dict[str, Any]:

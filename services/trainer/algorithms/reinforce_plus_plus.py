@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from services.mesh.errors import Violation
+from services.mesh.partly import told
 from services.trainer.algorithms import algorithms
 from services.trainer.algorithms.policy import (
     DATASET_FORMATS,
@@ -16,10 +17,9 @@ from services.trainer.algorithms.policy import (
     KlIn,
     KlKind,
     PolicyParams,
-    check_policy,
-    check_whitened,
     policy_plan,
 )
+from services.trainer.algorithms.policy_checking import check_policy, check_whitened
 from services.trainer.plan import JobFacts, LaunchPlan, PlanInputs
 
 
@@ -54,15 +54,27 @@ class ReinforcePlusPlus:
 
     @staticmethod
     def check(params: ReinforcePlusPlusParams, facts: JobFacts) -> list[Violation]:
-        found = check_policy(params, facts) + check_whitened(params)
-        if params.group_baseline and params.samples_per_prompt == 1:
-            found.append(Violation("samples_per_prompt", "must be at least 2 with group_baseline"))
-        if params.group_baseline and params.gamma != 1:
-            found.append(Violation("gamma", "must be 1 with group_baseline, which judges whole answers"))
-        return found
+        return told(
+            lambda: check_policy(params, facts),
+            lambda: check_whitened(params),
+            lambda: _check_group(params),
+            lambda: _check_discount(params),
+        )
 
     @staticmethod
     def plan(params: ReinforcePlusPlusParams, inputs: PlanInputs) -> LaunchPlan:
         estimator = "reinforce_plus_plus_baseline" if params.group_baseline else "reinforce_plus_plus"
         verl = {"algorithm.adv_estimator": estimator, "algorithm.gamma": params.gamma}
         return policy_plan("reinforce_plus_plus", params, inputs, verl)
+
+
+def _check_group(params: ReinforcePlusPlusParams) -> list[Violation]:
+    if not params.group_baseline or params.samples_per_prompt > 1:
+        return []
+    return [Violation("samples_per_prompt", "must be at least 2 with group_baseline")]
+
+
+def _check_discount(params: ReinforcePlusPlusParams) -> list[Violation]:
+    if not params.group_baseline or params.gamma == 1:
+        return []
+    return [Violation("gamma", "must be 1 with group_baseline, which judges whole answers")]

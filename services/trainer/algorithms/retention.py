@@ -9,6 +9,7 @@ from pydantic import Field
 
 from services.mesh.errors import Violation
 from services.mesh.params import STRICT_FIELDS
+from services.mesh.partly import told
 
 # What a checkpoint's own values are called.
 VALIDATION_PREFIX = "validation/"
@@ -35,16 +36,29 @@ DEFAULT_CHECKPOINTS = CheckpointSettings()
 
 def check_retention(settings: CheckpointSettings, has_validation: bool) -> list[Violation]:
     """What would keep other checkpoints than was meant."""
-    found: list[Violation] = []
-    if settings.keep_best is None and settings.keep_last != DEFAULT_CHECKPOINTS.keep_last:
-        message = "keeps all while keep_best is null; set keep_best, 0 where only the newest shall stay"
-        found.append(Violation("checkpoints.keep_last", message))
-    if not settings.keep_best:
-        return found
-    if not has_validation:
-        message = "nothing says which is best without a validation dataset; give one, or set keep_best to 0"
-        found.append(Violation("checkpoints.keep_best", message))
-    if not settings.metric.startswith(VALIDATION_PREFIX):
-        message = f"must be a series of the validation, such as {DEFAULT_CHECKPOINTS.metric} (got {settings.metric!r})"
-        found.append(Violation("checkpoints.metric", message))
-    return found
+    return told(
+        lambda: _check_keep_last(settings),
+        lambda: _check_keep_best(settings, has_validation),
+        lambda: _check_metric(settings),
+    )
+
+
+def _check_keep_last(settings: CheckpointSettings) -> list[Violation]:
+    if settings.keep_best is not None or settings.keep_last == DEFAULT_CHECKPOINTS.keep_last:
+        return []
+    message = "keeps all while keep_best is null; set keep_best, 0 where only the newest shall stay"
+    return [Violation("checkpoints.keep_last", message)]
+
+
+def _check_keep_best(settings: CheckpointSettings, has_validation: bool) -> list[Violation]:
+    if not settings.keep_best or has_validation:
+        return []
+    message = "nothing says which is best without a validation dataset; give one, or set keep_best to 0"
+    return [Violation("checkpoints.keep_best", message)]
+
+
+def _check_metric(settings: CheckpointSettings) -> list[Violation]:
+    if not settings.keep_best or settings.metric.startswith(VALIDATION_PREFIX):
+        return []
+    message = f"must be a series of the validation, such as {DEFAULT_CHECKPOINTS.metric} (got {settings.metric!r})"
+    return [Violation("checkpoints.metric", message)]

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from services.mesh.errors import Violation
 from services.mesh.params import STRICT_FIELDS
+from services.mesh.partly import told
 from services.trainer.algorithms import algorithms
 from services.trainer.algorithms.overrides import flat
 from services.trainer.algorithms.pairs import DATASET_FORMATS, PairParams, check_pairs, pair_overrides, pair_steps
@@ -62,15 +63,12 @@ class RewardModel:
 
     @staticmethod
     def check(params: RewardModelParams, facts: JobFacts) -> list[Violation]:
-        found = check_pairs(params, facts, DATASET_FORMATS)
-        if params.sequence_parallel > 1:
-            found.append(Violation("sequence_parallel", "must be 1: a score is had at one place of the whole sequence"))
-        if dict(flat(params.verl_overrides)).get(FUSED):
-            found.append(Violation(f"verl_overrides.{FUSED}", "must be false: there is no vocabulary to fuse"))
-        if params.checkpoints.keep_best and params.checkpoints.metric not in SERIES:
-            message = f"must be one of {', '.join(SERIES)}: a reward model gives no answers that could be scored"
-            found.append(Violation("checkpoints.metric", message))
-        return found
+        return told(
+            lambda: check_pairs(params, facts, DATASET_FORMATS),
+            lambda: _check_sequence_parallel(params),
+            lambda: _check_fused(params),
+            lambda: _check_metric(params),
+        )
 
     @staticmethod
     def plan(params: RewardModelParams, inputs: PlanInputs) -> LaunchPlan:
@@ -96,3 +94,22 @@ class RewardModel:
             reward_model=RewardModelLoss(params.margin, params.centre_coefficient),
             pair_validation=validation,
         )
+
+
+def _check_sequence_parallel(params: RewardModelParams) -> list[Violation]:
+    if params.sequence_parallel == 1:
+        return []
+    return [Violation("sequence_parallel", "must be 1: a score is had at one place of the whole sequence")]
+
+
+def _check_fused(params: RewardModelParams) -> list[Violation]:
+    if not dict(flat(params.verl_overrides)).get(FUSED):
+        return []
+    return [Violation(f"verl_overrides.{FUSED}", "must be false: there is no vocabulary to fuse")]
+
+
+def _check_metric(params: RewardModelParams) -> list[Violation]:
+    if not params.checkpoints.keep_best or params.checkpoints.metric in SERIES:
+        return []
+    message = f"must be one of {', '.join(SERIES)}: a reward model gives no answers that could be scored"
+    return [Violation("checkpoints.metric", message)]

@@ -15,9 +15,9 @@ from services.trainer.algorithms.policy import (
     KlIn,
     KlKind,
     LossAggregation,
-    check_policy,
     policy_plan,
 )
+from services.trainer.algorithms.policy_checking import check_policy
 from services.trainer.plan import JobFacts, LaunchPlan, PlanInputs
 
 

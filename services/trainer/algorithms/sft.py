@@ -8,8 +8,9 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from services.mesh.errors import Violation
+from services.mesh.partly import told
 from services.trainer.algorithms import algorithms
-from services.trainer.algorithms.checking import check_common, check_divides, check_length, check_memory
+from services.trainer.algorithms.checking import check_common, check_divides, check_length, check_memory, check_share
 from services.trainer.algorithms.overrides import applied
 from services.trainer.algorithms.sections import (
     engine_overrides,
@@ -50,13 +51,14 @@ class Sft:
 
     @staticmethod
     def check(params: SftParams, facts: JobFacts) -> list[Violation]:
-        found = check_common(params, Sft.dataset_formats, facts, params.batch_size, "batch_size")
-        found += check_divides("slots", facts.slots, params.batch_size, "batch_size")
-        if params.micro_batch_size is not None and params.batch_size % facts.slots == 0:
-            per_slot = params.batch_size // facts.slots
-            found += check_divides("micro_batch_size", params.micro_batch_size, per_slot, "the rows of one slot")
-        found += check_length("max_length", params.max_length, facts)
-        return found + check_memory(facts, params.lora)
+        rows = "the rows of one slot"
+        return told(
+            lambda: check_common(params, Sft.dataset_formats, facts, "batch_size"),
+            lambda: check_divides("slots", facts.slots, params.batch_size, "batch_size"),
+            lambda: check_share("micro_batch_size", params.micro_batch_size, params.batch_size, facts, rows),
+            lambda: check_length("max_length", params.max_length, facts),
+            lambda: check_memory(facts, params.lora),
+        )
 
     @staticmethod
     def plan(params: SftParams, inputs: PlanInputs) -> LaunchPlan:

@@ -19,6 +19,7 @@ from typing import Any, ClassVar, Protocol
 
 from services.mesh import params as mesh_params
 from services.mesh.errors import InvalidArgument, Violation
+from services.mesh.partly import known, told
 from services.mesh.registry import Registry
 from services.trainer.plan import DEFAULT_REWARD_SITE, RewardSite
 
@@ -138,7 +139,7 @@ class Reward:
     @staticmethod
     def check(params: Any, site: RewardSite, field: str, depth: int) -> list[Violation]:
         """What is wrong with parsed `params` at this site, each violation under `field`. `depth` counts the rewards
-        that this one is a component of."""
+        that this one is a component of. The params may be known in part: each rule is asked by `told`."""
         return []
 
     @staticmethod
@@ -169,21 +170,34 @@ class Rule(Reward):
 rewards: Registry[type[Reward]] = Registry("reward", __name__)
 
 
-def parse(
+def read(
     name: str, params: Mapping[str, Any], site: RewardSite | None = None, field: str = "reward", depth: int = 0
-) -> Any:
-    """The parsed params of the reward called `name`. Raises InvalidArgument with everything that is wrong: at
-    `<field>.name` for an unknown name, under `<field>.params` for the rest. Without a site only the form is checked."""
-    entry = rewards.get(name, f"{field}.name")
-    parsed = mesh_params.parse(entry.Params, params, f"{field}.params")
-    if site is not None and (found := entry.check(parsed, site, f"{field}.params", depth)):
+) -> tuple[Any, list[Violation]]:
+    """The params of the reward called `name`, without what is wrong (services/mesh/partly.py), and everything that is:
+    at `<field>.name` for an unknown name, under `<field>.params` for the rest. Without a site only the form is checked.
+    None for a reward that does not exist."""
+    try:
+        entry = rewards.get(name, f"{field}.name")
+    except InvalidArgument as error:
+        return None, list(error.violations)
+    parsed, found = mesh_params.read(entry.Params, params, f"{field}.params")
+    if site is not None:
+        found += told(lambda: entry.check(parsed, site, f"{field}.params", depth))
+    return parsed, found
+
+
+def parse(name: str, params: Mapping[str, Any], site: RewardSite | None = None, field: str = "reward") -> Any:
+    """Like `read`. Raises InvalidArgument with everything that is wrong."""
+    parsed, found = read(name, params, site, field)
+    if found:
         raise InvalidArgument(found)
     return parsed
 
 
 def needs_answer(name: str, params: Mapping[str, Any]) -> bool:
-    """Whether it compares with an answer. Raises InvalidArgument."""
-    return rewards.get(name).needs_answer(parse(name, params))
+    """Whether it compares with an answer, as far as its params are right."""
+    parsed, _ = read(name, params)
+    return parsed is not None and known(lambda: rewards.get(name).needs_answer(parsed), False)
 
 
 def complete(name: str, params: Mapping[str, Any]) -> dict[str, Any]:
@@ -192,8 +206,9 @@ def complete(name: str, params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def models(name: str, params: Mapping[str, Any]) -> dict[str, str]:
-    """References of the models that it loads, by the path of the parameter. Raises InvalidArgument."""
-    return rewards.get(name).models(parse(name, params))
+    """References of the models that it loads, by the path of the parameter, as far as its params are right."""
+    parsed, _ = read(name, params)
+    return {} if parsed is None else known(lambda: rewards.get(name).models(parsed), {})
 
 
 @contextlib.contextmanager

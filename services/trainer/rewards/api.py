@@ -13,6 +13,7 @@ from services.mesh.errors import NotFound, Violation
 from services.mesh.identity import read_secret
 from services.mesh.outbound import Allowance, Endpoint
 from services.mesh.params import STRICT_FIELDS
+from services.mesh.partly import told
 from services.scoring import regex
 from services.trainer.plan import RewardSite
 from services.trainer.rewards import Judge, Reward, RewardError, RewardSample, Score, Surroundings, rewards
@@ -87,15 +88,29 @@ class ApiParams:
     ] = None
     __pydantic_config__ = STRICT_FIELDS
 
-    def __post_init__(self) -> None:
-        if self.protocol == "chat" and not (self.model and self.rubric):
-            raise ValueError("chat wants a model and a rubric")
-        if self.scale_min >= self.scale_max:
-            raise ValueError("scale_min must be less than scale_max")
-        if self.reply == "regex" and not (self.pattern and self.reply_text):
-            raise ValueError("regex wants a pattern, and a reply_text that asks for it")
-        if self.cost_cap is not None and self.protocol == "chat" and not (self.input_price or self.output_price):
-            raise ValueError("a cost_cap wants prices")
+    def rules(self) -> list[Violation]:
+        return told(
+            lambda: self._check_set("model", self.protocol == "chat", self.model, "chat wants one"),
+            lambda: self._check_set("rubric", self.protocol == "chat", self.rubric, "chat wants one"),
+            lambda: self._check_set("pattern", self.reply == "regex", self.pattern, "regex wants one"),
+            lambda: self._check_set("reply_text", self.reply == "regex", self.reply_text, "regex wants one"),
+            self._check_scale,
+            self._check_prices,
+        )
+
+    @staticmethod
+    def _check_set(name: str, wanted: bool, value: str, message: str) -> list[Violation]:
+        return [Violation(name, f"must be set: {message}")] if wanted and not value else []
+
+    def _check_scale(self) -> list[Violation]:
+        if self.scale_min < self.scale_max:
+            return []
+        return [Violation("scale_min", f"must be less than scale_max ({self.scale_max:g})")]
+
+    def _check_prices(self) -> list[Violation]:
+        if self.cost_cap is None or self.protocol != "chat" or self.input_price or self.output_price:
+            return []
+        return [Violation("cost_cap", "wants prices: set input_price or output_price")]
 
 
 @rewards.register("api")
@@ -117,23 +132,11 @@ class Api(Reward):
 
     @staticmethod
     def check(params: ApiParams, site: RewardSite, field: str, depth: int) -> list[Violation]:
-        found: list[Violation] = []
-        endpoint = Endpoint.of(params.url)
-        if not Allowance(site.outbound_allow).may_allow(endpoint):
-            allowed = ", ".join(site.outbound_allow) or "none"
-            message = (
-                f"{endpoint.host}:{endpoint.port} may not be called: RLHF_OUTBOUND_ALLOW of the trainer is {allowed}"
-            )
-            found.append(Violation(f"{field}.url", message))
-        if params.key and endpoint.scheme == "http" and endpoint.host not in _LOOPBACK_NAMES:
-            found.append(Violation(f"{field}.key", "is sent over https:// only, except to this machine"))
-        if params.key:
-            try:
-                # Here and not by pydantic, which would quote what is wrong.
-                read_secret(Path(site.secrets_folder), params.key)
-            except (NotFound, ValueError) as error:
-                found.append(Violation(f"{field}.key", str(error)))
-        return found
+        return told(
+            lambda: _check_address(params, site, field),
+            lambda: _check_way(params, field),
+            lambda: _check_key(params, site, field),
+        )
 
     @staticmethod
     def open(params: ApiParams, surroundings: Surroundings) -> Judge:
@@ -146,6 +149,32 @@ class Api(Reward):
         return (
             _ChatJudge(params, key, surroundings) if params.protocol == "chat" else _Scores(params, key, surroundings)
         )
+
+
+def _check_address(params: ApiParams, site: RewardSite, field: str) -> list[Violation]:
+    endpoint = Endpoint.of(params.url)
+    if Allowance(site.outbound_allow).may_allow(endpoint):
+        return []
+    allowed = ", ".join(site.outbound_allow) or "none"
+    message = f"{endpoint.host}:{endpoint.port} may not be called: RLHF_OUTBOUND_ALLOW of the trainer is {allowed}"
+    return [Violation(f"{field}.url", message)]
+
+
+def _check_way(params: ApiParams, field: str) -> list[Violation]:
+    endpoint = Endpoint.of(params.url)
+    if not params.key or endpoint.scheme != "http" or endpoint.host in _LOOPBACK_NAMES:
+        return []
+    return [Violation(f"{field}.key", "is sent over https:// only, except to this machine")]
+
+
+def _check_key(params: ApiParams, site: RewardSite, field: str) -> list[Violation]:
+    try:
+        # Here and not by pydantic, which would quote what is wrong.
+        if params.key:
+            read_secret(Path(site.secrets_folder), params.key)
+    except (NotFound, ValueError) as error:
+        return [Violation(f"{field}.key", str(error))]
+    return []
 
 
 def _calls(params: ApiParams, key: str) -> CallSettings:

@@ -13,6 +13,7 @@ from pydantic import Field
 
 from services.mesh.errors import Violation
 from services.mesh.params import STRICT_FIELDS, to_json
+from services.mesh.partly import told
 from services.trainer.plan import RewardSite
 from services.trainer.rewards import Judge, Reward, RewardError, RewardSample, Score, Surroundings, rewards
 
@@ -36,9 +37,13 @@ class CustomParams:
     memory_mib: Annotated[int, Field(ge=64, le=65_536, description="address space of its process")] = 1024
     __pydantic_config__ = STRICT_FIELDS
 
-    def __post_init__(self) -> None:
-        if self.source_sha256 and self.source_sha256 != self.sha256:
-            raise ValueError(f"source_sha256 is not that of the source, {self.sha256}")
+    def rules(self) -> list[Violation]:
+        return told(self._check_sha256)
+
+    def _check_sha256(self) -> list[Violation]:
+        if not self.source_sha256 or self.source_sha256 == self.sha256:
+            return []
+        return [Violation("source_sha256", f"is not that of the source, {self.sha256}")]
 
     @property
     def sha256(self) -> str:

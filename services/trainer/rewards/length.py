@@ -8,7 +8,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from services.mesh.errors import Violation
 from services.mesh.params import STRICT_FIELDS
+from services.mesh.partly import told
 from services.scoring import shaping
 from services.trainer.rewards import RewardSample, Rule, Score, rewards
 
@@ -33,11 +35,19 @@ class LengthParams:
     )
     __pydantic_config__ = STRICT_FIELDS
 
-    def __post_init__(self) -> None:
-        if not self.shortest <= self.free < self.longest:
-            raise ValueError("shortest must be at most free, and free less than longest")
-        if self.shape != "soft_overlong" and self.low >= self.high:
-            raise ValueError("low must be less than high")
+    def rules(self) -> list[Violation]:
+        return told(self._check_shortest, self._check_free, self._check_low)
+
+    def _check_shortest(self) -> list[Violation]:
+        return [] if self.shortest <= self.free else [Violation("shortest", f"must be at most free ({self.free})")]
+
+    def _check_free(self) -> list[Violation]:
+        return [] if self.free < self.longest else [Violation("free", f"must be less than longest ({self.longest})")]
+
+    def _check_low(self) -> list[Violation]:
+        if self.shape == "soft_overlong" or self.low < self.high:
+            return []
+        return [Violation("low", f"must be less than high ({self.high:g})")]
 
 
 @rewards.register("length")

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Annotated, Any
 
 from pydantic import Field
 
-from services.mesh.errors import InvalidArgument, Violation
+from services.mesh.errors import Violation
 from services.mesh.params import STRICT_FIELDS, to_json
+from services.mesh.partly import known, told
 from services.trainer import rewards as package
 from services.trainer.plan import RewardSite
 from services.trainer.rewards import Judge, Reward, RewardError, RewardSample, Score, Surroundings, rewards
@@ -59,24 +61,18 @@ class Weighted(Reward):
 
     @staticmethod
     def needs_answer(params: WeightedParams) -> bool:
-        return any(package.needs_answer(one.name, one.params) for one in params.components)
+        return any(known(partial(_needs_answer, one), False) for one in params.components)
 
     @staticmethod
     def check(params: WeightedParams, site: RewardSite, field: str, depth: int) -> list[Violation]:
-        if depth + 1 >= DEEPEST and any(one.name == "weighted" for one in params.components):
-            return [Violation(f"{field}.components", f"sums may stand in each other {DEEPEST} deep")]
-        found: list[Violation] = []
-        first: dict[str, int] = {}
-        for index, one in enumerate(params.components):
-            place = f"{field}.components.{index}"
-            if first.setdefault(one.called, index) != index:
-                message = f"{one.called!r} is the label of component {first[one.called]} too; give one of them another"
-                found.append(Violation(f"{place}.label", message))
-            try:
-                package.parse(one.name, one.params, site, place, depth + 1)
-            except InvalidArgument as error:
-                found += error.violations
-        return found
+        field = f"{field}.components"
+        if depth + 1 >= DEEPEST and any(known(partial(_is_sum, one), False) for one in params.components):
+            return [Violation(field, f"sums may stand in each other {DEEPEST} deep")]
+        each = [
+            partial(_check_component, one, site, f"{field}.{index}", depth + 1)
+            for index, one in enumerate(params.components)
+        ]
+        return told(lambda: _check_labels(params.components, field), *each)
 
     @staticmethod
     def complete(params: WeightedParams) -> dict[str, Any]:
@@ -92,12 +88,44 @@ class Weighted(Reward):
         return {
             f"components.{index}.params.{path}": reference
             for index, one in enumerate(params.components)
-            for path, reference in package.models(one.name, one.params).items()
+            for path, reference in known(partial(_models, one), {}).items()
         }
 
     @staticmethod
     def open(params: WeightedParams, surroundings: Surroundings) -> Judge:
         return _Sum(params.components, surroundings)
+
+
+def _needs_answer(one: Component) -> bool:
+    return package.needs_answer(one.name, one.params)
+
+
+def _models(one: Component) -> dict[str, str]:
+    return package.models(one.name, one.params)
+
+
+def _is_sum(one: Component) -> bool:
+    return one.name == "weighted"
+
+
+def _check_component(one: Component, site: RewardSite, field: str, depth: int) -> list[Violation]:
+    return package.read(one.name, one.params, site, field, depth)[1]
+
+
+def _check_labels(components: Sequence[Component], field: str) -> list[Violation]:
+    found: list[Violation] = []
+    first: dict[str, int] = {}
+    for index, one in enumerate(components):
+        # One whose label is wrong has none that another could have too.
+        called = known(partial(_called, one), None)
+        if called is not None and first.setdefault(called, index) != index:
+            message = f"{called!r} is the label of component {first[called]} too; give one of them another"
+            found.append(Violation(f"{field}.{index}.label", message))
+    return found
+
+
+def _called(one: Component) -> str | None:
+    return one.called
 
 
 class _Sum:

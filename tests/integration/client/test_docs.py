@@ -65,7 +65,7 @@ def test_the_rewards(mesh: Mesh, tmp_path: Path) -> None:
         '"clean": 1.0',
         "--set schema",
         "must lead into the schema",
-        "free less than longest",
+        "must be less than longest (10)",
         "brevity/over",
         "--set components.0.params.pattern",
         "is a language model, which gives no scores",

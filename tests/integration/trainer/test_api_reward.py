@@ -396,13 +396,13 @@ CHAT = {"model": "m", "rubric": "r"}
         ({"url": "http://u:p@127.0.0.1/", **CHAT}, "url", "no user name"),
         ({"url": "http://127.0.0.1/", "key": KEY, **CHAT}, "key", "never the secret itself"),
         ({"url": "http://127.0.0.1/", "key": KEY * 20, **CHAT}, "key", "never the secret itself"),
-        ({"key": KEY, "url": "http://127.0.0.1/", "model": "m"}, "", "wants a model and a rubric"),
         ({"url": "http://judge.example/", **CHAT}, "url", "RLHF_OUTBOUND_ALLOW of the trainer is loopback"),
         ({"url": "http://127.0.0.1/", "key": "secret:none", **CHAT}, "key", "no readable secret 'none'"),
-        ({"url": "http://127.0.0.1/", "model": "m"}, "", "wants a model and a rubric"),
-        ({"url": "http://127.0.0.1/", "scale_min": 10, **CHAT}, "", "scale_min"),
-        ({"url": "http://127.0.0.1/", "cost_cap": 1, **CHAT}, "", "prices"),
-        ({"url": "http://127.0.0.1/", "reply": "regex", **CHAT}, "", "reply_text"),
+        ({"url": "http://127.0.0.1/", "model": "m"}, "rubric", "chat wants one"),
+        ({"url": "http://127.0.0.1/", "rubric": "r"}, "model", "chat wants one"),
+        ({"url": "http://127.0.0.1/", "scale_min": 10, **CHAT}, "scale_min", "less than scale_max (10)"),
+        ({"url": "http://127.0.0.1/", "cost_cap": 1, **CHAT}, "cost_cap", "prices"),
+        ({"url": "http://127.0.0.1/", "reply": "regex", "reply_text": "t", **CHAT}, "pattern", "regex wants one"),
         ({"url": "http://127.0.0.1/", "pattern": "a", **CHAT}, "pattern", "P<score>"),
     ],
 )
@@ -410,8 +410,16 @@ def test_wrong_params(params: dict[str, Any], field: str, says: str, site: Rewar
     with pytest.raises(InvalidArgument, match=re.escape(says)) as caught:
         rewards.parse("api", params, site)
     (violation,) = caught.value.violations
-    assert violation.field == f"reward.params.{field}".rstrip(".")
+    assert violation.field == f"reward.params.{field}"
     assert KEY not in str(caught.value), "what is wrong with a key is told without the key"
+
+
+def test_everything_that_is_wrong_at_once(site: RewardSite) -> None:
+    params = {"url": "http://10.0.0.1/", "key": KEY, "model": "m", "reply": "regex", "pattern": "a", "scale_max": -1}
+    found = rewards.read("api", params, site, "reward")[1]
+    wanted = ["url", "key", "key", "rubric", "reply_text", "pattern", "scale_min"]
+    assert sorted(violation.field for violation in found) == sorted(f"reward.params.{name}" for name in wanted)
+    assert KEY not in str(found)
 
 
 def test_an_address_off_the_list_is_not_called(fake_judge: FakeJudge, site: RewardSite) -> None:

@@ -1,0 +1,77 @@
+"""Checks of what answers prompts and learns from what the answers are worth."""
+
+from __future__ import annotations
+
+from services.mesh.errors import Violation
+from services.mesh.partly import told
+from services.trainer.algorithms.checking import (
+    check_common,
+    check_divides,
+    check_length,
+    check_memory,
+    check_reward,
+    check_share,
+)
+from services.trainer.algorithms.policy import DATASET_FORMATS, PolicyParams, mini_batch_answers
+from services.trainer.plan import JobFacts
+
+
+def check_policy(params: PolicyParams, facts: JobFacts, critics: int = 0) -> list[Violation]:
+    """`critics` counts models that are trained besides the policy."""
+    return told(
+        lambda: check_common(params, DATASET_FORMATS, facts, "prompts_per_step"),
+        lambda: check_reward(params.held_out_reward, facts, "held_out_reward") if params.held_out_reward else [],
+        lambda: _check_mini_batch(params),
+        lambda: check_divides("slots", facts.slots, mini_batch_answers(params), "the answers of a mini-batch"),
+        lambda: check_answers_a_pass("micro_batch_size", params.micro_batch_size, params, facts),
+        lambda: _check_engine(params, facts),
+        lambda: _check_kl_kind(params),
+        lambda: _check_both_lengths(params, facts),
+        lambda: _check_copies(params, facts, critics),
+    )
+
+
+def check_answers_a_pass(field: str, size: int | None, params: PolicyParams, facts: JobFacts) -> list[Violation]:
+    """That forward passes of `size` answers divide what a slot has of a mini-batch."""
+    if size is None:
+        return []
+    return check_share(field, size, mini_batch_answers(params), facts, "the answers of one slot")
+
+
+def _check_mini_batch(params: PolicyParams) -> list[Violation]:
+    if params.mini_batch_size is None:
+        return []
+    return check_divides("mini_batch_size", params.mini_batch_size, params.prompts_per_step, "prompts_per_step")
+
+
+def _check_engine(params: PolicyParams, facts: JobFacts) -> list[Violation]:
+    if facts.device != "cpu" or params.rollout_engine != "vllm":
+        return []
+    return [Violation("rollout_engine", "must be auto or transformers on a machine without a GPU")]
+
+
+def _check_kl_kind(params: PolicyParams) -> list[Violation]:
+    if params.kl_coefficient == 0 or (params.kl_in, params.kl_kind) != ("loss", "kl"):
+        return []
+    message = "as a loss its gradient is 0 on average: use low_var_kl or mse, or subtract it from the reward"
+    return [Violation("kl_kind", message)]
+
+
+def _check_both_lengths(params: PolicyParams, facts: JobFacts) -> list[Violation]:
+    length = params.max_prompt_length + params.max_response_length
+    made_of = f" ({params.max_response_length} and max_prompt_length {params.max_prompt_length})"
+    return check_length("max_response_length", length, facts, made_of)
+
+
+def _check_copies(params: PolicyParams, facts: JobFacts, critics: int) -> list[Violation]:
+    # The rollout holds a copy of its own, the reference another. Weights, gradients and Adam's moments of a critic are
+    # shared among the slots.
+    copies = 1 + (params.kl_coefficient > 0 and params.lora is None) + 4 * critics / facts.slots
+    return check_memory(facts, params.lora, copies)
+
+
+def check_whitened(params: PolicyParams) -> list[Violation]:
+    """Advantages that are normalised over a step have no deviation where it is a single token."""
+    if params.prompts_per_step * params.samples_per_prompt > 1:
+        return []
+    return [Violation("prompts_per_step", "must be at least 2 with one answer a prompt")]
