@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 from google.protobuf.message import Message
 from rlhf.dataset.v1 import dataset_service_pb2
 from rlhf.dataset.v1.dataset_service_pb2_grpc import add_DatasetServiceServicer_to_server
@@ -24,7 +26,7 @@ from services.mesh.consuming import Consumer
 from services.mesh.events import Bus, EventLog, Relay
 from services.mesh.jobs import Job, Jobs, State
 from services.mesh.postgres import Connection, Database
-from services.mesh.server import Process, Server
+from services.mesh.server import NATS, Process, Server
 from services.mesh.sweeping import Sweeper
 from services.mesh.worker import Worker
 
@@ -37,7 +39,7 @@ def build(settings: Settings) -> Server:
     """The service. It moves bytes and rows of tables; it never parses a file."""
     server = Server("dataset", settings.mesh)
     database = Database(settings.mesh.postgres_url, SCHEMA)
-    bus = Bus(settings.mesh.nats_url, "dataset")
+    bus = Bus(settings.mesh.nats_url, "dataset", functools.partial(server.set_serving, NATS))
     staging = Staging(settings.uploads_folder)
     staging.prepare()
     uploads = Uploads(database, Jobs(database, _no_event), staging, _rules(settings))

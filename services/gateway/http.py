@@ -121,12 +121,15 @@ class Api:
         return Response(b'{"status":"ok"}', media_type="application/json")
 
     async def _ready(self, call: Call, captured: dict[str, str]) -> Response:
-        """Every service behind is serving, or which is not."""
+        """Every service behind is serving, or which is not; `degraded` where one does without NATS."""
         states = {upstream.name: "SERVING" if upstream.serving else "NOT_SERVING" for upstream in self._upstreams.all}
         ready = all(upstream.serving for upstream in self._upstreams.all)
+        waiting = [upstream.name for upstream in self._upstreams.all if upstream.without_nats]
         status = HTTPStatus.OK if ready else HTTPStatus.SERVICE_UNAVAILABLE
-        body = json.dumps({"status": "ready" if ready else "not ready", "services": states})
-        return Response(body, status, media_type="application/json")
+        body = {"status": ("degraded" if waiting else "ready") if ready else "not ready", "services": states}
+        if waiting:
+            body["degraded"] = f"NATS is away: events of {', '.join(waiting)} wait, everything else goes on"
+        return Response(json.dumps(body), status, media_type="application/json")
 
 
 def _unary_routes(upstream: Upstream) -> Iterator[Route]:

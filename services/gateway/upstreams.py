@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from services.mesh.client import map_error
 from services.mesh.errors import DeadlineExceeded, PlatformError, Unavailable
 from services.mesh.interceptors import DETAILS_KEY
+from services.mesh.server import NATS
 
 _FOLLOW_AGAIN_SECONDS = 0.25
 # No retry policy: only the caller knows whether its call may run twice.
@@ -39,17 +40,29 @@ class Upstream:
     channel: grpc.aio.Channel
     descriptors: Sequence[ServiceDescriptor]
     serving: bool = False
+    # Whether the service has said that it has no NATS: its events wait, all else goes on.
+    without_nats: bool = False
 
     async def follow(self) -> None:
         """Keep `serving` true to what the service's own health says, for ever."""
+        async for status in self._states(""):
+            self.serving = status == health_pb2.HealthCheckResponse.SERVING
+
+    async def follow_nats(self) -> None:
+        """The same for `without_nats`."""
+        async for status in self._states(NATS):
+            self.without_nats = status == health_pb2.HealthCheckResponse.NOT_SERVING
+
+    async def _states(self, name: str) -> AsyncIterator[int]:
+        """What the service's health says of `name`, for ever; UNKNOWN while nobody answers."""
         stub: Any = health_pb2_grpc.HealthStub(self.channel)
         while True:
             try:
-                async for reply in stub.Watch(health_pb2.HealthCheckRequest()):
-                    self.serving = reply.status == health_pb2.HealthCheckResponse.SERVING
+                async for reply in stub.Watch(health_pb2.HealthCheckRequest(service=name)):
+                    yield reply.status
             except grpc.aio.AioRpcError:
                 pass
-            self.serving = False
+            yield health_pb2.HealthCheckResponse.UNKNOWN
             await asyncio.sleep(_FOLLOW_AGAIN_SECONDS)
 
     def error(self, error: grpc.aio.AioRpcError) -> PlatformError:
@@ -74,7 +87,8 @@ class Upstreams:
         self._followers: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Upstreams:
-        self._followers = [asyncio.create_task(upstream.follow()) for upstream in self.all]
+        routines = [routine() for upstream in self.all for routine in (upstream.follow, upstream.follow_nats)]
+        self._followers = [asyncio.create_task(routine) for routine in routines]
         return self
 
     async def __aexit__(self, *_: object) -> None:

@@ -20,6 +20,7 @@ from services.mesh import identity, metrics, tracing
 from services.mesh.errors import Unavailable
 from services.mesh.events import attributes_of, figure_of
 from services.mesh.nats import DEAD_PREFIX, STREAM, Bus
+from services.mesh.outages import Outage
 from services.mesh.postgres import Connection, Database
 
 log = logging.getLogger(__name__)
@@ -42,6 +43,7 @@ class Consumer:
         self._database = database
         self._bus = bus
         self._effects = {kind.DESCRIPTOR.full_name: (kind, effect) for kind, effect in effects.items()}
+        self._outage = Outage(log, f"consumer {name} waits for events")
 
     async def run(self) -> None:
         """Until cancelled; waits out every outage of NATS or the database."""
@@ -54,7 +56,7 @@ class Consumer:
             except (nats.errors.Error, OSError, TimeoutError) as error:
                 if task.cancelling():  # which the client, closed meanwhile, takes for its own doing
                     raise asyncio.CancelledError from error
-                log.warning("consumer %s waits: %s", self._name, error or type(error).__name__)
+                self._outage.failed(error)
                 await asyncio.sleep(1)
 
     async def _consume(self) -> None:
@@ -69,6 +71,7 @@ class Consumer:
         # Makes it, or gives the one of an earlier version of this service the event types of this one.
         await context.add_consumer(STREAM, config)
         subscription = await context.pull_subscribe_bind(durable=self._name, stream=STREAM)
+        self._outage.over()
         try:
             while True:
                 try:

@@ -25,6 +25,7 @@ from psycopg.types.json import Jsonb
 from services.mesh import identity, metrics, names, tracing
 from services.mesh.errors import ResourceExhausted, Unavailable
 from services.mesh.nats import STREAM, Bus
+from services.mesh.outages import Outage
 from services.mesh.postgres import Connection, Database, wait
 
 __all__ = ["Bus", "EventLog", "Relay", "StoredEvent"]
@@ -128,14 +129,16 @@ class Relay:
 
     async def run(self) -> None:
         """Until cancelled; waits out every outage of NATS or the database."""
+        outage = Outage(log, "events wait to be published")
         with self._database.notices.subscribe(OUTBOX_TOPIC) as written:
             while True:
                 try:
-                    if await self._publish_batch() == _BATCH:
-                        continue
-                    await wait(written, _IDLE_SECONDS)
+                    count = await self._publish_batch()
+                    outage.over()
+                    if count < _BATCH:
+                        await wait(written, _IDLE_SECONDS)
                 except (nats.errors.Error, Unavailable, OSError, TimeoutError) as error:
-                    log.warning("events wait to be published: %s", error or type(error).__name__)
+                    outage.failed(error)
                     await asyncio.sleep(1)
 
     async def _publish_batch(self) -> int:

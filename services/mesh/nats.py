@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections.abc import Awaitable, Callable
 
 import nats.errors
 import nats.js.errors
 from nats.aio.client import Client
 from nats.js import JetStreamContext
 from nats.js.api import DiscardPolicy, StreamConfig
+
+from services.mesh.outages import Outage
 
 log = logging.getLogger(__name__)
 
@@ -25,13 +28,18 @@ _RECONNECT_SECONDS = 1.0
 
 
 class Bus:
-    """A connection to NATS that outlives its server, which may start later than we do. An async context manager."""
+    """A connection to NATS that outlives its server, which may start later than we do. An async context manager.
 
-    def __init__(self, url: str, name: str) -> None:
+    `told` hears whenever the connection is there or lost: what needs no NATS goes on without it.
+    """
+
+    def __init__(self, url: str, name: str, told: Callable[[bool], Awaitable[None]] | None = None) -> None:
         self._url = url
         self._name = name
+        self._told = told or _tell_nobody
         self._client = Client()
         self._connecting: asyncio.Task[None] | None = None
+        self._outage = Outage(log, "NATS is away; events wait in the database, everything else goes on")
 
     async def __aenter__(self) -> Bus:
         self._connecting = asyncio.create_task(self._stay_connected(), name="nats")
@@ -67,27 +75,36 @@ class Bus:
             client = self._client = Client()
             try:
                 await self._connect(client)
+                self._outage.over()
+                await self._told(True)
                 while client.is_connected:  # noqa: ASYNC110 - its callbacks tell, or do not
                     await asyncio.sleep(_RECONNECT_SECONDS)
-                log.warning("nats: the connection is lost; connecting anew")
+                self._outage.failed("the connection is lost")
             except Exception as error:
-                log.warning("nats: cannot connect: %s", error or type(error).__name__)
+                self._outage.failed(error)
             finally:
                 with contextlib.suppress(Exception):
                     await client.close()
+            await self._told(False)
             await asyncio.sleep(_RECONNECT_SECONDS)
 
     async def _connect(self, client: Client) -> None:
+        async def tell(error: Exception) -> None:
+            if client.is_connected:
+                log.warning("nats: %s", error or type(error).__name__)
+            else:
+                self._outage.failed(error)
+
         await client.connect(
             self._url,
             name=self._name,
             allow_reconnect=False,
-            # Of one connection, until there is a server at all.
-            max_reconnect_attempts=-1,
+            # Then this client gives up, and the next one is made: one path for every way in which a server is away.
+            max_reconnect_attempts=1,
             reconnect_time_wait=_RECONNECT_SECONDS,  # pyright: ignore[reportArgumentType] - it is slept
             # A peer that vanished without a word is noticed within a minute instead of four.
             ping_interval=20,
-            error_cb=_log_error,
+            error_cb=tell,
         )
 
 
@@ -105,5 +122,5 @@ async def _ensure_stream(context: JetStreamContext, name: str, subjects: list[st
         await context.add_stream(config)
 
 
-async def _log_error(error: Exception) -> None:
-    log.warning("nats: %s", error or type(error).__name__)
+async def _tell_nobody(connected: bool) -> None:
+    """Nobody asked."""

@@ -24,6 +24,8 @@ from services.mesh.settings import MeshSettings, TelemetrySettings
 log = logging.getLogger(__name__)
 
 STOP_GRACE_SECONDS = 5.0
+# What health calls the broker of events, which services go on without.
+NATS = "nats"
 # Between two touches of the ready file.
 BEAT_SECONDS = 1.0
 _OPTIONS: Sequence[tuple[str, Any]] = (
@@ -129,15 +131,22 @@ class Server(Process):
         self._observed = observed or Observed()
         self._token = identity.read_token(settings.token_file)
         self._services: dict[str, Callable[[grpc.aio.Server], None]] = {}
+        # What health says of each name.
+        self._states: dict[str, bool] = {"": True}
         self._health: Any = None
         self.port = 0
 
     def serve(self, service: str, register: Callable[[grpc.aio.Server], None]) -> None:
         """Add the servicer of `service`, a full proto name, by its generated `add_…_to_server`."""
         self._services[service] = register
+        self._states[service] = True
 
     async def set_serving(self, service: str, serving: bool) -> None:
-        """What health says of `service` from now on; each is serving from the start. Nothing before that."""
+        """What health says of `service` from now on; each is serving from the start.
+
+        So it says of NATS whether it is there; `""` is serving without it.
+        """
+        self._states[service] = serving
         if self._health is not None:
             states = health_pb2.HealthCheckResponse
             await self._health.set(service, states.SERVING if serving else states.NOT_SERVING)
@@ -159,9 +168,9 @@ class Server(Process):
         reflection.enable(server, (*self._services, health.SERVICE_NAME))
         self.port = _open_port(server, self._settings)
         await server.start()
-        for service in ("", *self._services):
-            await servicer.set(service, health_pb2.HealthCheckResponse.SERVING)
         self._health = servicer
+        for service, serving in tuple(self._states.items()):
+            await self.set_serving(service, serving)
         log.info("listening on port %d", self.port)
         try:
             yield

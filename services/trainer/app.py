@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 from rlhf.trainer.v1 import trainer_service_pb2
 from rlhf.trainer.v1.trainer_service_pb2_grpc import add_TrainerServiceServicer_to_server
 
@@ -11,7 +13,7 @@ from services.mesh.collecting import CollectingStore
 from services.mesh.events import EventLog, Relay
 from services.mesh.nats import Bus
 from services.mesh.postgres import Database
-from services.mesh.server import Process, Server
+from services.mesh.server import NATS, Process, Server
 from services.mesh.settings import child_environment
 from services.mesh.sweeping import Sweeper
 from services.mesh.worker import Worker
@@ -46,7 +48,7 @@ def build(settings: Settings) -> Server:
     jobs = announcing.jobs_of(database, log)
     artifacts = CollectingStore(settings.mesh.artifacts_url)
     datasets = DatasetClient(settings.dataset_target, identity.read_token(settings.mesh.token_file))
-    bus = Bus(settings.mesh.nats_url, "trainer")
+    bus = Bus(settings.mesh.nats_url, "trainer", functools.partial(server.set_serving, NATS))
     disk = Disk.of(settings.jobs_folder, settings.mesh.artifacts_url)
     site = Site(settings.device, settings.slots, settings.reward_site, disk)
     corruption = Corruption(database, artifacts, announcing.CheckpointAnnouncer(jobs, log))

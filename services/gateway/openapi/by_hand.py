@@ -43,11 +43,12 @@ SCHEMAS: dict[str, Schema] = {
     "Readiness": {
         "type": "object",
         "properties": {
-            "status": {"type": "string", "enum": ["ready", "not ready"]},
+            "status": {"type": "string", "enum": ["ready", "degraded", "not ready"]},
             "services": {
                 "type": "object",
                 "additionalProperties": {"type": "string", "enum": ["SERVING", "NOT_SERVING"]},
             },
+            "degraded": {"type": "string", "description": "What is away that the services go on without."},
         },
         "required": ["status", "services"],
     },
