@@ -11,11 +11,11 @@ import contextlib
 import hashlib
 import shutil
 import uuid
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 
 from services.mesh.artifacts import CHUNK_BYTES, ArtifactFile, ArtifactStore, Manifest
-from services.mesh.errors import DataLoss, NotFound, Unavailable
+from services.mesh.errors import DataLoss, NotFound, OutOfRange, Unavailable
 
 
 class CollectingStore(ArtifactStore):
@@ -42,6 +42,25 @@ class CollectingStore(ArtifactStore):
             message = f"stored bytes of {missing[0].path} are gone or cut short"
             raise DataLoss("CORRUPT_ARTIFACT", message, sha256=missing[0].sha256)
         return manifest
+
+    async def stream_file(self, file: ArtifactFile, offset: int) -> AsyncIterator[tuple[int, bytes]]:
+        """One file of an artifact from `offset` on, as (offset, chunk).
+
+        Raises OutOfRange, NotFound, and DataLoss at the end when its bytes have changed; from the middle on only the
+        length is looked at.
+        """
+        if not 0 <= offset <= file.size_bytes:
+            message = f"offset_bytes must be from 0 to {file.size_bytes}"
+            raise OutOfRange("OFFSET_OUT_OF_RANGE", message, path=file.path)
+        digest = hashlib.sha256() if offset == 0 else None
+        async for chunk in self.stream_blob(file.sha256, offset):
+            yield offset, chunk
+            offset += len(chunk)
+            if digest is not None:
+                digest.update(chunk)
+        if offset != file.size_bytes or (digest is not None and digest.hexdigest() != file.sha256):
+            message = f"stored bytes of {file.path} no longer match their hash"
+            raise DataLoss("CORRUPT_ARTIFACT", message, path=file.path)
 
     async def remove(self, blobs: Iterable[str]) -> None:
         """Blobs that nothing names any more. One that is gone already is no error; an open reader keeps its own."""

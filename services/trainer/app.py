@@ -18,6 +18,7 @@ from services.mesh.settings import child_environment
 from services.mesh.sweeping import Sweeper
 from services.mesh.worker import Worker
 from services.trainer import announcing
+from services.trainer.bringing import WeightsCache
 from services.trainer.checkpoint_intake import CheckpointIntake
 from services.trainer.checkpoints import Checkpoints
 from services.trainer.checks import Site
@@ -34,6 +35,7 @@ from services.trainer.store.checkpoints import by_state as checkpoints_by_state
 from services.trainer.training_handler import TrainingHandler
 from services.trainer.training_jobs import TRAINING, TrainingJobs
 from services.trainer.trials import RewardTrials
+from services.trainer.weights_process import WeightsProcess
 
 SCHEMA = "trainer"
 SERVICE = trainer_service_pb2.DESCRIPTOR.services_by_name["TrainerService"].full_name
@@ -54,7 +56,7 @@ def build(settings: Settings) -> Server:
     corruption = Corruption(database, artifacts, announcing.CheckpointAnnouncer(jobs, log))
     training_jobs = TrainingJobs(database, jobs, log, datasets, site, artifacts, corruption)
     servicer = Servicer(
-        Models(database, jobs, artifacts, settings.model_roots),
+        Models(database, jobs, artifacts, corruption, settings.model_roots, training_jobs.checkpoint),
         training_jobs,
         Series(database, jobs),
         Checkpoints(database, jobs, artifacts, corruption),
@@ -82,11 +84,11 @@ def build_worker(settings: Settings) -> Process:
     keeper = Keeper(database, jobs, artifacts, announce, settings.jobs_folder)
     corruption = Corruption(database, artifacts, announce)
     environment = _training_environment()
+    weights_process = WeightsProcess(settings.worker_python, environment)
+    weights = WeightsCache(artifacts, corruption, weights_process, settings.cache_folder)
     handlers = {
-        TRAINING: TrainingHandler(
-            settings, database, jobs, artifacts, datasets, intake, keeper, corruption, environment
-        ),
-        IMPORT: ImportHandler(settings, database, jobs, artifacts, environment),
+        TRAINING: TrainingHandler(settings, database, jobs, weights, datasets, intake, keeper, environment),
+        IMPORT: ImportHandler(settings, database, jobs, artifacts, weights, weights_process),
     }
     worker = Worker(
         "trainer.worker",

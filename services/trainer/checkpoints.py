@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import AsyncIterator
 
 from services.mesh import names
 from services.mesh.artifacts import Manifest
 from services.mesh.collecting import CollectingStore
-from services.mesh.errors import DataLoss, FailedPrecondition, NotFound, OutOfRange
+from services.mesh.errors import DataLoss, FailedPrecondition, NotFound
 from services.mesh.jobs import Jobs
 from services.mesh.pages import Page, PageRequest
 from services.mesh.postgres import Database
@@ -53,19 +52,12 @@ class Checkpoints:
             why = f" ({checkpoint.state_reason})" if checkpoint.state_reason else ""
             message = f"{name} is {checkpoint.state}{why}; only a READY checkpoint has files"
             raise FailedPrecondition("CHECKPOINT_NOT_READY", message, name=name)
-        file = manifest.file(path)
-        if not 0 <= offset <= file.size_bytes:
-            raise OutOfRange("OFFSET_OUT_OF_RANGE", f"offset_bytes must be from 0 to {file.size_bytes}", path=path)
-        digest = hashlib.sha256() if offset == 0 else None
-        async for chunk in self._artifacts.stream_blob(file.sha256, offset):
-            yield offset, chunk
-            offset += len(chunk)
-            if digest is not None:
-                digest.update(chunk)
-        if offset != file.size_bytes or (digest is not None and digest.hexdigest() != file.sha256):
-            error = DataLoss("CORRUPT_ARTIFACT", f"stored bytes of {path} no longer match their hash", path=path)
+        try:
+            async for chunk in self._artifacts.stream_file(manifest.file(path), offset):
+                yield chunk
+        except DataLoss as error:
             await self._corruption.mark(name, checkpoint.manifest_sha256, error)
-            raise error
+            raise
 
     async def _get(self, name: str) -> Checkpoint:
         names.parse(names.TRAINING_CHECKPOINT, name)

@@ -96,6 +96,7 @@ def _spec(
         dataset_sha256=train.sha256,
         validation_dataset_sha256=validation.sha256 if validation else "",
         disk_forecast=to_json(foreseen),
+        base_under=base.under,
     )
 
 

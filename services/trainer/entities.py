@@ -19,7 +19,9 @@ class ModelState(StrEnum):
 
 @dataclass(frozen=True)
 class Model:
-    """One row. `source` is {"hub"}, {"path"} or {"init": {"config", "characters" | "tokenizer_model", "seed"}}."""
+    """One row. `source` is {"hub"}, {"path"}, {"checkpoint"} or {"init": {"config", "characters" | "tokenizer_model",
+    "seed"}}; `parents` are names, of a model that was made from a checkpoint.
+    """
 
     uid: UUID
     name: str
@@ -36,6 +38,7 @@ class Model:
     size_bytes: int
     error: dict[str, Any] | None
     create_time: datetime
+    parents: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "state", ModelState(self.state))
@@ -86,13 +89,30 @@ class DatasetVersion:
 
 
 @dataclass(frozen=True)
+class Layer:
+    """Full weights, or an adapter over the layer before it: a model reference and its content."""
+
+    name: str
+    manifest_sha256: str
+
+
+@dataclass(frozen=True)
 class BaseModel:
-    """Weights that a job starts from: a model or a checkpoint. `context_length` in tokens, 0 where unknown."""
+    """Weights that a job starts from: a model or a checkpoint. `context_length` in tokens, 0 where unknown.
+
+    `under` is what an adapter lies over, the full weights first; empty for full weights.
+    """
 
     name: str
     manifest_sha256: str
     parameter_count: int
     context_length: int
+    under: tuple[Layer, ...] = ()
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """All that makes the weights, from the full ones up."""
+        return (*self.under, Layer(self.name, self.manifest_sha256))
 
 
 @dataclass(frozen=True)
@@ -118,6 +138,18 @@ class TrainingSpec:
     reward_models: dict[str, str] = field(default_factory=dict)
     # Fields of disk.DiskForecast; None where nothing can be foreseen.
     disk_forecast: dict[str, Any] | None = None
+    # What the base model lies over if it is an adapter, the full weights first.
+    base_under: tuple[Layer, ...] = ()
+
+    def __post_init__(self) -> None:
+        # Of a stored job they are JSON objects.
+        layers = (one if isinstance(one, Layer) else Layer(**one) for one in self.base_under)
+        object.__setattr__(self, "base_under", tuple(layers))
+
+    @property
+    def base_layers(self) -> tuple[Layer, ...]:
+        """All that makes the base model's weights, from the full ones up."""
+        return (*self.base_under, Layer(self.base_model, self.base_manifest_sha256))
 
 
 class CheckpointState(StrEnum):

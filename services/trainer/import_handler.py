@@ -12,13 +12,15 @@ from services.mesh.collecting import CollectingStore
 from services.mesh.errors import Aborted, FailedPrecondition
 from services.mesh.jobs import Jobs, Lease, State
 from services.mesh.postgres import Connection, Database
-from services.mesh.worker import Ending, Retry
+from services.mesh.worker import Ending
+from services.trainer.bringing import WeightsCache
+from services.trainer.entities import Layer
 from services.trainer.settings import Settings
 from services.trainer.store import checkpoints
 from services.trainer.store import models as store
+from services.trainer.weights_process import WeightsProcess
 
 MAX_ATTEMPTS = 3
-_TIMEOUT_SECONDS = 6 * 3600.0
 
 
 class ImportHandler:
@@ -30,13 +32,15 @@ class ImportHandler:
         database: Database,
         jobs: Jobs,
         artifacts: CollectingStore,
-        environment: dict[str, str],
+        weights: WeightsCache,
+        process: WeightsProcess,
     ) -> None:
         self._settings = settings
         self._database = database
         self._jobs = jobs
         self._artifacts = artifacts
-        self._environment = environment
+        self._weights = weights
+        self._process = process
 
     async def run(self, lease: Lease, cancelled: asyncio.Event) -> Ending:
         async with self._database.transaction() as connection:
@@ -54,19 +58,9 @@ class ImportHandler:
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
     async def _import(self, lease: Lease, folder: Path) -> Ending:
-        source = lease.job.spec["source"]
-        model = folder / "model"
-        if "path" in source:
-            # Copied first: what is checked is what is stored.
-            await asyncio.to_thread(shutil.copytree, source["path"], model, symlinks=True)
-            facts = await self._weights("inspect", str(model))
-        elif "hub" in source:
-            facts = await self._weights("fetch", str(model), "--source", source["hub"].removeprefix("hf:"))
-        else:
-            spec = folder / "spec.json"
-            spec.write_text(json.dumps(await self._init_spec(source["init"])))
-            facts = await self._weights("init", str(model), "--spec", str(spec), "--seed", str(source["init"]["seed"]))
-        manifest = await self._artifacts.put_folder(model)
+        facts = await self._bring(lease, folder / "model")
+        # Of what is there already nothing is stored again.
+        manifest = await self._artifacts.put_folder(Path(facts["folder"]))
 
         async def then(connection: Connection) -> None:
             await checkpoints.lock_blobs(connection, exclusive=False)
@@ -85,6 +79,27 @@ class ImportHandler:
 
         return Ending(State.SUCCEEDED, then=then)
 
+    async def _bring(self, lease: Lease, model: Path) -> dict[str, Any]:
+        """The facts of what is to be stored, and its `folder`: `model`, or one of the cache."""
+        source, ask = lease.job.spec["source"], self._process.ask
+        if "checkpoint" in source:
+            layers = [Layer(**layer) for layer in lease.job.spec["base_under"]]
+            if len(layers) > 1:
+                return {**await self._weights.merge(layers, model), "folder": model}
+            model = await self._weights.bring(layers)
+            facts = await ask("inspect", str(model))
+        elif "path" in source:
+            # Copied first: what is checked is what is stored.
+            await asyncio.to_thread(shutil.copytree, source["path"], model, symlinks=True)
+            facts = await ask("inspect", str(model))
+        elif "hub" in source:
+            facts = await ask("fetch", str(model), "--source", source["hub"].removeprefix("hf:"))
+        else:
+            spec = model.with_name("spec.json")
+            spec.write_text(json.dumps(await self._init_spec(source["init"])))
+            facts = await ask("init", str(model), "--spec", str(spec), "--seed", str(source["init"]["seed"]))
+        return {**facts, "folder": model}
+
     async def _init_spec(self, init: dict[str, Any]) -> dict[str, Any]:
         if "characters" in init:
             return {"config": init["config"], "tokenizer": {"kind": "characters", "alphabet": init["characters"]}}
@@ -94,33 +109,3 @@ class ImportHandler:
             raise FailedPrecondition("MODEL_NOT_FOUND", f"{init['tokenizer_model']} was deleted meanwhile")
         path = await self._artifacts.fetch(model.manifest_sha256, self._settings.cache_folder / "models")
         return {"config": init["config"], "tokenizer": str(path)}
-
-    async def _weights(self, *arguments: str) -> dict[str, Any]:
-        """Run `services.trainer.weights`. Raises FailedPrecondition with its refusal, Retry when it dies."""
-        process = await asyncio.create_subprocess_exec(
-            self._settings.worker_python,
-            "-m",
-            "services.trainer.weights",
-            *arguments,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            env=self._environment,
-        )
-        try:
-            async with asyncio.timeout(_TIMEOUT_SECONDS):
-                output, _ = await process.communicate()
-        except TimeoutError:
-            raise FailedPrecondition(
-                "IMPORT_TIMED_OUT", f"not done after {_TIMEOUT_SECONDS / 3600:.0f} hours"
-            ) from None
-        finally:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
-        try:
-            answer = json.loads(output)
-        except ValueError:
-            raise Retry(f"the importing process died with exit code {process.returncode}", 1) from None
-        if "error" in answer:
-            raise FailedPrecondition("UNUSABLE_MODEL", answer["error"])
-        return answer

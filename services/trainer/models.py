@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import re
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from services.mesh import names
-from services.mesh.artifacts import ArtifactFile, ArtifactStore
-from services.mesh.errors import FailedPrecondition, InvalidArgument, NotFound, Violation
+from services.mesh.artifacts import ArtifactFile
+from services.mesh.collecting import CollectingStore
+from services.mesh.errors import DataLoss, FailedPrecondition, InvalidArgument, NotFound, Violation
 from services.mesh.jobs import Job, Jobs, State
 from services.mesh.labels import check_labels
 from services.mesh.pages import Page, PageRequest
 from services.mesh.postgres import Connection, Database
 from services.mesh.requests import RequestKey, claim, earlier
-from services.trainer.entities import Model, ModelState, NewModel
+from services.trainer.corruption import Corruption
+from services.trainer.entities import BaseModel, Layer, Model, ModelState, NewModel
 from services.trainer.store import checkpoints
 from services.trainer.store import models as store
 
@@ -23,13 +27,24 @@ _HUB = re.compile(r"hf:([\w.-]{1,96}/[\w.-]{1,96})(@[\w./-]{1,128})?")
 
 
 class Models:
-    """Use cases."""
+    """Use cases. `checkpoint` finds the weights of one, or raises InvalidArgument or NotFound with a text for the
+    caller."""
 
-    def __init__(self, database: Database, jobs: Jobs, artifacts: ArtifactStore, roots: tuple[Path, ...]) -> None:
+    def __init__(
+        self,
+        database: Database,
+        jobs: Jobs,
+        artifacts: CollectingStore,
+        corruption: Corruption,
+        roots: tuple[Path, ...],
+        checkpoint: Callable[[str], Awaitable[BaseModel]],
+    ) -> None:
         self._database = database
         self._jobs = jobs
         self._artifacts = artifacts
+        self._corruption = corruption
         self._roots = roots
+        self._checkpoint = checkpoint
 
     async def import_model(self, new: NewModel, key: RequestKey, *, validate_only: bool) -> Model | None:
         """Accept a model; a worker brings it in. None when only asked to check. Raises InvalidArgument."""
@@ -37,6 +52,7 @@ class Models:
             if made := await earlier(connection, key):
                 return await self._get(connection, made)
         violations = await self._check(new, key)
+        layers = await self._layers(new.source, violations)
         if violations:
             raise InvalidArgument(violations)
         if validate_only:
@@ -47,8 +63,10 @@ class Models:
             known = await claim(connection, key, name)
             if known is not None:
                 return await self._get(connection, known)
-            model = await store.insert(connection, uid, name, new)
-            await self._jobs.create(connection, IMPORT, name, {"source": new.source})
+            # The checkpoint first, then what it lies over.
+            model = await store.insert(connection, uid, name, new, [layer.name for layer in reversed(layers)])
+            spec = {"source": new.source, "base_under": [asdict(layer) for layer in layers]}
+            await self._jobs.create(connection, IMPORT, name, spec)
             return model
 
     async def get_with_files(self, name: str) -> tuple[Model, tuple[ArtifactFile, ...]]:
@@ -59,6 +77,20 @@ class Models:
         if model.state is not ModelState.READY:
             return model, ()
         return model, (await self._artifacts.manifest(model.manifest_sha256)).files
+
+    async def download(self, name: str, path: str, offset: int) -> AsyncIterator[tuple[int, bytes]]:
+        """One file from `offset` on, as (offset, chunk). Raises DataLoss at the end when its bytes have changed; from
+        the middle on only the length is looked at: the reader knows the hash."""
+        model, _ = await self.get_with_files(name)
+        if model.state is not ModelState.READY:
+            message = f"{name} is {model.state}; only a READY model has files"
+            raise FailedPrecondition("MODEL_NOT_READY", message, name=name)
+        manifest = await self._artifacts.manifest(model.manifest_sha256)
+        try:
+            async for chunk in self._artifacts.stream_file(manifest.file(path), offset):
+                yield chunk
+        except DataLoss as error:
+            raise await self._corruption.of_base(name, model.manifest_sha256, error) from error
 
     async def list(self, parent: str, page: PageRequest) -> Page[Model]:
         names.parse(names.PROJECT, parent, "parent")
@@ -99,7 +131,21 @@ class Models:
             return _check_path(source["path"], self._roots)
         if "init" in source:
             return await self._check_init(source["init"])
-        return [Violation("", "must be one of hub, path and init")]
+        if "checkpoint" in source:
+            return []  # looked at by `_layers`
+        return [Violation("", "must be one of hub, path, init and checkpoint")]
+
+    async def _layers(self, source: dict[str, Any], violations: list[Violation]) -> tuple[Layer, ...]:
+        """What makes the weights of a checkpoint, from the full ones up; none of another source."""
+        if "checkpoint" not in source:
+            return ()
+        try:
+            return (await self._checkpoint(source["checkpoint"])).layers
+        except NotFound as error:
+            violations.append(Violation("model.source.checkpoint", str(error)))
+        except InvalidArgument as error:
+            violations += [Violation("model.source.checkpoint", one.description) for one in error.violations]
+        return ()
 
     async def _check_init(self, init: dict[str, Any]) -> list[Violation]:
         found = []

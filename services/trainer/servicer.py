@@ -60,6 +60,12 @@ class Servicer(TrainerServiceServicer):
         await self._models.delete(request.name)
         return empty_pb2.Empty()
 
+    async def DownloadModel(
+        self, request: pb.DownloadModelRequest, context: Any
+    ) -> AsyncIterator[pb.DownloadModelResponse]:
+        async for offset, chunk in self._models.download(request.name, request.path, request.offset_bytes):
+            yield pb.DownloadModelResponse(offset_bytes=offset, chunk=chunk)
+
     async def CreateTrainingJob(
         self, request: pb.CreateTrainingJobRequest, context: Any
     ) -> training_job_pb2.TrainingJob:

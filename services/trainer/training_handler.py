@@ -10,13 +10,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from services.mesh import client, params, tracing
-from services.mesh.artifacts import ArtifactStore
 from services.mesh.errors import (
     NO_ROOM,
     Aborted,
-    DataLoss,
     FailedPrecondition,
-    NotFound,
     PlatformError,
     ResourceExhausted,
     Unavailable,
@@ -26,10 +23,10 @@ from services.mesh.postgres import Database
 from services.mesh.worker import Ending, Retry
 from services.trainer import spool
 from services.trainer.algorithms import algorithms
+from services.trainer.bringing import WeightsCache
 from services.trainer.checkpoint_intake import CheckpointIntake
-from services.trainer.corruption import Corruption
 from services.trainer.dataset_client import DatasetClient
-from services.trainer.entities import SpoolPosition, TrainingSpec
+from services.trainer.entities import Layer, SpoolPosition, TrainingSpec
 from services.trainer.following import Follower
 from services.trainer.keeping import Keeper
 from services.trainer.plan import LaunchPlan, PlanInputs, ResumePoint
@@ -75,21 +72,19 @@ class TrainingHandler:
         settings: Settings,
         database: Database,
         jobs: Jobs,
-        artifacts: ArtifactStore,
+        weights: WeightsCache,
         datasets: DatasetClient,
         intake: CheckpointIntake,
         keeper: Keeper,
-        corruption: Corruption,
         environment: dict[str, str],
     ) -> None:
         self._settings = settings
         self._database = database
         self._jobs = jobs
-        self._artifacts = artifacts
+        self._weights = weights
         self._datasets = datasets
         self._intake = intake
         self._keeper = keeper
-        self._corruption = corruption
         self._environment = environment
 
     async def run(self, lease: Lease, cancelled: asyncio.Event) -> Ending:
@@ -147,22 +142,16 @@ class TrainingHandler:
 
     async def _bring(self, lease: Lease, spec: TrainingSpec) -> _Inputs:
         """Rows and weights on this host, verified."""
-        await self._report(lease, "preparing")
+        await self._report(lease, "merging" if spec.base_under else "preparing")
         data = self._keeper.folder(lease) / "data"
-        model = await self._fetch(spec.base_model, spec.base_manifest_sha256)
+        model = await self._weights.bring(spec.base_layers)
         train = await self._rows(spec.dataset_version, data / "train.jsonl")
         validation = None
         if spec.validation_dataset_version:
             validation = await self._rows(spec.validation_dataset_version, data / "validation.jsonl")
-        models = {name: str(await self._fetch(name, sha256)) for name, sha256 in spec.reward_models.items()}
+        judges = {name: Layer(name, sha256) for name, sha256 in spec.reward_models.items()}
+        models = {name: str(await self._weights.bring([layer])) for name, layer in judges.items()}
         return _Inputs(model, train, validation, models)
-
-    async def _fetch(self, name: str, manifest_sha256: str) -> Path:
-        """Weights. Raises FailedPrecondition where their bytes are gone or no longer are what was stored."""
-        try:
-            return await self._artifacts.fetch(manifest_sha256, self._settings.cache_folder / "models")
-        except (NotFound, DataLoss) as error:
-            raise await self._corruption.of_base(name, manifest_sha256, error) from error
 
     async def _rows(self, version: str, target: Path) -> Path:
         facts = await self._datasets.version(version)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import asdict, dataclass
 
 from services.mesh import names
@@ -20,6 +20,7 @@ from services.trainer.entities import (
     BaseModel,
     CheckpointState,
     DatasetVersion,
+    Layer,
     ModelState,
     NewTrainingJob,
     TrainingSpec,
@@ -140,29 +141,37 @@ class TrainingJobs:
 
     async def base_model(self, reference: str) -> BaseModel:
         """The weights behind a model reference. Raises InvalidArgument when they cannot be trained from."""
-        return await self._weights(reference, "full")
+        return await self._weights(reference, "full", "adapter")
 
     async def reward_model(self, reference: str) -> BaseModel:
         """The same of a model that scores. Raises InvalidArgument when it does not."""
         return await self._weights(reference, "reward")
 
-    async def _weights(self, reference: str, kind: str) -> BaseModel:
+    async def checkpoint(self, reference: str) -> BaseModel:
+        """The weights of a checkpoint of any kind. Raises InvalidArgument when they cannot be had."""
+        if not names.match(names.TRAINING_CHECKPOINT, reference):
+            message = f"must be of the form {names.TRAINING_CHECKPOINT} (got {reference[:120]!r})"
+            raise InvalidArgument.of("base_model", message)
+        return await self._weights(reference, "full", "adapter", "reward")
+
+    async def _weights(self, reference: str, *kinds: str) -> BaseModel:
         if names.match(names.MODEL, reference):
-            base = await self._model(reference, kind)
+            base = await self._model(reference, kinds)
         elif names.match(names.TRAINING_CHECKPOINT, reference):
-            base = await self._checkpoint(reference, kind)
+            base = await self._checkpoint(reference, kinds)
         else:
             wanted = f"{names.MODEL} or {names.TRAINING_CHECKPOINT}"
             raise InvalidArgument([Violation("base_model", f"must be of the form {wanted} (got {reference[:120]!r})")])
-        try:
-            # What is gone or cut short is seen now; every byte is read when the job starts.
-            await self._artifacts.whole_manifest(base.manifest_sha256)
-        except DataLoss as error:
-            found = await self._corruption.of_base(base.name, base.manifest_sha256, error)
-            raise InvalidArgument.of("base_model", found.message) from error
+        for layer in base.layers:
+            try:
+                # What is gone or cut short is seen now; every byte is read when the job starts.
+                await self._artifacts.whole_manifest(layer.manifest_sha256)
+            except DataLoss as error:
+                found = await self._corruption.of_base(layer.name, layer.manifest_sha256, error)
+                raise InvalidArgument.of("base_model", found.message) from error
         return base
 
-    async def _model(self, name: str, kind: str) -> BaseModel:
+    async def _model(self, name: str, kinds: Sequence[str]) -> BaseModel:
         async with self._database.transaction() as connection:
             model = await models.get(connection, name)
         if model is None:
@@ -170,11 +179,11 @@ class TrainingJobs:
         if model.state is not ModelState.READY:
             raise InvalidArgument.of("base_model", f"{name} is {model.state}; it must be READY")
         found = "reward" if model.architecture.endswith(CLASSIFIER) else "full"
-        if found != kind:
-            raise InvalidArgument.of("base_model", f"{name} is {_WRONG_KIND[kind, found]}")
+        if found not in kinds:
+            raise InvalidArgument.of("base_model", f"{name} is {_WRONG_KIND[found]}")
         return BaseModel(name, model.manifest_sha256, model.parameter_count, model.context_length)
 
-    async def _checkpoint(self, name: str, kind: str) -> BaseModel:
+    async def _checkpoint(self, name: str, kinds: Sequence[str]) -> BaseModel:
         async with self._database.transaction() as connection:
             checkpoint = await checkpoints.get(connection, name)
             if checkpoint is None:
@@ -182,21 +191,30 @@ class TrainingJobs:
             job = await self._jobs.get(connection, name.rpartition("/checkpoints/")[0])
         if checkpoint.state is not CheckpointState.READY:
             raise InvalidArgument.of("base_model", f"{name} is {checkpoint.state}; it must be READY")
-        if checkpoint.kind != kind:
-            raise InvalidArgument.of("base_model", f"{name} is {_WRONG_KIND[kind, checkpoint.kind]}")
+        if checkpoint.kind not in kinds:
+            raise InvalidArgument.of("base_model", f"{name} is {_WRONG_KIND[checkpoint.kind]}")
         spec = TrainingSpec(**job.spec)
-        return BaseModel(name, checkpoint.manifest_sha256, spec.parameter_count, spec.context_length)
+        under = spec.base_layers if checkpoint.kind == "adapter" else ()
+        await self._there(name, under)
+        return BaseModel(name, checkpoint.manifest_sha256, spec.parameter_count, spec.context_length, under)
+
+    async def _there(self, adapter: str, under: Sequence[Layer]) -> None:
+        """Raises InvalidArgument where weights that an adapter lies over are those of nothing that is READY."""
+        async with self._database.transaction() as connection:
+            gone = [one for one in under if not await checkpoints.is_kept(connection, one.manifest_sha256)]
+        if gone:
+            message = (
+                f"{adapter} is an adapter over {gone[0].name} as it was then, and those weights (manifest"
+                f" {gone[0].manifest_sha256[:12]}) are gone; import the same files again, under any name"
+            )
+            raise InvalidArgument.of("base_model", message)
 
 
-# What is wrong with weights by the kind that is wanted and the kind that they are.
+# What is wrong with weights, by the kind that they are.
 _WRONG_KIND = {
-    ("full", "adapter"): "an adapter; a job starts from full weights",
-    (
-        "full",
-        "reward",
-    ): "a reward model, which scores conversations and writes none; a job starts from a language model",
-    ("reward", "full"): "a language model, which gives no scores; train a reward model from it with reward_model",
-    ("reward", "adapter"): "an adapter of a language model; name a checkpoint of reward_model",
+    "reward": "a reward model, which scores conversations and writes none; a job starts from a language model",
+    "full": "a language model, which gives no scores; train a reward model from it with reward_model",
+    "adapter": "an adapter of a language model; name a checkpoint of reward_model",
 }
 
 

@@ -67,6 +67,7 @@ def model(row: Model, files: tuple[ArtifactFile, ...] = ()) -> model_pb2.Model:
         error=status(row.error) if row.error else None,
         create_time=timestamp(row.create_time),
         labels=row.labels,
+        parents=row.parents,
     )
 
 

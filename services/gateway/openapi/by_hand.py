@@ -59,10 +59,13 @@ def by_hand(operations: Operations, methods: dict[str, Any]) -> Iterator[Operati
     """`methods` are all RPCs by name."""
     yield from _uploads(operations, methods["WriteUpload"])
     yield _download(operations, methods["DownloadDataset"], "/v1/{name=projects/*/datasets/*/versions/*}:download", [])
-    path = {"name": "path", "in": "query", "required": True, "schema": {"type": "string"}}
-    path["description"] = "Of one of the checkpoint's `files`."
-    template = "/v1/{name=projects/*/trainingJobs/*/checkpoints/*}:download"
-    yield _download(operations, methods["DownloadCheckpoint"], template, [path], "application/octet-stream")
+    for what, template in (
+        ("Checkpoint", "/v1/{name=projects/*/trainingJobs/*/checkpoints/*}:download"),
+        ("Model", "/v1/{name=projects/*/models/*}:download"),
+    ):
+        path: Schema = {"name": "path", "in": "query", "required": True, "schema": {"type": "string"}}
+        path["description"] = f"Of one of the {what.lower()}'s `files`."
+        yield _download(operations, methods[f"Download{what}"], template, [path], "application/octet-stream")
     yield _tickets()
     yield from _probes()
 

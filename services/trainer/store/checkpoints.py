@@ -110,11 +110,14 @@ async def leave_ready(connection: Connection, name: str, state: CheckpointState,
 
 
 async def in_use(connection: Connection) -> frozenset[str]:
-    """Names that a job which has not ended starts from or is judged by, or that an adapter lies over."""
+    """Names that a job which has not ended starts from or is judged by, that is being imported, or that an adapter lies
+    over."""
     cursor = await connection.execute(
         "SELECT spec->>'base_model' FROM jobs WHERE kind = 'training' AND end_time IS NULL"
         " UNION SELECT jsonb_object_keys(spec->'reward_models') FROM jobs WHERE kind = 'training' AND end_time IS NULL"
         " UNION SELECT base_model FROM checkpoints WHERE base_model <> '' AND state = 'READY'"
+        " UNION SELECT layer->>'name' FROM jobs, jsonb_array_elements(spec->'base_under') AS layer"
+        " WHERE end_time IS NULL"
     )
     return frozenset([row[0] async for row in cursor])
 
@@ -143,15 +146,27 @@ async def forget_doomed(connection: Connection, manifests: list[str]) -> None:
 
 
 async def named_manifests(connection: Connection) -> set[str]:
-    """Of every model and checkpoint that is READY, and of what jobs load that have not ended."""
+    """Of every model and checkpoint that is READY, and of what jobs and imports load that have not ended."""
     cursor = await connection.execute(
         "SELECT manifest_sha256 FROM checkpoints WHERE state = 'READY'"
         " UNION SELECT manifest_sha256 FROM models WHERE state = 'READY'"
         " UNION SELECT spec->>'base_manifest_sha256' FROM jobs WHERE kind = 'training' AND end_time IS NULL"
         " UNION SELECT value FROM jobs, jsonb_each_text(spec->'reward_models')"
         " WHERE kind = 'training' AND end_time IS NULL"
+        " UNION SELECT layer->>'manifest_sha256' FROM jobs, jsonb_array_elements(spec->'base_under') AS layer"
+        " WHERE end_time IS NULL"
     )
     return {row[0] async for row in cursor}
+
+
+async def is_kept(connection: Connection, manifest_sha256: str) -> bool:
+    """Whether a model or a checkpoint that is READY has this content."""
+    cursor = await connection.execute(
+        "SELECT FROM models WHERE manifest_sha256 = %(sha256)s AND state = 'READY'"
+        " UNION ALL SELECT FROM checkpoints WHERE manifest_sha256 = %(sha256)s AND state = 'READY' LIMIT 1",
+        {"sha256": manifest_sha256},
+    )
+    return await cursor.fetchone() is not None
 
 
 async def lock_blobs(connection: Connection, *, exclusive: bool) -> None:

@@ -15,17 +15,17 @@ from services.trainer.entities import Model, NewModel
 
 _COLUMNS = (
     "uid, name, parent, display_name, source, labels, state, architecture, parameter_count, context_length,"
-    " vocabulary_size, manifest_sha256, size_bytes, error, create_time"
+    " vocabulary_size, manifest_sha256, size_bytes, error, create_time, parents"
 )
 
 
-async def insert(connection: Connection, uid: UUID, name: str, new: NewModel) -> Model:
+async def insert(connection: Connection, uid: UUID, name: str, new: NewModel, parents: list[str]) -> Model:
     """Raises AlreadyExists when the name is taken."""
     row = await _one(
         connection,
-        "INSERT INTO models (uid, name, parent, display_name, source, labels, state)"
-        f" VALUES (%s, %s, %s, %s, %s, %s, 'IMPORTING') ON CONFLICT (name) DO NOTHING RETURNING {_COLUMNS}",
-        (uid, name, new.parent, new.display_name, Jsonb(new.source), Jsonb(new.labels)),
+        "INSERT INTO models (uid, name, parent, display_name, source, labels, parents, state)"
+        f" VALUES (%s, %s, %s, %s, %s, %s, %s, 'IMPORTING') ON CONFLICT (name) DO NOTHING RETURNING {_COLUMNS}",
+        (uid, name, new.parent, new.display_name, Jsonb(new.source), Jsonb(new.labels), parents),
     )
     if row is None:
         raise AlreadyExists("MODEL_ALREADY_EXISTS", f"{name} exists already", name=name)
@@ -68,11 +68,13 @@ async def delete(connection: Connection, name: str) -> None:
 
 
 async def open_jobs_from(connection: Connection, model: str) -> list[str]:
-    """Names of the training jobs that have not ended and start from `model`, or are judged by it."""
+    """Names of the training jobs and imports that have not ended and start from `model` or from an adapter over it, or
+    are judged by it."""
     cursor = await connection.execute(
-        "SELECT name FROM jobs WHERE kind = 'training' AND end_time IS NULL"
-        " AND (spec->>'base_model' = %s OR spec->'reward_models' ? %s)",
-        (model, model),
+        "SELECT name FROM jobs WHERE end_time IS NULL"
+        " AND (spec->>'base_model' = %(name)s OR spec->'reward_models' ? %(name)s"
+        " OR spec->'base_under' @> jsonb_build_array(jsonb_build_object('name', %(name)s::text)))",
+        {"name": model},
     )
     return [row[0] async for row in cursor]
 

@@ -64,7 +64,7 @@ def update(tensor: StoredTensor, left: Tensor, right: Tensor, scale: float) -> N
             if not merged.isfinite().all():
                 raise UnusableModelError(f"merged, {tensor.name} holds what is no number in {tensor.dtype}")
             file.seek(at)
-            file.write(merged.contiguous().view(torch.uint8).numpy())
+            file.write(merged.contiguous().view(torch.uint8).numpy().tobytes())
 
 
 def _header(path: Path) -> list[StoredTensor]:

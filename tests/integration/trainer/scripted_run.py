@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -68,6 +69,10 @@ def save(folder: Path, writer: spool.SpoolWriter, step: int, *, spoil: bool) -> 
     for path, text in texts.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
+    # Real ones, for what is loaded afterwards.
+    if copied := json.loads(os.environ["SCRIPT"]).get("weights"):
+        shutil.rmtree(weights)
+        shutil.copytree(copied, weights)
     manifest = Manifest.of_folder(weights)
     kind = json.loads(os.environ["SCRIPT"]).get("kind", "full")
     common = {"step": step, "kind": kind, "path": str(weights), "training_state_path": str(state)}

@@ -84,6 +84,7 @@ class Model(message.Message):
     ERROR_FIELD_NUMBER: builtins.int
     CREATE_TIME_FIELD_NUMBER: builtins.int
     LABELS_FIELD_NUMBER: builtins.int
+    PARENTS_FIELD_NUMBER: builtins.int
     name: builtins.str
     display_name: builtins.str
     state: Model.State.ValueType
@@ -110,6 +111,12 @@ class Model(message.Message):
     def create_time(self) -> timestamp_pb2.Timestamp: ...
     @builtins.property
     def labels(self) -> containers.ScalarMap[builtins.str, builtins.str]: ...
+    @builtins.property
+    def parents(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:
+        """What it was made from: the checkpoint it was imported from, then what that lay over if it was an adapter, down to the
+        full weights. Empty for a model that came from outside.
+        """
+
     def __init__(
         self,
         *,
@@ -127,10 +134,11 @@ class Model(message.Message):
         error: status_pb2.Status | None = ...,
         create_time: timestamp_pb2.Timestamp | None = ...,
         labels: abc.Mapping[builtins.str, builtins.str] | None = ...,
+        parents: abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["create_time", b"create_time", "error", b"error", "source", b"source"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["architecture", b"architecture", "context_length", b"context_length", "create_time", b"create_time", "display_name", b"display_name", "error", b"error", "files", b"files", "labels", b"labels", "manifest_sha256", b"manifest_sha256", "name", b"name", "parameter_count", b"parameter_count", "size_bytes", b"size_bytes", "source", b"source", "state", b"state", "vocabulary_size", b"vocabulary_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["architecture", b"architecture", "context_length", b"context_length", "create_time", b"create_time", "display_name", b"display_name", "error", b"error", "files", b"files", "labels", b"labels", "manifest_sha256", b"manifest_sha256", "name", b"name", "parameter_count", b"parameter_count", "parents", b"parents", "size_bytes", b"size_bytes", "source", b"source", "state", b"state", "vocabulary_size", b"vocabulary_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -143,10 +151,15 @@ class ModelSource(message.Message):
     HUB_FIELD_NUMBER: builtins.int
     PATH_FIELD_NUMBER: builtins.int
     INIT_FIELD_NUMBER: builtins.int
+    CHECKPOINT_FIELD_NUMBER: builtins.int
     hub: builtins.str
     """`hf:{organisation}/{name}` or `hf:{organisation}/{name}@{revision}`: fetched from the hub the server is set to."""
     path: builtins.str
     """A folder on the server under one of its allowed roots (RLHF_MODEL_ROOTS)."""
+    checkpoint: builtins.str
+    """A checkpoint that is READY: `projects/{project}/trainingJobs/{training_job}/checkpoints/{checkpoint}`. Its files are
+    taken as they are; an adapter is merged into the weights that it lies over, in the type these are stored in.
+    """
     @builtins.property
     def init(self) -> ModelInit:
         """A model that does not exist yet."""
@@ -157,12 +170,13 @@ class ModelSource(message.Message):
         hub: builtins.str = ...,
         path: builtins.str = ...,
         init: ModelInit | None = ...,
+        checkpoint: builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = typing.Literal["hub", b"hub", "init", b"init", "path", b"path", "source", b"source"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["checkpoint", b"checkpoint", "hub", b"hub", "init", b"init", "path", b"path", "source", b"source"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["hub", b"hub", "init", b"init", "path", b"path", "source", b"source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["checkpoint", b"checkpoint", "hub", b"hub", "init", b"init", "path", b"path", "source", b"source"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_source: _TypeAlias = typing.Literal["hub", "path", "init"]  # noqa: Y015
+    _WhichOneofReturnType_source: _TypeAlias = typing.Literal["hub", "path", "init", "checkpoint"]  # noqa: Y015
     _WhichOneofArgType_source: _TypeAlias = typing.Literal["source", b"source"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_source) -> _WhichOneofReturnType_source | None: ...
 

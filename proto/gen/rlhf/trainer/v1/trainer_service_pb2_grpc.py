@@ -59,6 +59,11 @@ class TrainerServiceStub(object):
                 request_serializer=rlhf_dot_trainer_dot_v1_dot_trainer__service__pb2.DeleteModelRequest.SerializeToString,
                 response_deserializer=google_dot_protobuf_dot_empty__pb2.Empty.FromString,
                 _registered_method=True)
+        self.DownloadModel = channel.unary_stream(
+                '/rlhf.trainer.v1.TrainerService/DownloadModel',
+                request_serializer=rlhf_dot_trainer_dot_v1_dot_trainer__service__pb2.DownloadModelRequest.SerializeToString,
+                response_deserializer=rlhf_dot_trainer_dot_v1_dot_trainer__service__pb2.DownloadModelResponse.FromString,
+                _registered_method=True)
         self.CreateTrainingJob = channel.unary_unary(
                 '/rlhf.trainer.v1.TrainerService/CreateTrainingJob',
                 request_serializer=rlhf_dot_trainer_dot_v1_dot_trainer__service__pb2.CreateTrainingJobRequest.SerializeToString,
@@ -157,6 +162,13 @@ class TrainerServiceServicer(object):
 
     def DeleteModel(self, request, context):
         """Forgets a model. FAILED_PRECONDITION while a job that has not ended starts from it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DownloadModel(self, request, context):
+        """Sends one file of a READY model, from any byte on. Over HTTP: GET `/v1/{name}:download?path=P`, with Range.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -287,6 +299,11 @@ def add_TrainerServiceServicer_to_server(servicer, server):
                     servicer.DeleteModel,
                     request_deserializer=rlhf_dot_trainer_dot_v1_dot_trainer__service__pb2.DeleteModelRequest.FromString,
                     response_serializer=google_dot_protobuf_dot_empty__pb2.Empty.SerializeToString,
+            ),
+            'DownloadModel': grpc.unary_stream_rpc_method_handler(
+                    servicer.DownloadModel,
+                    request_deserializer=rlhf_dot_trainer_dot_v1_dot_trainer__service__pb2.DownloadModelRequest.FromString,
+                    response_serializer=rlhf_dot_trainer_dot_v1_dot_trainer__service__pb2.DownloadModelResponse.SerializeToString,
             ),
             'CreateTrainingJob': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateTrainingJob,
@@ -468,6 +485,33 @@ class TrainerService(object):
             '/rlhf.trainer.v1.TrainerService/DeleteModel',
             rlhf_dot_trainer_dot_v1_dot_trainer__service__pb2.DeleteModelRequest.SerializeToString,
             google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DownloadModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/rlhf.trainer.v1.TrainerService/DownloadModel',
+            rlhf_dot_trainer_dot_v1_dot_trainer__service__pb2.DownloadModelRequest.SerializeToString,
+            rlhf_dot_trainer_dot_v1_dot_trainer__service__pb2.DownloadModelResponse.FromString,
             options,
             channel_credentials,
             insecure,

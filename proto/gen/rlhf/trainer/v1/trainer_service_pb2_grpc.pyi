@@ -27,6 +27,8 @@ class TrainerServiceStub:
     """Newest first."""
     DeleteModel: aio.UnaryUnaryMultiCallable[trainer_service_pb2.DeleteModelRequest, empty_pb2.Empty]
     """Forgets a model. FAILED_PRECONDITION while a job that has not ended starts from it."""
+    DownloadModel: aio.UnaryStreamMultiCallable[trainer_service_pb2.DownloadModelRequest, trainer_service_pb2.DownloadModelResponse]
+    """Sends one file of a READY model, from any byte on. Over HTTP: GET `/v1/{name}:download?path=P`, with Range."""
     CreateTrainingJob: aio.UnaryUnaryMultiCallable[trainer_service_pb2.CreateTrainingJobRequest, training_job_pb2.TrainingJob]
     """Creates a training job in QUEUED and returns it, or answers with everything that is wrong with it. Idempotent per
     `request_id`.
@@ -100,6 +102,14 @@ class TrainerServiceServicer(metaclass=abc_1.ABCMeta):
         context: aio.ServicerContext[trainer_service_pb2.DeleteModelRequest, abc.Awaitable[empty_pb2.Empty]],
     ) -> abc.Awaitable[empty_pb2.Empty]:
         """Forgets a model. FAILED_PRECONDITION while a job that has not ended starts from it."""
+
+    @abc_1.abstractmethod
+    def DownloadModel(
+        self,
+        request: trainer_service_pb2.DownloadModelRequest,
+        context: aio.ServicerContext[trainer_service_pb2.DownloadModelRequest, abc.AsyncIterator[trainer_service_pb2.DownloadModelResponse]],
+    ) -> abc.AsyncIterator[trainer_service_pb2.DownloadModelResponse]:
+        """Sends one file of a READY model, from any byte on. Over HTTP: GET `/v1/{name}:download?path=P`, with Range."""
 
     @abc_1.abstractmethod
     def CreateTrainingJob(
