@@ -140,6 +140,7 @@ def _provenance(checkpoint: Checkpoint) -> list[tuple[str, str]]:
         ("base weights", f"{references.short(made.base_model)}  {made.base_manifest_sha256[:12]}"),
         ("after", references.short(made.previous_checkpoint) if made.previous_checkpoint else ""),
         ("data", "\n".join(f"{references.short(name)}  {sha256[:12]}" for name, sha256 in data if name)),
+        ("reward models", "\n".join(f"{references.short(n)}  {h[:12]}" for n, h in sorted(made.reward_models.items()))),
         ("params", made.params_sha256[:12]),
         ("software", ", ".join(f"{name} {version}" for name, version in sorted(made.software.items()))),
     ]

@@ -72,6 +72,8 @@ def _data(job: TrainingJob) -> Iterator[tuple[str, Any]]:
     if job.validation_dataset_version:
         yield "validation", references.short(job.validation_dataset_version)
         yield "validation.sha256", job.inputs.validation_dataset_sha256
+    for name, sha256 in job.inputs.reward_models.items():
+        yield f"reward model {references.short(name)}.sha256", sha256
 
 
 def _code(job: TrainingJob) -> Iterator[tuple[str, Any]]:

@@ -50,6 +50,8 @@ def flag(field: str) -> str:
     path = next((field.removeprefix(prefix) for prefix in _MESSAGES if field.startswith(prefix)), field)
     if path == "labels" or path.startswith("labels."):
         return "--label"
+    if path.startswith("inputs.reward_models."):
+        return f"reward model {path.removeprefix('inputs.reward_models.')}"
     if path.startswith("params."):
         return f"--set {path.removeprefix('params.')}"
     return _FLAGS.get(path, path)

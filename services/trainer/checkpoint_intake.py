@@ -94,6 +94,7 @@ def _provenance(job: Job, attempt: int, record: spool.Checkpoint) -> dict[str, A
         "dataset_sha256": spec.dataset_sha256,
         "validation_dataset_version": spec.validation_dataset_version,
         "validation_dataset_sha256": spec.validation_dataset_sha256,
+        "reward_models": spec.reward_models,
         "params_sha256": provenance.sha256(spec.params),
         "seed": int(spec.params.get("seed", 0)),
         "software": dict(record.software),

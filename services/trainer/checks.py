@@ -10,16 +10,17 @@ from typing import Any, Protocol
 from services.mesh import names, params
 from services.mesh.errors import InvalidArgument, NotFound, Violation
 from services.mesh.labels import check_labels
-from services.trainer import rewards
+from services.trainer import rewards, vocabulary
 from services.trainer.algorithms import Algorithm, algorithms
 from services.trainer.algorithms.retention import check_retention
 from services.trainer.algorithms.settings import RewardSettings
 from services.trainer.disk import Disk, DiskForecast, check_room, forecast, to_json
 from services.trainer.entities import BaseModel, DatasetVersion, NewTrainingJob, TrainingSpec
-from services.trainer.plan import DEFAULT_REWARD_SITE, JobFacts, PlanInputs, RewardSite
+from services.trainer.plan import DEFAULT_REWARD_SITE, CriticFacts, JobFacts, PlanInputs, RewardSite
 from services.trainer.runners import TARGETS
 
 MAX_PRIORITY = 100
+_CRITIC_MODEL = "params.critic.model"
 
 
 class LookUp(Protocol):
@@ -30,6 +31,10 @@ class LookUp(Protocol):
     async def base_model(self, reference: str) -> BaseModel: ...
 
     async def reward_model(self, reference: str) -> BaseModel: ...
+
+    async def files(self, model: BaseModel, paths: tuple[str, ...]) -> dict[str, bytes]:
+        """Those of `paths` that the model has."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -47,19 +52,21 @@ async def check(new: NewTrainingJob, site: Site, look_up: LookUp) -> TrainingSpe
     """The job with everything filled in. Raises InvalidArgument with every violation."""
     found = _check_form(new, site)
     algorithm, parsed = _parse(new, found)
-    base, train, validation, models = await asyncio.gather(
+    base, train, validation, models, critic = await asyncio.gather(
         _found(look_up.base_model(new.base_model), "base_model", found),
         _found(look_up.dataset_version(new.dataset_version), "dataset_version", found),
         _validation(new, look_up, found),
         _reward_models(parsed, look_up, found),
+        _critic(parsed, look_up, found),
     )
-    found += _check_inputs(new, base, train, validation)
+    if critic is not None:
+        models[critic.name] = critic.manifest_sha256
+        found += await _check_vocabulary(base, critic, look_up)
+    found += _check_inputs(new, base, train, validation) + _check_reward_inputs(new, models)
     foreseen: DiskForecast | None = None
     if algorithm is not None and parsed is not None and base is not None and train is not None:
-        facts = _facts(new, site, base, train, validation)
-        retention = check_retention(parsed.checkpoints, bool(new.validation_dataset_version))
-        found += [_placed(v) for v in (*algorithm.check(parsed, facts), *retention)]
-        found += _check_answers(algorithm, parsed, train)
+        facts = _facts(new, site, base, train, validation, critic)
+        found += _check_params(algorithm, parsed, facts, train, bool(new.validation_dataset_version))
         # Of parameters that are right: others have no plan.
         if not found:
             foreseen = _forecast(algorithm, parsed, facts, site.disk)
@@ -68,6 +75,14 @@ async def check(new: NewTrainingJob, site: Site, look_up: LookUp) -> TrainingSpe
         raise InvalidArgument(v if v.field in ("parent", "training_job_id") else v.under("training_job") for v in found)
     assert base is not None and train is not None and parsed is not None
     return replace(_spec(new, params.to_json(parsed), base, train, validation, foreseen), reward_models=models)
+
+
+def _check_params(
+    algorithm: type[Algorithm], parsed: Any, facts: JobFacts, train: DatasetVersion, has_validation: bool
+) -> list[Violation]:
+    retention = check_retention(parsed.checkpoints, has_validation)
+    found = [_placed(v) for v in (*algorithm.check(parsed, facts), *retention)]
+    return found + _check_answers(algorithm, parsed, train)
 
 
 def _spec(
@@ -116,7 +131,9 @@ def _forecast(algorithm: type[Algorithm], parsed: Any, facts: JobFacts, disk: Di
         resume_from=None,
         reward_site=facts.reward_site,
     )
-    return forecast(algorithm.plan(parsed, inputs), parsed.checkpoints, facts.model_parameters or 0, disk)
+    critic_count = facts.critic.model_parameters if facts.critic is not None else None
+    plan = algorithm.plan(parsed, inputs)
+    return forecast(plan, parsed.checkpoints, facts.model_parameters or 0, disk, critic_count)
 
 
 def _check_inputs(
@@ -135,8 +152,25 @@ def _check_inputs(
     ]
 
 
+def _check_reward_inputs(new: NewTrainingJob, models: Mapping[str, str]) -> list[Violation]:
+    """The same of the reward models; one that cannot be had is told where the params name it."""
+    return [
+        Violation(
+            f"inputs.reward_models.{name}",
+            f"it is {models[name]} now: what had this name then is gone (got {wanted[:64]!r})",
+        )
+        for name, wanted in new.reward_model_inputs.items()
+        if name in models and models[name] != wanted
+    ]
+
+
 def _facts(
-    new: NewTrainingJob, site: Site, base: BaseModel, train: DatasetVersion, validation: DatasetVersion | None
+    new: NewTrainingJob,
+    site: Site,
+    base: BaseModel,
+    train: DatasetVersion,
+    validation: DatasetVersion | None,
+    critic: BaseModel | None,
 ) -> JobFacts:
     return JobFacts(
         device="cuda" if site.device == "cuda" else "cpu",
@@ -148,6 +182,7 @@ def _facts(
         context_length=base.context_length or None,
         model_parameters=base.parameter_count or None,
         reward_site=site.rewards,
+        critic=CriticFacts(critic.context_length or None, critic.parameter_count or None) if critic else None,
     )
 
 
@@ -195,6 +230,24 @@ async def reward_models(
             if model is not None:
                 manifests[reference] = model.manifest_sha256
     return manifests
+
+
+async def _critic(parsed: Any, look_up: LookUp, found: list[Violation]) -> BaseModel | None:
+    """The reward model that a critic starts from, where one is named."""
+    reference = getattr(getattr(parsed, "critic", None), "model", None)
+    return await _found(look_up.reward_model(reference), _CRITIC_MODEL, found) if reference is not None else None
+
+
+async def _check_vocabulary(base: BaseModel | None, critic: BaseModel, look_up: LookUp) -> list[Violation]:
+    """A critic reads the policy's tokens, so each has to mean the same to it."""
+    if base is None:
+        return []
+    files = [await look_up.files(model, vocabulary.FILES) for model in (base, critic)]
+    wrong = await asyncio.to_thread(vocabulary.differs, *files)
+    if not wrong:
+        return []
+    message = f"has another vocabulary than {base.name} ({wrong}); name one that was trained from a model of its family"
+    return [Violation(_CRITIC_MODEL, message)]
 
 
 async def _validation(new: NewTrainingJob, look_up: LookUp, found: list[Violation]) -> DatasetVersion | None:

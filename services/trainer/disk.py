@@ -55,9 +55,13 @@ class Disk:
 
 
 def forecast(
-    plan: LaunchPlan, settings: CheckpointSettings, parameter_count: int, disk: Disk | None
+    plan: LaunchPlan,
+    settings: CheckpointSettings,
+    parameter_count: int,
+    disk: Disk | None,
+    critic_count: int | None = None,
 ) -> DiskForecast | None:
-    """None for a model of unknown size.
+    """None for a model of unknown size. `critic_count` are the critic's parameters where it is another model.
 
     A checkpoint is there before the one is let go that it replaces, its weights twice until they are in the store; an
     adapter run writes all weights while it saves.
@@ -71,7 +75,7 @@ def forecast(
     state = whole if any(name.endswith(".lora_rank") for name in plan.verl) else whole + moments
     if plan.verl.get("algorithm.adv_estimator") == "gae":
         # The critic's, which is trained whole.
-        state += whole + moments
+        state += (WEIGHT_BYTES + MOMENT_BYTES) * (critic_count or parameter_count)
     every = plan.save_every_steps or plan.total_steps
     saves = -(-plan.total_steps // every)
     kept = saves if settings.keep_best is None else min(saves, settings.keep_best + settings.keep_last + 1)

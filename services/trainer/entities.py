@@ -72,6 +72,8 @@ class NewTrainingJob:
     labels: dict[str, str] = field(default_factory=dict)
     # Hashes that what it reads must still have, by the names of JobInputs; empty where none is given.
     inputs: dict[str, str] = field(default_factory=dict)
+    # And those of the reward models that it loads, by the reference of each.
+    reward_model_inputs: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,7 @@ class TrainingSpec:
     labels: dict[str, str]
     dataset_sha256: str = ""
     validation_dataset_sha256: str = ""
-    # Manifests of the models that its rewards load, by the reference of each.
+    # Manifests of the reward models that it loads, to judge or as its critic, by the reference of each.
     reward_models: dict[str, str] = field(default_factory=dict)
     # Fields of disk.DiskForecast; None where nothing can be foreseen.
     disk_forecast: dict[str, Any] | None = None

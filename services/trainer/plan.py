@@ -184,10 +184,19 @@ class PlanInputs:
 
 
 @dataclass(frozen=True)
+class CriticFacts:
+    """What is known of a critic's model, as of the base model in JobFacts."""
+
+    context_length: int | None
+    model_parameters: int | None
+
+
+@dataclass(frozen=True)
 class JobFacts:
     """What is known about a job before anything is started; None where nobody knows.
 
-    `context_length` in tokens, `model_parameters` a count, `memory_bytes` what one slot may use.
+    `context_length` in tokens, `model_parameters` a count, `memory_bytes` what one slot may use. `critic` is the
+    reward model that a critic starts from, where the job names one.
     """
 
     device: Device
@@ -200,6 +209,7 @@ class JobFacts:
     model_parameters: int | None = None
     memory_bytes: int | None = None
     reward_site: RewardSite = DEFAULT_REWARD_SITE
+    critic: CriticFacts | None = None
 
 
 def encode(plan: LaunchPlan) -> bytes:

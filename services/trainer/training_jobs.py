@@ -13,6 +13,7 @@ from services.mesh.jobs import TERMINAL, Attempt, Job, Jobs, State, job_topic
 from services.mesh.pages import Page, PageRequest
 from services.mesh.postgres import Database, wait
 from services.mesh.requests import RequestKey, claim, earlier
+from services.trainer.architectures import is_reward_model
 from services.trainer.checks import Site, check
 from services.trainer.corruption import Corruption
 from services.trainer.dataset_client import DatasetClient
@@ -28,8 +29,6 @@ from services.trainer.entities import (
 from services.trainer.store import checkpoints, models
 
 TRAINING = "training"
-# How transformers calls a model that scores.
-CLASSIFIER = "ForSequenceClassification"
 HEARTBEAT_SECONDS = 10.0
 
 
@@ -154,6 +153,15 @@ class TrainingJobs:
             raise InvalidArgument.of("base_model", message)
         return await self._weights(reference, "full", "adapter", "reward")
 
+    async def files(self, model: BaseModel, paths: tuple[str, ...]) -> dict[str, bytes]:
+        """Those of `paths` that the model has, each verified; of an adapter its own before those of what is below."""
+        found: dict[str, bytes] = {}
+        for layer in reversed(model.layers):
+            for file in (await self._artifacts.manifest(layer.manifest_sha256)).files:
+                if file.path in paths and file.path not in found:
+                    found[file.path] = await self._artifacts.read_blob(file.sha256)
+        return found
+
     async def _weights(self, reference: str, *kinds: str) -> BaseModel:
         if names.match(names.MODEL, reference):
             base = await self._model(reference, kinds)
@@ -178,7 +186,7 @@ class TrainingJobs:
             raise NotFound("MODEL_NOT_FOUND", f"there is no {name}", name=name)
         if model.state is not ModelState.READY:
             raise InvalidArgument.of("base_model", f"{name} is {model.state}; it must be READY")
-        found = "reward" if model.architecture.endswith(CLASSIFIER) else "full"
+        found = "reward" if is_reward_model([model.architecture]) else "full"
         if found not in kinds:
             raise InvalidArgument.of("base_model", f"{name} is {_WRONG_KIND[found]}")
         return BaseModel(name, model.manifest_sha256, model.parameter_count, model.context_length)

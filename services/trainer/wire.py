@@ -97,7 +97,8 @@ def new_training_job(request: trainer_service_pb2.CreateTrainingJobRequest) -> N
         gpu_count=job.placement.resources.gpu_count,
         priority=job.priority,
         labels=dict(job.labels),
-        inputs={field.name: value for field, value in job.inputs.ListFields()},
+        inputs={field.name: value for field, value in job.inputs.ListFields() if field.name != "reward_models"},
+        reward_model_inputs=dict(job.inputs.reward_models),
     )
 
 
@@ -174,6 +175,7 @@ def _spec(spec: TrainingSpec) -> training_job_pb2.TrainingJob:
             base_manifest_sha256=spec.base_manifest_sha256,
             dataset_sha256=spec.dataset_sha256,
             validation_dataset_sha256=spec.validation_dataset_sha256,
+            reward_models=spec.reward_models,
         ),
         disk_forecast=training_job_pb2.DiskForecast(**spec.disk_forecast) if spec.disk_forecast else None,
     )

@@ -42,8 +42,8 @@ class AsyncTrainingJobs(AsyncResource):
         """Everything is checked first: InvalidArgument holds every violation. A `name` is made up where it is empty.
 
         `model` is a model, a checkpoint (`job/step-100`) or a job, for its last one; `dataset` and `validation` are
-        versions (`digits:3`) or datasets, for their newest; the `model` of a reward is named as `model` is. Raises
-        NotFound, AlreadyExists.
+        versions (`digits:3`) or datasets, for their newest; the `model` of a reward or a critic is named as `model`
+        is. Raises NotFound, AlreadyExists.
         """
         described = await self.describe(algorithm, model, dataset, validation, params or {})
         described.priority, described.placement.resources.gpu_count = priority, gpus
@@ -62,7 +62,7 @@ class AsyncTrainingJobs(AsyncResource):
         if validation:
             version = references.dataset_version(self._project, validation, "validation_dataset")
             job.validation_dataset_version = version
-        job.params.update(await self._with_full_rewards(params))
+        job.params.update(await self._with_full_models(params))
         return job
 
     async def submit(self, job: TrainingJob, name: str = "", *, validate_only: bool = False) -> TrainingJob:
@@ -212,8 +212,10 @@ class AsyncTrainingJobs(AsyncResource):
             ]
         return full
 
-    async def _with_full_rewards(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        full = dict(params)
+    async def _with_full_models(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        full, critic = dict(params), params.get("critic")
+        if isinstance(critic, Mapping) and isinstance(critic.get("model"), str):
+            full["critic"] = {**critic, "model": await self.base_model(critic["model"], "params.critic.model")}
         for field in ("reward", "held_out_reward"):
             if field in full:
                 full[field] = await self._full_reward(full[field], f"params.{field}")

@@ -56,6 +56,7 @@ EXAMPLES: Mapping[str, Mapping[str, Any]] = {
             "baseManifestSha256": "3b0c3f4e0f1d2a5968778695a4b3c2d1e0f00112233445566778899aabbccdde",
             "datasetSha256": "c1a5298f939e87e8f962a5edfc206918d2b4ef0b6a1c3f5e7d9b0a2c4e6f8091",
             "validationDatasetSha256": "",
+            "rewardModels": {},
         },
         "software": {"rlhf-mesh": "0.1.0", "verl": "0.9.1", "torch": "2.13.0"},
     },

@@ -28,9 +28,17 @@ from services.trainer.plan import JobFacts, LaunchPlan, PlanInputs
 
 @dataclass(frozen=True)
 class CriticSettings:
-    """The critic: the job's base model, all its weights, with a head that says what an answer will be worth."""
+    """The critic: a model of its own, all its weights, with a head that says what an answer will be worth."""
 
     __pydantic_config__ = STRICT_FIELDS
+    model: Annotated[
+        str | None,
+        Field(
+            max_length=400,
+            description="reward model that it starts from: projects/p/models/m, or a checkpoint of reward_model;"
+            " null: the job's base model with a new head",
+        ),
+    ] = None
     learning_rate: Annotated[float, Field(gt=0, le=1, description="peak of AdamW's rate")] = 1e-5
     warmup_steps: Annotated[int, Field(ge=0, description="steps at the start in which only the critic learns")] = 0
     value_clip: Annotated[float, Field(gt=0, description="a value moves by at most this in a step's updates")] = 0.2
@@ -83,6 +91,7 @@ class Ppo:
             lambda: check_whitened(params),
             lambda: check_answers_a_pass(size, params.critic.micro_batch_size, params, facts),
             lambda: _check_warmup(params, facts),
+            lambda: _check_critic(params, facts),
         )
 
     @staticmethod
@@ -113,9 +122,21 @@ def _steps(params: PpoParams, facts: JobFacts) -> int:
     return total_steps(None, params.epochs, facts.train_rows, params.prompts_per_step)
 
 
+def _check_critic(params: PpoParams, facts: JobFacts) -> list[Violation]:
+    """What a critic reads is what the policy has read and written."""
+    length = params.max_prompt_length + params.max_response_length
+    context = facts.critic.context_length if facts.critic is not None else None
+    if context is None or length <= context:
+        return []
+    message = f"takes {context} tokens, and max_prompt_length and max_response_length are {length} together"
+    return [Violation("critic.model", message)]
+
+
 def _critic(params: PpoParams, inputs: PlanInputs) -> dict[str, Any]:
     """verl's section on the critic; what is not set there follows the policy's."""
     micro_batch = params.critic.micro_batch_size or micro_batch_size(params, inputs)
+    if params.critic.model:
+        inputs = replace(inputs, model_path=inputs.reward_site.models.get(params.critic.model, ""))
     return {
         **model_overrides("critic.model", replace(params, lora=None), inputs),
         **engine_overrides("critic.fsdp", params, inputs.device),

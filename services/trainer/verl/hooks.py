@@ -88,21 +88,15 @@ def lora_dropout(module: Any) -> None:
     module.FSDPEngine._build_lora_module = with_dropout
 
 
-def critic_attention(module: Any) -> None:
-    """verl loads every critic with flash attention, wherever it runs, and falls back on a package that we lack: load it
-    with the attention that its configuration names.
+def critic_model(module: Any) -> None:
+    """verl loads every critic with flash attention, wherever it runs, falls back on a package that we lack, and makes a
+    new head whatever the model: load it with the attention that its configuration names, and with a reward model's.
     """
 
     def load_valuehead_model(local_path: str, torch_dtype: Any, model_config: Any, trust_remote_code: bool) -> Any:
-        from transformers import AutoModelForTokenClassification
+        from services.trainer.verl.value_head import load
 
-        return AutoModelForTokenClassification.from_pretrained(
-            local_path,
-            dtype=torch_dtype,
-            config=model_config,
-            attn_implementation=model_config._attn_implementation,
-            trust_remote_code=trust_remote_code,
-        )
+        return load(local_path, torch_dtype, model_config, trust_remote_code)
 
     module.load_valuehead_model = load_valuehead_model
 
@@ -275,7 +269,7 @@ ENGINES: dict[str, Hook] = {
     "verl.utils.seqlen_balancing": partitions,
     "verl.workers.engine.utils": micro_batches,
     "verl.workers.engine.fsdp.transformer_impl": engines,
-    "verl.utils.model": critic_attention,
+    "verl.utils.model": critic_model,
     "verl.models.transformers.monkey_patch": without_trl,
     "verl.workers.rollout.replica": transformers_replica,
     "verl.workers.rollout.base": transformers_adapter,

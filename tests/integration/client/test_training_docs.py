@@ -22,7 +22,7 @@ from tests.integration.client.test_docs import DOCUMENT, blocks, environment
 PAGE = DOCUMENT.with_name("training.md")
 # Rows for the largest batch of the page.
 ROWS = 2048
-OURS = ("base", "examples", "questions", "held-out", "comparisons", "held-out-comparisons")
+OURS = ("base", "taste", "examples", "questions", "held-out", "comparisons", "held-out-comparisons")
 CHECKED_ONLY = (["train"], ["recipe", "run"], ["job", "replay"])
 
 
@@ -45,7 +45,7 @@ def job(mesh: Mesh, postgres_server: embedded.Postgres) -> str:
         ),
     }
     kinds["held-out-comparisons"] = kinds["comparisons"]
-    _model_with_room(postgres_server)
+    _models_with_room(postgres_server)
     with Client(home=mesh.home) as client:
         for name, (form, row) in kinds.items():
             client.datasets.create(f"page-{name}", form)
@@ -73,18 +73,25 @@ def test_a_command_is_taken(words: list[str], mesh: Mesh, job: str, tmp_path: Pa
 def _ours(word: str, job: str) -> str:
     """The page's stand-ins as what there is here."""
     word = re.sub(r"^(JOB|OTHER)\b", job, word).replace("step-100", "step-40")
-    return f"page-{word}" if word in OURS else word
+    setting, equals, value = word.rpartition("=")
+    return f"{setting}{equals}page-{value}" if value in OURS else word
 
 
-def _model_with_room(server: embedded.Postgres) -> None:
-    """A model like `base`, whose context is as long as the page's lengths want it."""
+def _models_with_room(server: embedded.Postgres) -> None:
+    """A language model and one that counts as a reward model: like `base`, with a context as long as the page wants."""
     with psycopg.connect(server.url.rpartition("/")[0] + "/client_tests", autocommit=True) as connection:
         found = connection.execute("SELECT * FROM trainer.models WHERE name LIKE '%/base'")
         columns = [column.name for column in found.description or ()]
-        changed = {"uid": "gen_random_uuid()", "name": "parent || '/models/page-base'", "context_length": "32768"}
-        values = ", ".join(changed.get(column, column) for column in columns)
-        copied = f"({', '.join(columns)}) SELECT {values} FROM trainer.models WHERE name LIKE '%/base'"
-        connection.execute(f"INSERT INTO trainer.models {copied}".encode())
+        for name, architecture in (("base", "architecture"), ("taste", "'LlamaForSequenceClassification'")):
+            changed = {
+                "uid": "gen_random_uuid()",
+                "name": f"parent || '/models/page-{name}'",
+                "architecture": architecture,
+                "context_length": "32768",
+            }
+            values = ", ".join(changed.get(column, column) for column in columns)
+            copied = f"({', '.join(columns)}) SELECT {values} FROM trainer.models WHERE name LIKE '%/base'"
+            connection.execute(f"INSERT INTO trainer.models {copied}".encode())
 
 
 def _asked(n: int) -> list[dict[str, str]]:

@@ -191,6 +191,9 @@ class LookUp:
             raise InvalidArgument.of("base_model", f"{reference} is a language model")
         return BaseModel(reference, "1" * 64, 1000, 32)
 
+    async def files(self, model: BaseModel, paths: tuple[str, ...]) -> dict[str, bytes]:
+        return {}
+
 
 async def check_job(**params: Any) -> TrainingSpec:
     new = NewTrainingJob(

@@ -17,7 +17,9 @@ Bench = test_runs.Bench
 PARENT = test_runs.PARENT
 
 
-async def replay(bench: Bench, name: str, **changed_inputs: str) -> training_job_pb2.TrainingJob:
+async def replay(
+    bench: Bench, name: str, reward_model: str = "", **changed_inputs: str
+) -> training_job_pb2.TrainingJob:
     """As `client.training_jobs.replay` asks for it."""
     made = await client.call(bench.trainer.GetTrainingJob(pb.GetTrainingJobRequest(name=name)))
     again = training_job_pb2.TrainingJob(
@@ -29,6 +31,8 @@ async def replay(bench: Bench, name: str, **changed_inputs: str) -> training_job
         placement=made.placement,
         inputs=made.inputs,
     )
+    for name in again.inputs.reward_models if reward_model else ():
+        again.inputs.reward_models[name] = reward_model
     for field, value in changed_inputs.items():
         setattr(again.inputs, field, value)
     request = pb.CreateTrainingJobRequest(parent=PARENT, training_job=again, request_id=str(names.uuid7()))
@@ -56,6 +60,30 @@ async def test_what_is_not_what_it_was_is_refused_by_name(bench: Bench) -> None:
         await replay(bench, name, **changed)
     assert [v.field for v in refused.value.violations] == [f"training_job.inputs.{field}" for field in changed]
     assert "is gone" in refused.value.violations[0].description
+
+
+async def test_what_judges_a_job_is_kept_with_its_hash_and_refused_once_it_has_another(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge = f"{PARENT}/models/judge"
+    async with await psycopg.AsyncConnection.connect(bench.database_url) as connection:
+        # The same bytes: nothing loads them here.
+        await connection.execute(
+            "INSERT INTO trainer.models (uid, name, parent, display_name, source, labels, state, context_length,"
+            " manifest_sha256, architecture) SELECT %s, %s, parent, '', source, labels, state, context_length,"
+            " manifest_sha256, 'LlamaForSequenceClassification' FROM trainer.models",
+            (names.uuid7(), judge),
+        )
+    await bench.start_worker({"save_at": [6]}, monkeypatch)
+    name = await bench.create(reward={"name": "model", "params": {"model": judge}})
+    made = await bench.ended(name)
+    assert dict(made.inputs.reward_models) == {judge: made.inputs.base_manifest_sha256}
+    [checkpoint] = await bench.checkpoints(name)
+    assert checkpoint.provenance.reward_models == made.inputs.reward_models
+    assert (await replay(bench, name)).inputs == made.inputs
+    with pytest.raises(InvalidArgument) as refused:
+        await replay(bench, name, reward_model="a" * 64)
+    assert [v.field for v in refused.value.violations] == [f"training_job.inputs.reward_models.{judge}"]
 
 
 async def test_a_base_model_that_was_deleted_or_let_go_is_named(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

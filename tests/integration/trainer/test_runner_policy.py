@@ -10,6 +10,7 @@ import pytest
 
 from services.trainer.plan import ResumePoint
 from services.trainer.spool import Checkpoint, End, Metrics, Record
+from tests.fix_reward_model import tiny_reward_model as tiny_reward_model
 from tests.fix_runner import AttemptMaker
 
 pytestmark = pytest.mark.slow
@@ -74,6 +75,22 @@ def test_ppo_learns_with_a_critic_that_a_resumed_run_takes_up(attempts: AttemptM
     # Two updates of Adam move no weight by more than some two learning rates; a critic made anew is further away.
     moved = max(float((after[name] - before[name]).abs().max()) for name in before)
     assert 0 < moved < 3 * CRITIC_RATE
+
+
+def test_ppo_starts_its_critic_from_a_reward_model(attempts: AttemptMaker, tiny_reward_model: Path) -> None:
+    from safetensors.torch import load_file
+
+    judge = "projects/p/models/judge"
+    settings = {"model": judge, "learning_rate": 1e-9}
+    made = attempts("judged", "ppo", steps=1, **{**PARAMS, "samples_per_prompt": 1, "critic": settings})
+    verl = {**made.plan.verl, "critic.model.path": str(tiny_reward_model)}
+    records = attempts.of(made.folder, made.plan, verl=verl).run()
+    trained(records, 1)
+    weights, _ = critic(last_checkpoint(records))
+    # At such a rate it still is what it started as: the judge, with its score as the value.
+    before = load_file(tiny_reward_model / "model.safetensors")
+    assert max(float((weights[name] - before[name]).abs().max()) for name in before) < 1e-6
+    assert set(weights) - set(before) == {"score.bias"} and float(weights["score.bias"].abs().max()) < 1e-6
 
 
 def test_ppo_trains_adapters_of_the_policy_and_all_of_the_critic(attempts: AttemptMaker) -> None:

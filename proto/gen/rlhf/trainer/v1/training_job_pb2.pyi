@@ -182,24 +182,50 @@ class JobInputs(message.Message):
 
     DESCRIPTOR: descriptor.Descriptor
 
+    @typing.final
+    class RewardModelsEntry(message.Message):
+        DESCRIPTOR: descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        value: builtins.str
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     BASE_MANIFEST_SHA256_FIELD_NUMBER: builtins.int
     DATASET_SHA256_FIELD_NUMBER: builtins.int
     VALIDATION_DATASET_SHA256_FIELD_NUMBER: builtins.int
+    REWARD_MODELS_FIELD_NUMBER: builtins.int
     base_manifest_sha256: builtins.str
     """Of the base model's manifest."""
     dataset_sha256: builtins.str
     """DatasetVersion.sha256."""
     validation_dataset_sha256: builtins.str
+    @builtins.property
+    def reward_models(self) -> containers.ScalarMap[builtins.str, builtins.str]:
+        """Of the manifests of the reward models that judge it or that its critic starts from, by the name of each."""
+
     def __init__(
         self,
         *,
         base_manifest_sha256: builtins.str = ...,
         dataset_sha256: builtins.str = ...,
         validation_dataset_sha256: builtins.str = ...,
+        reward_models: abc.Mapping[builtins.str, builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["base_manifest_sha256", b"base_manifest_sha256", "dataset_sha256", b"dataset_sha256", "validation_dataset_sha256", b"validation_dataset_sha256"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["base_manifest_sha256", b"base_manifest_sha256", "dataset_sha256", b"dataset_sha256", "reward_models", b"reward_models", "validation_dataset_sha256", b"validation_dataset_sha256"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -213,6 +213,26 @@ class Provenance(message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @typing.final
+    class RewardModelsEntry(message.Message):
+        DESCRIPTOR: descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        value: builtins.str
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     JOB_FIELD_NUMBER: builtins.int
     ATTEMPT_FIELD_NUMBER: builtins.int
     ALGORITHM_FIELD_NUMBER: builtins.int
@@ -226,6 +246,7 @@ class Provenance(message.Message):
     PARAMS_SHA256_FIELD_NUMBER: builtins.int
     SEED_FIELD_NUMBER: builtins.int
     SOFTWARE_FIELD_NUMBER: builtins.int
+    REWARD_MODELS_FIELD_NUMBER: builtins.int
     job: builtins.str
     """The job that made it, which holds the parameters, and the attempt that did."""
     attempt: builtins.int
@@ -246,6 +267,10 @@ class Provenance(message.Message):
     def software(self) -> containers.ScalarMap[builtins.str, builtins.str]:
         """Version by package of what computed it; `commit` where the code's is known."""
 
+    @builtins.property
+    def reward_models(self) -> containers.ScalarMap[builtins.str, builtins.str]:
+        """Hashes of the manifests of the reward models that judged it or that its critic started from, by the name of each."""
+
     def __init__(
         self,
         *,
@@ -262,10 +287,11 @@ class Provenance(message.Message):
         params_sha256: builtins.str = ...,
         seed: builtins.int = ...,
         software: abc.Mapping[builtins.str, builtins.str] | None = ...,
+        reward_models: abc.Mapping[builtins.str, builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["algorithm", b"algorithm", "attempt", b"attempt", "base_manifest_sha256", b"base_manifest_sha256", "base_model", b"base_model", "dataset_sha256", b"dataset_sha256", "dataset_version", b"dataset_version", "job", b"job", "params_sha256", b"params_sha256", "previous_checkpoint", b"previous_checkpoint", "seed", b"seed", "software", b"software", "validation_dataset_sha256", b"validation_dataset_sha256", "validation_dataset_version", b"validation_dataset_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["algorithm", b"algorithm", "attempt", b"attempt", "base_manifest_sha256", b"base_manifest_sha256", "base_model", b"base_model", "dataset_sha256", b"dataset_sha256", "dataset_version", b"dataset_version", "job", b"job", "params_sha256", b"params_sha256", "previous_checkpoint", b"previous_checkpoint", "reward_models", b"reward_models", "seed", b"seed", "software", b"software", "validation_dataset_sha256", b"validation_dataset_sha256", "validation_dataset_version", b"validation_dataset_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
