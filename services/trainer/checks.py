@@ -3,38 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 from services.mesh import names, params
-from services.mesh.errors import InvalidArgument, NotFound, Violation
+from services.mesh.errors import InvalidArgument, Violation
 from services.mesh.labels import check_labels
-from services.trainer import rewards, vocabulary
+from services.mesh.partly import known, partly, told
+from services.trainer import rewards
 from services.trainer.algorithms import Algorithm, algorithms
 from services.trainer.algorithms.retention import check_retention
-from services.trainer.algorithms.settings import RewardSettings
 from services.trainer.disk import Disk, DiskForecast, check_room, forecast, to_json
 from services.trainer.entities import BaseModel, DatasetVersion, NewTrainingJob, TrainingSpec
-from services.trainer.plan import DEFAULT_REWARD_SITE, CriticFacts, JobFacts, PlanInputs, RewardSite
+from services.trainer.looking_up import (
+    LookUp,
+    found_or_told,
+    job_reward_models,
+    validation_version,
+)
+from services.trainer.plan import DEFAULT_REWARD_SITE, JobFacts, PlanInputs, RewardSite
 from services.trainer.runners import TARGETS
 
 MAX_PRIORITY = 100
-_CRITIC_MODEL = "params.critic.model"
-
-
-class LookUp(Protocol):
-    """Where the facts come from. Each raises InvalidArgument or NotFound with a text for the caller."""
-
-    async def dataset_version(self, name: str) -> DatasetVersion: ...
-
-    async def base_model(self, reference: str) -> BaseModel: ...
-
-    async def reward_model(self, reference: str) -> BaseModel: ...
-
-    async def files(self, model: BaseModel, paths: tuple[str, ...]) -> dict[str, bytes]:
-        """Those of `paths` that the model has."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -50,39 +40,27 @@ class Site:
 
 async def check(new: NewTrainingJob, site: Site, look_up: LookUp) -> TrainingSpec:
     """The job with everything filled in. Raises InvalidArgument with every violation."""
-    found = _check_form(new, site)
-    algorithm, parsed = _parse(new, found)
-    base, train, validation, models, critic = await asyncio.gather(
-        _found(look_up.base_model(new.base_model), "base_model", found),
-        _found(look_up.dataset_version(new.dataset_version), "dataset_version", found),
-        _validation(new, look_up, found),
-        _reward_models(parsed, look_up, found),
-        _critic(parsed, look_up, found),
+    form = _check_form(new, site)
+    algorithm, parsed, found = _read(new)
+    base, train, validation, models = await asyncio.gather(
+        found_or_told(look_up.base_model(new.base_model), "base_model", found),
+        found_or_told(look_up.dataset_version(new.dataset_version), "dataset_version", found),
+        validation_version(new, look_up, found),
+        job_reward_models(parsed, look_up, found),
     )
-    if critic is not None:
-        models[critic.name] = critic.manifest_sha256
-        found += await _check_vocabulary(base, critic, look_up)
-    found += _check_inputs(new, base, train, validation) + _check_reward_inputs(new, models)
+    found += _check_inputs(new, base, train, validation)
     foreseen: DiskForecast | None = None
-    if algorithm is not None and parsed is not None and base is not None and train is not None:
-        facts = _facts(new, site, base, train, validation, critic)
-        found += _check_params(algorithm, parsed, facts, train, bool(new.validation_dataset_version))
+    if algorithm is not None:
+        facts = _facts(new, site, base, train, validation)
+        found += _check_together(new, algorithm, parsed, facts, train)
         # Of parameters that are right: others have no plan.
         if not found:
-            foreseen = _forecast(algorithm, parsed, facts, site.disk)
+            foreseen = known(lambda: _forecast(algorithm, parsed, facts, site.disk), None)
             found += [_placed(v) for v in check_room(foreseen)]
-    if found:
-        raise InvalidArgument(v if v.field in ("parent", "training_job_id") else v.under("training_job") for v in found)
-    assert base is not None and train is not None and parsed is not None
+    if wrong := form + found:
+        raise InvalidArgument(v if v.field in ("parent", "training_job_id") else v.under("training_job") for v in wrong)
+    assert base is not None and train is not None
     return replace(_spec(new, params.to_json(parsed), base, train, validation, foreseen), reward_models=models)
-
-
-def _check_params(
-    algorithm: type[Algorithm], parsed: Any, facts: JobFacts, train: DatasetVersion, has_validation: bool
-) -> list[Violation]:
-    retention = check_retention(parsed.checkpoints, has_validation)
-    found = [_placed(v) for v in (*algorithm.check(parsed, facts), *retention)]
-    return found + _check_answers(algorithm, parsed, train)
 
 
 def _spec(
@@ -111,7 +89,6 @@ def _spec(
         dataset_sha256=train.sha256,
         validation_dataset_sha256=validation.sha256 if validation else "",
         disk_forecast=to_json(foreseen),
-        base_under=base.under,
     )
 
 
@@ -131,9 +108,7 @@ def _forecast(algorithm: type[Algorithm], parsed: Any, facts: JobFacts, disk: Di
         resume_from=None,
         reward_site=facts.reward_site,
     )
-    critic_count = facts.critic.model_parameters if facts.critic is not None else None
-    plan = algorithm.plan(parsed, inputs)
-    return forecast(plan, parsed.checkpoints, facts.model_parameters or 0, disk, critic_count)
+    return forecast(algorithm.plan(parsed, inputs), parsed.checkpoints, facts.model_parameters or 0, disk)
 
 
 def _check_inputs(
@@ -152,38 +127,41 @@ def _check_inputs(
     ]
 
 
-def _check_reward_inputs(new: NewTrainingJob, models: Mapping[str, str]) -> list[Violation]:
-    """The same of the reward models; one that cannot be had is told where the params name it."""
-    return [
-        Violation(
-            f"inputs.reward_models.{name}",
-            f"it is {models[name]} now: what had this name then is gone (got {wanted[:64]!r})",
-        )
-        for name, wanted in new.reward_model_inputs.items()
-        if name in models and models[name] != wanted
-    ]
+def _check_together(
+    new: NewTrainingJob, algorithm: type[Algorithm], parsed: Any, facts: JobFacts, train: DatasetVersion | None
+) -> list[Violation]:
+    """What is wrong between parameters and facts, as far as both are known."""
+    between = told(
+        lambda: algorithm.check(parsed, facts),
+        lambda: check_retention(parsed.checkpoints, bool(new.validation_dataset_version)),
+    )
+    return [_placed(v) for v in between] + told(lambda: _check_answers(algorithm, parsed, train))
 
 
 def _facts(
     new: NewTrainingJob,
     site: Site,
-    base: BaseModel,
-    train: DatasetVersion,
+    base: BaseModel | None,
+    train: DatasetVersion | None,
     validation: DatasetVersion | None,
-    critic: BaseModel | None,
 ) -> JobFacts:
-    return JobFacts(
-        device="cuda" if site.device == "cuda" else "cpu",
-        slots=new.gpu_count or 1,
-        train_format=train.format,
-        train_rows=train.row_count,
-        validation_format=validation.format if validation else None,
-        validation_rows=validation.row_count if validation else 0,
-        context_length=base.context_length or None,
-        model_parameters=base.parameter_count or None,
-        reward_site=site.rewards,
-        critic=CriticFacts(critic.context_length or None, critic.parameter_count or None) if critic else None,
-    )
+    """Without those of what was not found, and of what is wrong."""
+    facts: dict[str, Any] = {
+        "device": "cuda" if site.device == "cuda" else "cpu",
+        "memory_bytes": None,
+        "reward_site": site.rewards,
+    }
+    if 0 <= new.gpu_count <= site.slots:
+        facts["slots"] = new.gpu_count or 1
+    if train is not None:
+        facts |= {"train_format": train.format, "train_rows": train.row_count}
+    if validation is not None:
+        facts |= {"validation_format": validation.format, "validation_rows": validation.row_count}
+    elif not new.validation_dataset_version:
+        facts |= {"validation_format": None, "validation_rows": 0}
+    if base is not None:
+        facts |= {"context_length": base.context_length or None, "model_parameters": base.parameter_count or None}
+    return partly(JobFacts, facts)
 
 
 def _check_form(new: NewTrainingJob, site: Site) -> list[Violation]:
@@ -199,91 +177,23 @@ def _check_form(new: NewTrainingJob, site: Site) -> list[Violation]:
     return found
 
 
-def _parse(new: NewTrainingJob, found: list[Violation]) -> tuple[type[Algorithm] | None, Any]:
+def _read(new: NewTrainingJob) -> tuple[type[Algorithm] | None, Any, list[Violation]]:
     try:
         algorithm = algorithms.get(new.algorithm)
-        return algorithm, params.parse(algorithm.Params, new.params)
     except InvalidArgument as error:
-        found += error.violations
-        return None, None
+        return None, None, list(error.violations)
+    return algorithm, *params.read(algorithm.Params, new.params)
 
 
-async def _reward_models(parsed: Any, look_up: LookUp, found: list[Violation]) -> dict[str, str]:
-    named = {field: getattr(parsed, field, None) for field in ("reward", "held_out_reward")}
-    settings = {f"params.{field}.": (one.name, one.params) for field, one in named.items() if one is not None}
-    return await reward_models(settings, look_up, found)
-
-
-async def reward_models(
-    settings: Mapping[str, tuple[str, Mapping[str, Any]]], look_up: LookUp, found: list[Violation]
-) -> dict[str, str]:
-    """Manifests of the models that rewards load, by reference. `settings` are a reward's name and params by the prefix
-    of their fields; params that are wrong have no models and are told elsewhere."""
-    manifests: dict[str, str] = {}
-    for prefix, (name, given) in settings.items():
-        try:
-            references = rewards.models(name, given)
-        except InvalidArgument:
-            continue
-        for path, reference in references.items():
-            model = await _found(look_up.reward_model(reference), f"{prefix}params.{path}", found)
-            if model is not None:
-                manifests[reference] = model.manifest_sha256
-    return manifests
-
-
-async def _critic(parsed: Any, look_up: LookUp, found: list[Violation]) -> BaseModel | None:
-    """The reward model that a critic starts from, where one is named."""
-    reference = getattr(getattr(parsed, "critic", None), "model", None)
-    return await _found(look_up.reward_model(reference), _CRITIC_MODEL, found) if reference is not None else None
-
-
-async def _check_vocabulary(base: BaseModel | None, critic: BaseModel, look_up: LookUp) -> list[Violation]:
-    """A critic reads the policy's tokens, so each has to mean the same to it."""
-    if base is None:
-        return []
-    files = [await look_up.files(model, vocabulary.FILES) for model in (base, critic)]
-    wrong = await asyncio.to_thread(vocabulary.differs, *files)
-    if not wrong:
-        return []
-    message = f"has another vocabulary than {base.name} ({wrong}); name one that was trained from a model of its family"
-    return [Violation(_CRITIC_MODEL, message)]
-
-
-async def _validation(new: NewTrainingJob, look_up: LookUp, found: list[Violation]) -> DatasetVersion | None:
-    if not new.validation_dataset_version:
-        return None
-    name = new.validation_dataset_version
-    return await _found(look_up.dataset_version(name), "validation_dataset_version", found)
-
-
-async def _found(pending: Any, field: str, found: list[Violation]) -> Any:
-    try:
-        return await pending
-    except InvalidArgument as error:
-        found += [Violation(field, violation.description) for violation in error.violations]
-    except NotFound as error:
-        found.append(Violation(field, str(error)))
-    return None
-
-
-def _check_answers(algorithm: type[Algorithm], parsed: Any, train: DatasetVersion) -> list[Violation]:
+def _check_answers(algorithm: type[Algorithm], parsed: Any, train: DatasetVersion | None) -> list[Violation]:
     """A reward that compares with an answer gives 0 to a row without one, and the model learns from it."""
-    if not algorithm.needs_reward or train.answered_row_count is None:
+    if not algorithm.needs_reward or train is None or train.answered_row_count is None:
         return []
     missing = train.row_count - train.answered_row_count
-    if not missing or not _needs_answer(parsed.reward):
+    if not missing or not rewards.needs_answer(parsed.reward.name, parsed.reward.params):
         return []
     message = f"{missing} of its {train.row_count} rows have no answer, which reward {parsed.reward.name!r} needs"
     return [Violation("dataset_version", message)]
-
-
-def _needs_answer(reward: RewardSettings) -> bool:
-    try:
-        return rewards.needs_answer(reward.name, reward.params)
-    except InvalidArgument:
-        # Told by the algorithm's own check.
-        return False
 
 
 def _placed(violation: Violation) -> Violation:

@@ -17,8 +17,8 @@ from services.mesh import names
 from services.mesh.artifacts import ArtifactStore
 from services.mesh.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument, PlatformError, Violation
 from services.trainer import rewards
-from services.trainer.checks import LookUp, reward_models
 from services.trainer.entities import RewardTrial, RewardVerdict
+from services.trainer.looking_up import LookUp, reward_models
 from services.trainer.settings import Settings
 
 MOST_SAMPLES = 256
@@ -49,10 +49,7 @@ class RewardTrials:
         found = _check_samples(samples)
         if names.match(names.PROJECT, parent) is None:
             found.insert(0, Violation("parent", f"must be of the form {names.PROJECT}"))
-        try:
-            rewards.parse(reward_id, params, self._settings.reward_site)
-        except InvalidArgument as error:
-            found += map(_placed, error.violations)
+        found += map(_placed, rewards.read(reward_id, params, self._settings.reward_site)[1])
         models = await reward_models({"": (reward_id, params)}, self._look_up, found)
         if found:
             raise InvalidArgument(found)

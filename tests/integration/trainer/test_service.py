@@ -143,6 +143,38 @@ async def test_every_violation_of_a_job_is_told_at_once(trainer: TrainerServiceS
     }
 
 
+async def test_one_answer_holds_what_each_stage_of_the_checks_finds(trainer: TrainerServiceStub) -> None:
+    job = training_job_pb2.TrainingJob(
+        algorithm="grpo",
+        base_model=f"{PARENT}/models/none",
+        dataset_version="nonsense",
+        labels={"Not A Key": ""},
+    )
+    job.params.update(
+        {
+            "learning_rate": 2,
+            "micro_batch_size": 7,
+            "reward": {"name": "model", "params": {"model": f"{PARENT}/models/none", "scale": 0}},
+            "held_out_reward": {"name": "regex", "params": {"pattern": "("}},
+            "verl_overrides": {"trainer.nnodes": 2},
+            "checkpoints": {"keep_best": 2, "metric": "reward/mean", "mode": "most"},
+        }
+    )
+    request = trainer_service_pb2.CreateTrainingJobRequest(parent=PARENT, training_job=job, request_id="no uuid")
+    with pytest.raises(InvalidArgument) as caught:
+        await client.call(trainer.CreateTrainingJob(request))
+    found = [violation.field for violation in caught.value.violations]
+    params = (
+        "learning_rate", "micro_batch_size", "reward.params.model", "reward.params.scale",
+        "held_out_reward.params.pattern", "verl_overrides.trainer.nnodes",
+        "checkpoints.keep_best", "checkpoints.metric", "checkpoints.mode",
+    )  # fmt: skip
+    others = ("base_model", "dataset_version", "labels")
+    assert sorted(name.partition(".Not")[0].partition("[")[0] for name in found) == sorted(
+        ["request_id", *(f"training_job.{name}" for name in (*others, *(f"params.{one}" for one in params)))]
+    )
+
+
 async def test_what_is_not_there_is_not_found(trainer: TrainerServiceStub) -> None:
     for call in (
         trainer.GetModel(trainer_service_pb2.GetModelRequest(name=f"{PARENT}/models/none")),
