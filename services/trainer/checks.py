@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from services.mesh import names, params
 from services.mesh.errors import InvalidArgument, Violation
 from services.mesh.labels import check_labels
 from services.mesh.partly import known, partly, told
-from services.trainer import rewards
+from services.trainer import rewards, vocabulary
 from services.trainer.algorithms import Algorithm, algorithms
 from services.trainer.algorithms.retention import check_retention
 from services.trainer.disk import Disk, DiskForecast, check_room, forecast, to_json
 from services.trainer.entities import BaseModel, DatasetVersion, NewTrainingJob, TrainingSpec
 from services.trainer.looking_up import (
+    CRITIC_MODEL,
     LookUp,
+    critic_model,
+    critic_reference,
     found_or_told,
     job_reward_models,
     validation_version,
 )
-from services.trainer.plan import DEFAULT_REWARD_SITE, JobFacts, PlanInputs, RewardSite
+from services.trainer.plan import DEFAULT_REWARD_SITE, CriticFacts, JobFacts, PlanInputs, RewardSite
 from services.trainer.runners import TARGETS
 
 MAX_PRIORITY = 100
@@ -42,16 +47,20 @@ async def check(new: NewTrainingJob, site: Site, look_up: LookUp) -> TrainingSpe
     """The job with everything filled in. Raises InvalidArgument with every violation."""
     form = _check_form(new, site)
     algorithm, parsed, found = _read(new)
-    base, train, validation, models = await asyncio.gather(
+    base, train, validation, models, critic = await asyncio.gather(
         found_or_told(look_up.base_model(new.base_model), "base_model", found),
         found_or_told(look_up.dataset_version(new.dataset_version), "dataset_version", found),
         validation_version(new, look_up, found),
         job_reward_models(parsed, look_up, found),
+        critic_model(parsed, look_up, found),
     )
-    found += _check_inputs(new, base, train, validation)
+    if critic is not None:
+        models[critic.name] = critic.manifest_sha256
+        found += await _check_vocabulary(base, critic, look_up)
+    found += _check_inputs(new, base, train, validation) + _check_reward_inputs(new, models)
     foreseen: DiskForecast | None = None
     if algorithm is not None:
-        facts = _facts(new, site, base, train, validation)
+        facts = _facts(new, parsed, site, base, train, validation, critic)
         found += _check_together(new, algorithm, parsed, facts, train)
         # Of parameters that are right: others have no plan.
         if not found:
@@ -89,6 +98,7 @@ def _spec(
         dataset_sha256=train.sha256,
         validation_dataset_sha256=validation.sha256 if validation else "",
         disk_forecast=to_json(foreseen),
+        base_under=base.under,
     )
 
 
@@ -108,7 +118,9 @@ def _forecast(algorithm: type[Algorithm], parsed: Any, facts: JobFacts, disk: Di
         resume_from=None,
         reward_site=facts.reward_site,
     )
-    return forecast(algorithm.plan(parsed, inputs), parsed.checkpoints, facts.model_parameters or 0, disk)
+    critic_count = facts.critic.model_parameters if facts.critic is not None else None
+    plan = algorithm.plan(parsed, inputs)
+    return forecast(plan, parsed.checkpoints, facts.model_parameters or 0, disk, critic_count)
 
 
 def _check_inputs(
@@ -127,6 +139,18 @@ def _check_inputs(
     ]
 
 
+def _check_reward_inputs(new: NewTrainingJob, models: Mapping[str, str]) -> list[Violation]:
+    """The same of the reward models; one that cannot be had is told where the params name it."""
+    return [
+        Violation(
+            f"inputs.reward_models.{name}",
+            f"it is {models[name]} now: what had this name then is gone (got {wanted[:64]!r})",
+        )
+        for name, wanted in new.reward_model_inputs.items()
+        if name in models and models[name] != wanted
+    ]
+
+
 def _check_together(
     new: NewTrainingJob, algorithm: type[Algorithm], parsed: Any, facts: JobFacts, train: DatasetVersion | None
 ) -> list[Violation]:
@@ -140,10 +164,12 @@ def _check_together(
 
 def _facts(
     new: NewTrainingJob,
+    parsed: Any,
     site: Site,
     base: BaseModel | None,
     train: DatasetVersion | None,
     validation: DatasetVersion | None,
+    critic: BaseModel | None,
 ) -> JobFacts:
     """Without those of what was not found, and of what is wrong."""
     facts: dict[str, Any] = {
@@ -161,6 +187,10 @@ def _facts(
         facts |= {"validation_format": None, "validation_rows": 0}
     if base is not None:
         facts |= {"context_length": base.context_length or None, "model_parameters": base.parameter_count or None}
+    if critic is not None:
+        facts["critic"] = CriticFacts(critic.context_length or None, critic.parameter_count or None)
+    elif known(partial(critic_reference, parsed), "") is None:
+        facts["critic"] = None
     return partly(JobFacts, facts)
 
 
@@ -183,6 +213,18 @@ def _read(new: NewTrainingJob) -> tuple[type[Algorithm] | None, Any, list[Violat
     except InvalidArgument as error:
         return None, None, list(error.violations)
     return algorithm, *params.read(algorithm.Params, new.params)
+
+
+async def _check_vocabulary(base: BaseModel | None, critic: BaseModel, look_up: LookUp) -> list[Violation]:
+    """A critic reads the policy's tokens, so each has to mean the same to it."""
+    if base is None:
+        return []
+    files = [await look_up.files(model, vocabulary.FILES) for model in (base, critic)]
+    wrong = await asyncio.to_thread(vocabulary.differs, *files)
+    if not wrong:
+        return []
+    message = f"has another vocabulary than {base.name} ({wrong}); name one that was trained from a model of its family"
+    return [Violation(CRITIC_MODEL, message)]
 
 
 def _check_answers(algorithm: type[Algorithm], parsed: Any, train: DatasetVersion | None) -> list[Violation]:
