@@ -24,7 +24,8 @@ class DapoParams(GroupParams):
     samples_per_prompt: Group = 16
     clip_high: ClipHigh = 0.28
     dynamic_sampling: Annotated[
-        bool, Field(description="replace prompts whose answers all have the same reward by further ones")
+        bool,
+        Field(description="replace prompts whose answers all have the same reward, penalties aside, by further ones"),
     ] = True
     max_generation_batches: Annotated[
         int, Field(ge=1, le=1000, description="times prompts_per_step that a step may sample before the run fails")
@@ -43,9 +44,10 @@ class Dapo:
     """DAPO: GRPO with four changes that keep long reasoning from collapsing (Yu et al. 2025, arXiv:2503.14476).
 
     The clip reaches further up than down (1 − 0.2 … 1 + 0.28), so that rare tokens can gain; losses are averaged over
-    tokens; prompts whose answers all have the same reward, and so no advantage, are replaced by further prompts; and an
-    answer of more than L − B tokens loses overlong_penalty·min(1, (tokens − (L − B)) / B), L = max_response_length and
-    B = overlong_buffer, which is the part `overlong` of the reward. Run by verl's synchronous PPO trainer.
+    tokens; prompts whose answers all have the same reward are replaced by further prompts, for they have no advantage
+    but that of being short; and an answer of more than L − B tokens loses overlong_penalty·min(1, (tokens − (L − B)) /
+    B), L = max_response_length and B = overlong_buffer, which is the part `overlong` of the reward. Run by verl's
+    synchronous PPO trainer.
 
     Not for a model that solves nearly all or nearly no prompts: hardly a prompt is left, and a step that finds too few
     within max_generation_batches fails the run. `reward/mean` is that of the prompts that were kept; all that was
@@ -65,7 +67,8 @@ class Dapo:
         verl = {
             "algorithm.adv_estimator": "grpo",
             "algorithm.filter_groups.enable": params.dynamic_sampling,
-            "algorithm.filter_groups.metric": "reward",
+            # As the reward gave it, before the penalty: the paper asks for accuracy (equation 11).
+            "algorithm.filter_groups.metric": "score",
             # Kept by our trainer: verl's own goes on for ever.
             "algorithm.filter_groups.max_num_gen_batches": params.max_generation_batches,
             **_overlong(params),

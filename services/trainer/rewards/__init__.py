@@ -153,6 +153,11 @@ class Reward:
         return {}
 
     @staticmethod
+    def parts(params: Any) -> frozenset[str] | None:
+        """What its scores are made of; None where only whoever judges knows."""
+        return None
+
+    @staticmethod
     def open(params: Any, surroundings: Surroundings) -> Judge:
         """A judge; whoever opens it closes it."""
         raise NotImplementedError
@@ -209,6 +214,16 @@ def models(name: str, params: Mapping[str, Any]) -> dict[str, str]:
     """References of the models that it loads, by the path of the parameter, as far as its params are right."""
     parsed, _ = read(name, params)
     return {} if parsed is None else known(lambda: rewards.get(name).models(parsed), {})
+
+
+def parts(name: str, params: Mapping[str, Any]) -> frozenset[str] | None:
+    """Of its scores, whatever it judges; None where they are not known before, or its params are wrong."""
+    parsed, wrong = read(name, params)
+    if parsed is None or wrong:
+        return None
+    if not issubclass(entry := rewards.get(name), Rule):
+        return entry.parts(parsed)
+    return frozenset(entry.score([RewardSample("", "", None)], parsed)[0].parts)
 
 
 @contextlib.contextmanager

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from services.trainer.judges.chat import Rubric
     from services.trainer.judges.ledger import Spent
 
+_CHAT_PARTS = frozenset({"judged", "input_tokens", "output_tokens", "cost"})
 _LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 
 
@@ -137,6 +138,10 @@ class Api(Reward):
             lambda: _check_way(params, field),
             lambda: _check_key(params, site, field),
         )
+
+    @staticmethod
+    def parts(params: ApiParams) -> frozenset[str] | None:
+        return _CHAT_PARTS if params.protocol == "chat" else None
 
     @staticmethod
     def open(params: ApiParams, surroundings: Surroundings) -> Judge:

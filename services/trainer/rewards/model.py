@@ -48,6 +48,10 @@ class Model(Reward):
         return {"model": params.model}
 
     @staticmethod
+    def parts(params: ModelParams) -> frozenset[str]:
+        return frozenset({"output"})
+
+    @staticmethod
     def open(params: ModelParams, surroundings: Surroundings) -> Judge:
         folder = surroundings.site.models.get(params.model)
         if folder is None:

@@ -92,6 +92,16 @@ class Weighted(Reward):
         }
 
     @staticmethod
+    def parts(params: WeightedParams) -> frozenset[str] | None:
+        found: set[str] = set()
+        for one in params.components:
+            own = package.parts(one.name, one.params)
+            if own is None:
+                return None
+            found |= {one.called, *(f"{one.called}/{part}" for part in own)}
+        return frozenset(found)
+
+    @staticmethod
     def open(params: WeightedParams, surroundings: Surroundings) -> Judge:
         return _Sum(params.components, surroundings)
 

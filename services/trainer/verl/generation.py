@@ -96,6 +96,7 @@ class BatchGeneration:
         self._on_samples = on_samples
         self._overlong = Overlong.of(config)
         self._filtered = config.algorithm.filter_groups.enable
+        self._filtered_by = config.algorithm.filter_groups.metric
         self._scores = _StepScores(step=-1)
         self._held_out = _StepScores(step=-1)
         self._batch = StepBatch()
@@ -112,13 +113,13 @@ class BatchGeneration:
             rewards.RewardSample(prompt.messages, text, prompt.answer, prompt.metadata)
             for prompt, text in zip(grouped, texts, strict=True)
         ]
-        scores = self._judges.score(samples)
+        scores = judged = self._judges.score(samples)
         self._add_held_out(self._judges.held_out(samples), step)
         if self._overlong is not None:
             scores = [
                 self._overlong.applied(score, len(one.tokens)) for score, one in zip(scores, completions, strict=True)
             ]
-        self._store(grouped, completions, scores, step)
+        self._store(grouped, completions, scores, judged, step)
         self._report(grouped, texts, scores, step)
 
     def _add_held_out(self, scores: list[rewards.Score], step: int) -> None:
@@ -171,13 +172,25 @@ class BatchGeneration:
         return completions
 
     def _store(
-        self, prompts: list[_Prompt], completions: list[Completion], scores: list[rewards.Score], step: int
+        self,
+        prompts: list[_Prompt],
+        completions: list[Completion],
+        scores: list[rewards.Score],
+        judged: list[rewards.Score],
+        step: int,
     ) -> None:
+        """`scores` are trained on; groups are left out by `judged`, what the reward itself gave."""
         keys, fields, tags = [], [], []
-        for index, (prompt, completion, score) in enumerate(zip(prompts, completions, scores, strict=True)):
+        for index, (prompt, completion, score, own) in enumerate(
+            zip(prompts, completions, scores, judged, strict=True)
+        ):
             # verl's key: group, answer in the group, turn of the answer.
             keys.append(f"{prompt.uid}_{index % self._rollout.n}_0")
-            fields.append(_fields(prompt, completion, score.score))
+            row = _fields(prompt, completion, score.score)
+            if self._filtered:
+                # Where verl's filter of groups reads its metric.
+                row["extra_fields"] = {"reward_extra_info": {self._filtered_by: own.score}}
+            fields.append(row)
             tags.append(_tags(prompt, completion, step))
         tq.kv_batch_put(keys=keys, partition_id="train", fields=list_of_dict_to_tensordict(fields), tags=tags)
         uids = list(dict.fromkeys(prompt.uid for prompt in prompts))

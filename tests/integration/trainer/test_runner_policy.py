@@ -140,11 +140,21 @@ def test_dapo_replaces_uniform_prompts_and_takes_from_long_answers(attempts: Att
     for values in steps:
         left_out = values.get("rollout/uniform_prompts", 0) + values.get("rollout/surplus_prompts", 0)
         assert values["rollout/prompts"] == PARAMS["prompts_per_step"] + left_out
-        # Of two answers of different reward one is above and one below their mean, by as many deviations.
+        # Of two answers of different reward one is above and one below their mean, by as many deviations; none, where
+        # the penalty makes up for the reward.
         assert values["advantage/max"] == pytest.approx(math.sqrt(0.5), abs=1e-4)
         assert -0.5 <= values["reward/overlong/mean"] < 0
         parts = values["reward/format/mean"] + values["reward/overlong/mean"]
         assert values["rollout/reward/mean"] == pytest.approx(parts, abs=1e-6)
+
+
+def test_dapo_leaves_out_prompts_whose_answers_differ_in_length_alone(attempts: AttemptMaker) -> None:
+    """Right or wrong, all of these are the same; the penalty, which is not, must keep none of them."""
+    reward = {"name": "regex", "params": {"pattern": "never", "mode": "search"}}
+    params = {**PARAMS, "reward": reward, "overlong_buffer": 8, "overlong_penalty": 0.5, "max_generation_batches": 2}
+    end = attempts("alike", "dapo", steps=2, **params).run()[-1]
+    assert isinstance(end, End) and (end.outcome, end.reason) == ("failed", "REWARDS_UNIFORM"), end
+    assert "of 8 prompts only 0 had answers of different reward" in end.message
 
 
 def test_dapo_ends_with_a_checkpoint_where_all_has_been_learnt(attempts: AttemptMaker) -> None:

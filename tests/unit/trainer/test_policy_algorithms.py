@@ -64,6 +64,7 @@ def test_these_are_the_policy_algorithms() -> None:
                 f"{ACTOR}.loss_agg_mode": "token-mean",
                 f"{ACTOR}.ppo_mini_batch_size": 4,
                 "algorithm.filter_groups.enable": True,
+                "algorithm.filter_groups.metric": "score",
                 "algorithm.filter_groups.max_num_gen_batches": 10,
                 "reward.reward_manager.name": "dapo",
                 "reward.reward_kwargs.max_resp_len": 512,
