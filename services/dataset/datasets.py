@@ -14,6 +14,7 @@ from services.mesh.errors import Aborted, FailedPrecondition, InvalidArgument, V
 from services.mesh.jobs import job_topic
 from services.mesh.labels import check_labels
 from services.mesh.pages import Page, PageRequest
+from services.mesh.partly import found_or_told
 from services.mesh.postgres import Connection, Database
 from services.mesh.requests import RequestKey, claim
 
@@ -75,6 +76,11 @@ class DatasetChange:
             found += check_labels(self.labels, "dataset.labels")
         return found
 
+    def check_format(self, dataset: Dataset) -> list[Violation]:
+        if self.format in ("", dataset.format):
+            return []
+        return [Violation("dataset.format", f"is {dataset.format} and cannot be changed")]
+
     def applied(self, dataset: Dataset) -> Dataset:
         """The dataset as it is to become."""
         changes = {field: getattr(self, field) for field in self.fields()}
@@ -122,14 +128,16 @@ class Datasets:
         """Raises InvalidArgument, NotFound, Aborted when the etag is not the current one."""
         violations = change.check()
         if names.match(names.DATASET, change.name) is None:
-            violations.insert(0, Violation("dataset.name", f"must be of the form {names.DATASET}"))
-        if violations:
-            raise InvalidArgument(violations)
+            raise InvalidArgument([Violation("dataset.name", f"must be of the form {names.DATASET}"), *violations])
         async with self._database.transaction() as connection:
+            if violations:
+                # What is found out next is told with it; alone, a name of nothing is NOT_FOUND.
+                there = await found_or_told(datasets.get(connection, change.name), "dataset.name", violations)
+                raise InvalidArgument([*violations, *(change.check_format(there) if there else [])])
             dataset = await datasets.lock(connection, change.name)
             _check_etag(dataset, change.etag)
-            if change.format not in ("", dataset.format):
-                raise InvalidArgument.of("dataset.format", f"is {dataset.format} and cannot be changed")
+            if wrong := change.check_format(dataset):
+                raise InvalidArgument(wrong)
             wanted = change.applied(dataset)
             if wanted == dataset:
                 return dataset

@@ -26,6 +26,7 @@ from services.mesh.errors import (
 )
 from services.mesh.jobs import Jobs, job_topic, progress_topic
 from services.mesh.pages import Page, PageRequest
+from services.mesh.partly import found_or_told
 from services.mesh.postgres import Database, wait
 
 log = logging.getLogger(__name__)
@@ -88,10 +89,13 @@ class Uploads:
         violations = new.check(self._rules.max_bytes)
         if names.match(names.DATASET, new.parent) is None:
             violations.insert(0, Violation("parent", f"must be of the form {names.DATASET}"))
-        if violations:
             raise InvalidArgument(violations)
         uid = names.uuid7()
         async with self._database.transaction() as connection:
+            if violations:
+                # Told with the rest; by itself it is NOT_FOUND.
+                await found_or_told(datasets.get(connection, new.parent), "parent", violations)
+                raise InvalidArgument(violations)
             dataset = await datasets.get(connection, new.parent)
             upload = await uploads.announce(
                 connection,

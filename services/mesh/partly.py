@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, NoReturn, TypeVar
 
-from services.mesh.errors import Violation
+from services.mesh.errors import InvalidArgument, NotFound, Violation
 
 K = TypeVar("K")
 T = TypeVar("T")
@@ -50,6 +50,17 @@ def known(read: Callable[[], T], otherwise: T) -> T:
         return read()
     except Unknown:
         return otherwise
+
+
+async def found_or_told(pending: Awaitable[T], field: str, found: list[Violation]) -> T | None:
+    """What a look-up gives; where that is an error of the caller's, None, and what is wrong goes to `found`."""
+    try:
+        return await pending
+    except InvalidArgument as error:
+        found += [Violation(field, violation.description) for violation in error.violations]
+    except NotFound as error:
+        found.append(Violation(field, str(error)))
+    return None
 
 
 def _all(rule: Callable[[], Iterable[Violation]]) -> list[Violation]:

@@ -11,7 +11,7 @@ from typing import Any
 from services.mesh import names, params
 from services.mesh.errors import InvalidArgument, Violation
 from services.mesh.labels import check_labels
-from services.mesh.partly import known, partly, told
+from services.mesh.partly import found_or_told, known, partly, told
 from services.trainer import rewards, vocabulary
 from services.trainer.algorithms import Algorithm, algorithms
 from services.trainer.algorithms.retention import check_retention
@@ -22,7 +22,6 @@ from services.trainer.looking_up import (
     LookUp,
     critic_model,
     critic_reference,
-    found_or_told,
     job_reward_models,
     validation_version,
 )

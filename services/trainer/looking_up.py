@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any, Protocol
 
-from services.mesh.errors import InvalidArgument, NotFound, Violation
-from services.mesh.partly import known
+from services.mesh.errors import Violation
+from services.mesh.partly import found_or_told, known
 from services.trainer import rewards
 from services.trainer.entities import BaseModel, DatasetVersion, NewTrainingJob
 
@@ -72,13 +72,3 @@ async def validation_version(new: NewTrainingJob, look_up: LookUp, found: list[V
         return None
     name = new.validation_dataset_version
     return await found_or_told(look_up.dataset_version(name), "validation_dataset_version", found)
-
-
-async def found_or_told(pending: Any, field: str, found: list[Violation]) -> Any:
-    try:
-        return await pending
-    except InvalidArgument as error:
-        found += [Violation(field, violation.description) for violation in error.violations]
-    except NotFound as error:
-        found.append(Violation(field, str(error)))
-    return None

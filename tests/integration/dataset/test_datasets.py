@@ -159,6 +159,19 @@ async def test_format_cannot_change(caller: Caller) -> None:
         await call(caller.stub.UpdateDataset(update(made)))
 
 
+async def test_an_update_is_told_all_that_is_wrong_with_it(caller: Caller) -> None:
+    made = await caller.dataset()
+    wrong = dataset_pb2.Dataset(name=made.name, format="messages", display_name="x" * 201, labels={"Not A Key": ""})
+    with pytest.raises(InvalidArgument) as caught:
+        await call(caller.stub.UpdateDataset(update(wrong, "display_name", "labels", "size")))
+    fields = {violation.field.partition("[")[0].partition(".Not")[0] for violation in caught.value.violations}
+    assert fields == {"update_mask", "dataset.display_name", "dataset.labels", "dataset.format"}
+    wrong.name = "projects/default/datasets/none"
+    with pytest.raises(InvalidArgument, match=r"dataset\.name: .*none") as caught:
+        await call(caller.stub.UpdateDataset(update(wrong, "display_name")))
+    assert "dataset.display_name" in {violation.field for violation in caught.value.violations}
+
+
 async def test_slower_of_two_is_refused_by_its_etag(caller: Caller) -> None:
     made = await caller.dataset()
     answers = await asyncio.gather(
