@@ -91,6 +91,8 @@ def download(
     if found.kind == found.KIND_ADAPTER:
         base = references.short(found.base_model)
         output.hint(f'a PEFT adapter over {base}: peft.PeftModel.from_pretrained(BASE, "{to}"), BASE being that model')
+        short = references.short(found.name)
+        output.hint(f"merged: rlhf model import NAME --checkpoint {short}; rlhf model download NAME --to FOLDER")
     elif found.kind == found.KIND_REWARD:
         output.hint(f'a reward model: transformers.AutoModelForSequenceClassification.from_pretrained("{to}")')
     else:

@@ -34,6 +34,14 @@ def import_model(
         Path | None, typer.Option(help="From scratch: a transformers config (JSON) with its model_type.")
     ] = None,
     characters: Annotated[str, typer.Option(help="With --init: one token for each of these characters.")] = "",
+    checkpoint: Annotated[
+        str,
+        typer.Option(
+            metavar="JOB[/step-N]",
+            help="A checkpoint; an adapter is merged into what it lies over.",
+            autocompletion=completions.jobs,
+        ),
+    ] = "",
     tokenizer: Annotated[
         str, typer.Option(help="With --init: take the tokenizer of this model.", autocompletion=completions.models)
     ] = "",
@@ -42,18 +50,22 @@ def import_model(
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until it is ready.")] = True,
     output_format: FormatOption = "table",
 ) -> None:
-    """Register a model: it is copied, hashed and loaded. Exits with 1 when that fails.
+    """Register a model: it is copied or made, hashed and loaded. Exits with 1 when that fails.
 
     Examples:
 
     - `rlhf model import qwen --source hf:Qwen/Qwen2.5-0.5B-Instruct`
     - `rlhf model import smol --source /srv/models/SmolLM2-135M-Instruct`
+    - `rlhf model import polite --checkpoint sft-k3x9qa/step-100`
     - `rlhf model import tiny --init config.json --characters "0123456789= " --seed 1`
     """
     labels = assignments.labels(label or [])
 
     async def command(client: AsyncClient) -> Model:
-        described = build_source(source, init, characters, tokenizer, seed, client.project)
+        described = build_source(source, init, checkpoint, characters, tokenizer, seed, client.project)
+        if described.checkpoint:
+            # Without a step it is the job's last one that is ready.
+            described.checkpoint = (await client.checkpoints.get(checkpoint)).name
         return await importing(client, name, described, labels, wait)
 
     model = run(context, command)
@@ -95,6 +107,32 @@ def show_model(context: typer.Context, model: ModelArgument, output_format: Form
     output.show_one(found, facts(found), output_format)
 
 
+@app.command("download")
+def download_model(
+    context: typer.Context,
+    model: ModelArgument,
+    to: Annotated[Path, typer.Option(help="The folder; made when it is not there.")],
+    force: Annotated[bool, typer.Option("--force", help="Replace other files of the same names.")] = False,
+) -> None:
+    """Fetch a model as a Hugging Face folder; every file is verified, a download that broke off goes on.
+
+    Example: `rlhf model download polite --to my-model`
+    """
+    from services.cli import downloading
+
+    async def command(client: AsyncClient) -> Model:
+        name = references.model(client.project, model)
+        with downloading.shown() as on_progress:
+            return await client.models.download(name, to, overwrite=force, on_progress=on_progress)
+
+    found = run(context, command)
+    files, size = len(found.files), display.size(found.size_bytes)
+    output.say(f"{references.short(found.name)} is in {to}: {files} files, {size}, every SHA-256 as it should be")
+    scores = found.architecture.endswith("ForSequenceClassification")
+    auto = "AutoModelForSequenceClassification" if scores else "AutoModelForCausalLM"
+    output.hint(f'a Hugging Face folder: transformers.{auto}.from_pretrained("{to}")')
+
+
 @app.command("delete")
 def delete_model(context: typer.Context, model: ModelArgument) -> None:
     """Forget a model. Refused while a job that has not ended starts from it.
@@ -106,20 +144,22 @@ def delete_model(context: typer.Context, model: ModelArgument) -> None:
 
 
 def build_source(
-    source: str, init: Path | None, characters: str, tokenizer: str, seed: int, project: str
+    source: str, init: Path | None, checkpoint: str, characters: str, tokenizer: str, seed: int, project: str
 ) -> ModelSource:
     """The source that the options describe. Raises InvalidArgument where they contradict each other."""
     from rlhf.trainer.v1.model_pb2 import CharacterTokenizer, ModelInit, ModelSource
 
     violations: list[Violation] = []
-    if bool(source) == (init is not None):
-        violations.append(Violation("--source", "give either --source or --init"))
+    if bool(source) + (init is not None) + bool(checkpoint) != 1:
+        violations.append(Violation("--source", "give one of --source, --init and --checkpoint"))
     if init is not None and bool(characters) == bool(tokenizer):
         violations.append(Violation("--init", "wants either --characters or --tokenizer"))
     if init is None and (characters or tokenizer or seed):
         violations.append(Violation("--init", "--characters, --tokenizer and --seed belong to --init"))
     if violations:
         raise InvalidArgument(violations)
+    if checkpoint:
+        return ModelSource(checkpoint=checkpoint)
     if init is None:
         return ModelSource(hub=source) if source.startswith("hf:") else ModelSource(path=source)
     made = ModelInit(seed=seed)
@@ -151,6 +191,7 @@ def facts(model: Model) -> list[tuple[str, str]]:
         ("state", _state(model)),
         ("error", model.error.message),
         ("source", _source(model)),
+        ("made from", ", ".join(references.short(parent) for parent in model.parents)),
         ("architecture", model.architecture),
         ("weights", f"{model.parameter_count:,}" if model.parameter_count else ""),
         ("context", f"{model.context_length} tokens" if model.context_length else ""),
@@ -165,6 +206,9 @@ def facts(model: Model) -> list[tuple[str, str]]:
 
 def _source(model: Model) -> str:
     source = model.source
+    if source.WhichOneof("source") == "checkpoint":
+        merged = ", merged" if len(model.parents) > 1 else ""
+        return f"checkpoint {references.short(source.checkpoint)}{merged}"
     if source.WhichOneof("source") != "init":
         return source.hub or source.path
     tokenizer = source.init.tokenizer_model or f"characters {source.init.characters.alphabet!r}"

@@ -1,4 +1,5 @@
-"""Bytes over HTTP, the only routes that are written by hand: uploads in, dataset versions and checkpoint files out.
+"""Bytes over HTTP, the only routes that are written by hand: uploads in, dataset versions and files of checkpoints
+and models out.
 
 Both directions hold at most a few chunks: a slow service slows the client down, and a slow client the service.
 """
@@ -49,7 +50,8 @@ def transfer_routes(upstream: Upstream) -> Iterator[tuple[str, str, Endpoint]]:
             yield method, "/v1/{name=projects/*/datasets/*/uploads/*}:write", upload
         yield "GET", "/v1/{name=projects/*/datasets/*/versions/*}:download", DatasetDownload(upstream)
     if upstream.name == "trainer":
-        yield "GET", "/v1/{name=projects/*/trainingJobs/*/checkpoints/*}:download", CheckpointDownload(upstream)
+        for what, template in (("Checkpoint", "trainingJobs/*/checkpoints/*"), ("Model", "models/*")):
+            yield "GET", f"/v1/{{name=projects/*/{template}}}:download", FileDownload(upstream, what)
 
 
 class UploadEndpoint:
@@ -182,34 +184,39 @@ class DatasetDownload:
         return await _send(call, self._upstream, content, replies)
 
 
-class CheckpointDownload:
-    """One file of a checkpoint, `?path=P`."""
+class FileDownload:
+    """One file of a checkpoint or of a model, `?path=P`. `what` is the name of the resource: `Checkpoint`."""
 
-    def __init__(self, upstream: Upstream) -> None:
+    def __init__(self, upstream: Upstream, what: str) -> None:
         self._upstream = upstream
-        self._stub: Any = trainer_grpc.TrainerServiceStub(upstream.channel)
+        self._what = what.lower()
+        stub = trainer_grpc.TrainerServiceStub(upstream.channel)
+        self._get: Any = getattr(stub, f"Get{what}")
+        self._download: Any = getattr(stub, f"Download{what}")
+        self._get_request: Any = getattr(trainer, f"Get{what}Request")
+        self._download_request: Any = getattr(trainer, f"Download{what}Request")
 
     async def __call__(self, call: Call, captured: dict[str, str]) -> Response:
-        wanted = trainer.DownloadCheckpointRequest()
+        wanted = self._download_request()
         elsewhere = {"name": "in the path", "offset_bytes": "in the Range header"}
         violations = fill_query(wanted, call.query, elsewhere) + fill_path(wanted, captured)
         if not wanted.path:
-            violations.append(Violation("path", "must be the path of one of the checkpoint's files"))
+            violations.append(Violation("path", f"must be the path of one of the {self._what}'s files"))
         if violations:
             raise InvalidArgument(violations)
-        request = trainer.GetCheckpointRequest(name=wanted.name)
-        pending = self._stub.GetCheckpoint(request, metadata=call.metadata(), timeout=call.timeout_seconds)
-        checkpoint = await call.unary(self._upstream, pending)
-        file = next((file for file in checkpoint.files if file.path == wanted.path), None)
+        request = self._get_request(name=wanted.name)
+        pending = self._get(request, metadata=call.metadata(), timeout=call.timeout_seconds)
+        found = await call.unary(self._upstream, pending)
+        file = next((file for file in found.files if file.path == wanted.path), None)
         if file is None:
-            message = f"{checkpoint.name} has no file {wanted.path!r}"
-            raise NotFound("FILE_NOT_FOUND", message, name=checkpoint.name, path=wanted.path)
+            message = f"{found.name} has no file {wanted.path!r}"
+            raise NotFound("FILE_NOT_FOUND", message, name=found.name, path=wanted.path)
         name = file.path.rpartition("/")[2]
         content = Content(file.size_bytes, file.sha256, name, "application/octet-stream")
 
         def replies(offset: int) -> Any:
             wanted.offset_bytes = offset
-            return self._stub.DownloadCheckpoint(wanted, metadata=call.metadata())
+            return self._download(wanted, metadata=call.metadata())
 
         return await _send(call, self._upstream, content, replies)
 

@@ -30,7 +30,7 @@ EVENTS: list[FileDescriptor] = [
     module.DESCRIPTOR for module in (checkpoint_changed_pb2, dataset_version_created_pb2, training_job_changed_pb2)
 ]
 # Served by hand over HTTP, as the comment of each says: bytes go in or come out.
-BY_HAND = {"WriteUpload", "DownloadDataset", "DownloadCheckpoint"}
+BY_HAND = {"WriteUpload", "DownloadDataset", "DownloadCheckpoint", "DownloadModel"}
 OUTPUT_ONLY, REQUIRED, OPTIONAL = (
     field_behavior_pb2.FieldBehavior.Value(name) for name in ("OUTPUT_ONLY", "REQUIRED", "OPTIONAL")
 )

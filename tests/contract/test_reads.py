@@ -9,7 +9,7 @@ from rlhf.trainer.v1 import trainer_service_pb2
 from services.mesh.observing import READS
 
 # Bytes over HTTP take a route of their own, and so have no annotation.
-_BYTES = {"DownloadDataset", "DownloadCheckpoint", "WriteUpload"}
+_BYTES = {"DownloadDataset", "DownloadCheckpoint", "DownloadModel", "WriteUpload"}
 
 
 def test_an_rpc_is_named_as_a_read_when_it_is_one() -> None:

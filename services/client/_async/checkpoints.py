@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import aclosing
 from pathlib import Path
 
 from rlhf.trainer.v1 import trainer_service_pb2 as rpc
-from rlhf.type.v1.checkpoint_pb2 import ArtifactFile, Checkpoint
+from rlhf.type.v1.checkpoint_pb2 import Checkpoint
 
 from services.client import files, references
-from services.client._async.downloading import fetch
+from services.client._async.downloading import Download
 from services.client._async.resource import AsyncResource
-from services.client.aio import in_thread
-from services.client.files import OnProgress, Progress
+from services.client.files import OnProgress
 from services.mesh.errors import FailedPrecondition, NotFound
 
 
@@ -53,34 +51,10 @@ class AsyncCheckpoints(AsyncResource):
         if found.state != Checkpoint.STATE_READY:
             state = Checkpoint.State.Name(found.state).removeprefix("STATE_")
             raise FailedPrecondition("CHECKPOINT_NOT_READY", f"{references.short(found.name)} is {state}")
-        missing = await in_thread(_missing, found, folder, overwrite)
-        done = found.size_bytes - sum(file.size_bytes for file in missing)
-        for file in missing:
-            await self._download_file(found, file, folder, done, on_progress)
-            done += file.size_bytes
-        await in_thread(files.remove_if_empty, folder / files.PARTIAL_FOLDER)
+
+        def request(path: str, offset: int) -> rpc.DownloadCheckpointRequest:
+            return rpc.DownloadCheckpointRequest(name=found.name, path=path, offset_bytes=offset)
+
+        reply = rpc.DownloadCheckpointResponse
+        await Download(self._calls, "DownloadCheckpoint", request, reply, on_progress).run(found, folder, overwrite)
         return found
-
-    async def _download_file(
-        self, found: Checkpoint, file: ArtifactFile, folder: Path, before: int, on_progress: OnProgress
-    ) -> None:
-        """`before` counts the bytes of the files before it."""
-        path = folder / files.PARTIAL_FOLDER / file.sha256
-        partial = await in_thread(files.Partial, path, file.size_bytes)
-
-        def request() -> rpc.DownloadCheckpointRequest:
-            return rpc.DownloadCheckpointRequest(name=found.name, path=file.path, offset_bytes=partial.offset)
-
-        def on_file_progress(progress: Progress) -> None:
-            on_progress(Progress("downloading", before + progress.done, found.size_bytes))
-
-        opened = self._calls.resume("DownloadCheckpoint", request, rpc.DownloadCheckpointResponse)
-        async with aclosing(opened) as replies:
-            await fetch(replies, partial, file.size_bytes, on_file_progress)
-        await in_thread(partial.finish, files.place_in(folder, file.path), file.sha256)
-
-
-def _missing(found: Checkpoint, folder: Path, overwrite: bool) -> tuple[ArtifactFile, ...]:
-    """Every path is checked before anything is written."""
-    places = [(file, files.place_in(folder, file.path)) for file in found.files]
-    return tuple(file for file, place in places if not files.is_there(place, file.size_bytes, file.sha256, overwrite))

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import aclosing
+from pathlib import Path
 from typing import Protocol
 
+from google.protobuf.message import Message
+from rlhf.type.v1.checkpoint_pb2 import ArtifactFile
+
+from services.client import files
+from services.client._async.calls import AsyncCalls
 from services.client.aio import in_thread
 from services.client.files import OnProgress, Partial, Progress
 
@@ -14,6 +21,62 @@ class Piece(Protocol):
     def offset_bytes(self) -> int: ...
     @property
     def chunk(self) -> bytes: ...
+
+
+class Artifact(Protocol):
+    """A model or a checkpoint, with its files."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def size_bytes(self) -> int: ...
+    @property
+    def files(self) -> Sequence[ArtifactFile]: ...
+
+
+class Download:
+    """Every file of an artifact by the RPC `rpc`, whose requests `request(path, offset_bytes)` makes."""
+
+    def __init__(
+        self, calls: AsyncCalls, rpc: str, request: Callable[[str, int], Message], reply: type, on_progress: OnProgress
+    ) -> None:
+        self._calls = calls
+        self._rpc = rpc
+        self._request = request
+        self._reply = reply
+        self._on_progress = on_progress
+
+    async def run(self, found: Artifact, folder: Path, overwrite: bool) -> None:
+        """Each file is there when it has its SHA-256. What an earlier try left is gone on with.
+
+        Raises AlreadyExists for other files of these names, DataLoss for bytes that do not have their hash,
+        InvalidArgument for a path that leads out of `folder`.
+        """
+        missing = await in_thread(_missing, found, folder, overwrite)
+        done = found.size_bytes - sum(file.size_bytes for file in missing)
+        for file in missing:
+            await self._file(found, file, folder, done)
+            done += file.size_bytes
+        await in_thread(files.remove_if_empty, folder / files.PARTIAL_FOLDER)
+
+    async def _file(self, found: Artifact, file: ArtifactFile, folder: Path, before: int) -> None:
+        """`before` counts the bytes of the files before it."""
+        path = folder / files.PARTIAL_FOLDER / file.sha256
+        partial = await in_thread(Partial, path, file.size_bytes)
+
+        def on_file_progress(progress: Progress) -> None:
+            self._on_progress(Progress("downloading", before + progress.done, found.size_bytes))
+
+        opened = self._calls.resume(self._rpc, lambda: self._request(file.path, partial.offset), self._reply)
+        async with aclosing(opened) as replies:
+            await fetch(replies, partial, file.size_bytes, on_file_progress)
+        await in_thread(partial.finish, files.place_in(folder, file.path), file.sha256)
+
+
+def _missing(found: Artifact, folder: Path, overwrite: bool) -> tuple[ArtifactFile, ...]:
+    """Every path is checked before anything is written."""
+    places = [(file, files.place_in(folder, file.path)) for file in found.files]
+    return tuple(file for file, place in places if not files.is_there(place, file.size_bytes, file.sha256, overwrite))
 
 
 async def fetch(replies: AsyncIterator[Piece], partial: Partial, total: int, on_progress: OnProgress) -> None:

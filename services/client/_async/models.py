@@ -5,15 +5,18 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
 
 from google.protobuf.empty_pb2 import Empty
 from rlhf.trainer.v1 import trainer_service_pb2 as rpc
 from rlhf.trainer.v1.model_pb2 import Model, ModelSource
 
-from services.client import references
+from services.client import files, references
+from services.client._async.downloading import Download
 from services.client._async.resource import AsyncResource
 from services.client.aio import sleep
-from services.mesh.errors import DeadlineExceeded
+from services.client.files import OnProgress
+from services.mesh.errors import DeadlineExceeded, FailedPrecondition
 
 _POLL_SECONDS = 0.5
 
@@ -29,7 +32,8 @@ class AsyncModels(AsyncResource):
         validate_only: bool = False,
     ) -> Model:
         """Begin to copy, hash and load a model: `hf:organisation/name`, a folder on the server, or a ModelSource, which
-        can also make one from scratch. `wait` for it. Raises AlreadyExists, InvalidArgument."""
+        can also make one from scratch or of a checkpoint, whose adapter is merged. `wait` for it. Raises AlreadyExists,
+        InvalidArgument."""
         if isinstance(source, str):
             source = ModelSource(hub=source) if source.startswith("hf:") else ModelSource(path=source)
         full = references.model(self._project, name, "name")
@@ -62,6 +66,26 @@ class AsyncModels(AsyncResource):
             if deadline is not None and time.monotonic() + _POLL_SECONDS > deadline:
                 raise DeadlineExceeded("WAITED_TOO_LONG", f"{name} is still being imported", name=found.name)
             await sleep(_POLL_SECONDS)
+
+    async def download(
+        self, name: str, folder: Path, *, overwrite: bool = False, on_progress: OnProgress = files.ignore
+    ) -> Model:
+        """Every file under `folder`, each there when it has its SHA-256. What an earlier try left is gone on with.
+
+        Raises FailedPrecondition where it is not READY, AlreadyExists for other files of these names, DataLoss for
+        bytes that do not have their hash, InvalidArgument for a path that leads out of `folder`.
+        """
+        found = await self.get(name)
+        if found.state != Model.STATE_READY:
+            state = Model.State.Name(found.state).removeprefix("STATE_")
+            raise FailedPrecondition("MODEL_NOT_READY", f"{references.short(found.name)} is {state}")
+
+        def request(path: str, offset: int) -> rpc.DownloadModelRequest:
+            return rpc.DownloadModelRequest(name=found.name, path=path, offset_bytes=offset)
+
+        reply = rpc.DownloadModelResponse
+        await Download(self._calls, "DownloadModel", request, reply, on_progress).run(found, folder, overwrite)
+        return found
 
     async def delete(self, name: str) -> None:
         """Raises NotFound, FailedPrecondition while a job that has not ended starts from it."""

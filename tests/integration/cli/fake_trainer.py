@@ -25,6 +25,10 @@ from services.trainer.rewards import rewards
 Job = training_job_pb2.TrainingJob
 _TERMINAL = (job_state_pb2.JOB_STATE_SUCCEEDED, job_state_pb2.JOB_STATE_FAILED, job_state_pb2.JOB_STATE_CANCELLED)
 WEIGHTS = {"config.json": b'{"model_type": "llama"}', "model.safetensors": bytes(range(256)) * 20}
+FILES = [
+    checkpoint_pb2.ArtifactFile(path=path, size_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+    for path, data in WEIGHTS.items()
+]
 
 
 @dataclass
@@ -88,7 +92,12 @@ class FakeTrainer(TrainerServiceServicer):
                 642_048,
             )
             found.context_length, found.size_bytes = 64, 2_570_000
+            found.files.extend(FILES)
         return found
+
+    async def DownloadModel(self, request: Any, context: Any) -> AsyncIterator[rpc.DownloadModelResponse]:
+        async for offset, chunk in self._bytes(request):
+            yield rpc.DownloadModelResponse(offset_bytes=offset, chunk=chunk)
 
     async def ListModels(self, request: rpc.ListModelsRequest, context: Any) -> rpc.ListModelsResponse:
         return rpc.ListModelsResponse(models=self.models.values())
@@ -185,12 +194,16 @@ class FakeTrainer(TrainerServiceServicer):
         return rpc.ListCheckpointsResponse(checkpoints=reversed(self._find(request.parent).checkpoints))
 
     async def DownloadCheckpoint(self, request: Any, context: Any) -> AsyncIterator[rpc.DownloadCheckpointResponse]:
+        async for offset, chunk in self._bytes(request):
+            yield rpc.DownloadCheckpointResponse(offset_bytes=offset, chunk=chunk)
+
+    async def _bytes(self, request: Any) -> AsyncIterator[tuple[int, bytes]]:
         content, offset = WEIGHTS[request.path], request.offset_bytes
         self.download_offsets.append(offset)
         if self.corrupt_downloads:
             content = content[:-1] + b"?"
         while offset < len(content):
-            yield rpc.DownloadCheckpointResponse(offset_bytes=offset, chunk=content[offset : offset + 1000])
+            yield offset, content[offset : offset + 1000]
             offset += 1000
             self._break()
 
@@ -270,13 +283,9 @@ class FakeTrainer(TrainerServiceServicer):
 
     def _save(self, found: Running, step: int, score: float) -> None:
         self._validate(found, step, score)
-        files = [
-            checkpoint_pb2.ArtifactFile(path=path, size_bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
-            for path, data in WEIGHTS.items()
-        ]
         made = checkpoint_pb2.Checkpoint(
             name=f"{found.job.name}/checkpoints/step-{step}", step=step, state=checkpoint_pb2.Checkpoint.STATE_READY,
-            kind=checkpoint_pb2.Checkpoint.KIND_FULL, files=files, size_bytes=sum(file.size_bytes for file in files),
+            kind=checkpoint_pb2.Checkpoint.KIND_FULL, files=FILES, size_bytes=sum(map(len, WEIGHTS.values())),
             metrics={"validation/score/mean": score}, parents=[found.job.base_model],
         )  # fmt: skip
         found.checkpoints.append(made)

@@ -10,6 +10,7 @@ import pytest
 from rlhf.dataset.v1 import dataset_pb2
 
 from tests.integration.cli.fake_mesh import FakeMesh
+from tests.integration.cli.fake_trainer import WEIGHTS
 
 DIGITS = "projects/default/datasets/digits"
 
@@ -153,6 +154,23 @@ async def test_a_model_from_a_hub_or_a_folder(fake_mesh: FakeMesh) -> None:
     assert fake_mesh.trainer.models["projects/default/models/a"].state == 1  # not waited for
 
 
+async def test_a_model_is_downloaded_verified_and_resumed(fake_mesh: FakeMesh, tmp_path: Path) -> None:
+    await fake_mesh.rlhf("model", "import", "b", "--source", "/srv/models/b")
+    fake_mesh.trainer.break_streams = 2
+    folder = tmp_path / "model"
+    done = await fake_mesh.rlhf("model", "download", "b", "--to", str(folder))
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == WEIGHTS
+    assert any(offset > 0 for offset in fake_mesh.trainer.download_offsets)
+    assert "AutoModelForCausalLM.from_pretrained" in done.err
+    (folder / "config.json").write_text("mine")
+    assert "--force" in (await fake_mesh.rlhf("model", "download", "b", "--to", str(folder), check=5)).err
+    await fake_mesh.rlhf("model", "download", "b", "--to", str(folder), "--force")
+    assert (folder / "config.json").read_bytes() == WEIGHTS["config.json"]
+    fake_mesh.trainer.corrupt_downloads = True
+    assert "SHA-256" in (await fake_mesh.rlhf("model", "download", "b", "--to", str(tmp_path / "2"), check=1)).err
+    await fake_mesh.rlhf("model", "download", "absent", "--to", str(folder), check=4)
+
+
 async def test_an_import_that_fails_says_why_and_exits_with_1(fake_mesh: FakeMesh) -> None:
     fake_mesh.trainer.import_error = "the folder has no safetensors"
     done = await fake_mesh.rlhf("model", "import", "b", "--source", "/srv/models/b", check=1)
@@ -163,4 +181,6 @@ async def test_contradicting_options_are_all_told(fake_mesh: FakeMesh, tmp_path:
     (tmp_path / "c.json").write_text("{}")
     done = await fake_mesh.rlhf("model", "import", "m", "--source", "x", "--init", str(tmp_path / "c.json"), check=2)
     assert "2 things to change" in done.err
+    done = await fake_mesh.rlhf("model", "import", "m", "--source", "x", "--checkpoint", "run", check=2)
+    assert "one of --source, --init and --checkpoint" in done.err
     assert fake_mesh.trainer.models == {}

@@ -203,6 +203,20 @@ async def test_bytes_that_do_not_have_their_hash_are_never_left_there(mesh: Fake
     assert not [path for path in (tmp_path / "model").rglob("*") if path.is_file()]
 
 
+@pytest.mark.parametrize("checkpoint", ["run", "run/step-10", f"{JOBS}/run/checkpoints/step-10"])
+async def test_a_checkpoint_becomes_a_model(mesh: FakeMesh, checkpoint: str) -> None:
+    await finished(mesh)
+    done = await mesh.rlhf("model", "import", "whole", "--checkpoint", checkpoint)
+    made = mesh.trainer.models["projects/default/models/whole"]
+    assert made.source.checkpoint == f"{JOBS}/run/checkpoints/step-10"
+    assert ["source", "checkpoint", "run/step-10"] in [line.split() for line in done.out.splitlines()]
+    made.parents[:] = [made.source.checkpoint, "projects/default/models/tiny"]
+    shown = [line.split() for line in (await mesh.rlhf("model", "show", "whole")).out.splitlines()]
+    assert ["source", "checkpoint", "run/step-10,", "merged"] in shown
+    assert ["made", "from", "run/step-10,", "tiny"] in shown
+    assert "there is no" in (await mesh.rlhf("model", "import", "x", "--checkpoint", "run/step-3", check=4)).err
+
+
 @pytest.mark.parametrize("model", ["run", "run/step-10", f"{JOBS}/run", f"{JOBS}/run/checkpoints/step-10"])
 async def test_a_job_goes_on_from_a_checkpoint(mesh: FakeMesh, model: str) -> None:
     await finished(mesh)

@@ -15,7 +15,7 @@ import pytest
 from google.protobuf import empty_pb2
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from rlhf.dataset.v1 import dataset_pb2, dataset_service_pb2, dataset_service_pb2_grpc
-from rlhf.trainer.v1 import trainer_service_pb2, trainer_service_pb2_grpc
+from rlhf.trainer.v1 import model_pb2, trainer_service_pb2, trainer_service_pb2_grpc
 from rlhf.type.v1 import checkpoint_pb2
 
 from services.gateway.app import Gateway, build
@@ -167,6 +167,14 @@ class TrainerServicer(StreamingTrainer, trainer_service_pb2_grpc.TrainerServiceS
             checkpoint_pb2.ArtifactFile(path="empty", size_bytes=0, sha256="00" * 32),
         ]
         return checkpoint_pb2.Checkpoint(name=request.name, files=files)
+
+    async def GetModel(self, request: Any, context: Any) -> Any:
+        checkpoint = await self.GetCheckpoint(request, context)
+        return model_pb2.Model(name=request.name, files=checkpoint.files)
+
+    async def DownloadModel(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        async for each in self.DownloadCheckpoint(request, context):
+            yield trainer_service_pb2.DownloadModelResponse(offset_bytes=each.offset_bytes, chunk=each.chunk)
 
     async def DownloadCheckpoint(self, request: Any, context: Any) -> AsyncIterator[Any]:
         self.seen.note(request, context)

@@ -16,6 +16,7 @@ BLOCK = hashlib.shake_256(b"block").digest(MIB - 17)
 UPLOAD = "/v1/projects/p/datasets/d/uploads/u:write"
 VERSION = "/v1/projects/p/datasets/d/versions/2:download"
 CHECKPOINT = "/v1/projects/p/trainingJobs/j/checkpoints/step-10:download"
+MODEL = "/v1/projects/p/models/m:download"
 TOKEN = "the-token-of-the-test"
 
 
@@ -164,11 +165,14 @@ async def test_known_content_is_304_and_changed_content_is_sent_whole(http: http
     assert (await http.head(VERSION)).headers["content-length"] == "10000000"
 
 
-async def test_checkpoint_file(http: httpx.AsyncClient, seen: Any) -> None:
-    response = await http.get(CHECKPOINT, params={"path": "model.safetensors"})
+@pytest.mark.parametrize("url", [CHECKPOINT, MODEL])
+async def test_file_of_a_checkpoint_and_of_a_model(http: httpx.AsyncClient, seen: Any, url: str) -> None:
+    response = await http.get(url, params={"path": "model.safetensors"})
     assert response.content == content(0, 3_000_000)
-    assert seen.requests[-1].name == "projects/p/trainingJobs/j/checkpoints/step-10"
-    assert (await http.get(CHECKPOINT, params={"path": "empty"})).content == b""
+    assert seen.requests[-1].name == url.removeprefix("/v1/").removesuffix(":download")
+    part = await http.get(url, params={"path": "model.safetensors"}, headers={"range": "bytes=7-2000000"})
+    assert part.status_code == 206 and part.content == content(7, 2_000_001)
+    assert (await http.get(url, params={"path": "empty"})).content == b""
 
 
 async def test_file_name_cannot_break_out_of_its_header(http: httpx.AsyncClient) -> None:
@@ -182,6 +186,8 @@ async def test_file_name_cannot_break_out_of_its_header(http: httpx.AsyncClient)
     ("url", "status", "reason"),
     [
         (CHECKPOINT, 400, "INVALID_FIELDS"),
+        (MODEL, 400, "INVALID_FIELDS"),
+        (f"{MODEL}?path=other", 404, "FILE_NOT_FOUND"),
         (f"{CHECKPOINT}?path=other", 404, "FILE_NOT_FOUND"),
         (f"{CHECKPOINT}?path=../../token", 404, "FILE_NOT_FOUND"),
         (f"{CHECKPOINT}?path=empty&offset_bytes=1", 400, "INVALID_FIELDS"),

@@ -63,7 +63,7 @@ def adapter_over(base: Path, folder: Path, seed: int = 1, **settings: Any) -> Pa
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
                 parameter.normal_(std=0.2)
-    model.save_pretrained(folder)
+    model.save_pretrained(str(folder))
     (folder / "README.md").unlink(missing_ok=True)
     AutoTokenizer.from_pretrained(base).save_pretrained(folder)
     return folder

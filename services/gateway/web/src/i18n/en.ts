@@ -18,7 +18,7 @@ export const en = {
     QUEUED: "queued", RUNNING: "running", PAUSING: "pausing", PAUSED: "paused", CANCELLING: "cancelling", SUCCEEDED: "succeeded", FAILED: "failed",
     CANCELLED: "cancelled", IMPORTING: "importing", READY: "ready", VERIFYING: "verifying", CORRUPT: "corrupt", PRUNED: "pruned", RECEIVING: "receiving", VALIDATING: "checking",
   },
-  phase: { starting: "starting", loading: "loading", reference: "scoring with the reference", preparing: "preparing", verifying: "verifying", waiting_for_slots: "waiting for slots", waiting_for_reward: "waiting for the reward", waiting_for_disk: "waiting for room on the disk", training: "training", validating: "validating", saving: "saving" },
+  phase: { starting: "starting", loading: "loading", reference: "scoring with the reference", preparing: "preparing", merging: "merging adapters", verifying: "verifying", waiting_for_slots: "waiting for slots", waiting_for_reward: "waiting for the reward", waiting_for_disk: "waiting for room on the disk", training: "training", validating: "validating", saving: "saving" },
   list: { shown: "{count} shown", more: "Show more", previous: "Previous", next: "Next" },
   copy: { copy: "Copy", done: "Copied" },
   confirm: { no: "Back" },
@@ -76,13 +76,13 @@ export const en = {
     row: "Row", line: "Line", field: "Field", finding: "Finding",
   },
   models: {
-    name: "Model", architecture: "Architecture", parameters: "Parameters", context: "Context", vocabulary: "Vocabulary", source: "Source",
+    name: "Model", architecture: "Architecture", parameters: "Parameters", context: "Context", vocabulary: "Vocabulary", source: "Source", parents: "Made from",
     empty: "No model yet", begin: "Import one from a hub or a folder of the server, or make a small one from scratch.",
   },
   importModel: {
-    title: "Import a model", go: "Import", hub: "Name on the hub", path: "Folder on the server", config: "Configuration (transformers, JSON)", alphabet: "Alphabet",
+    title: "Import a model", go: "Import", hub: "Name on the hub", path: "Folder on the server", checkpoint: "Checkpoint", config: "Configuration (transformers, JSON)", alphabet: "Alphabet",
     alphabetHelp: "One token a character; each once.",
-    kinds: { hub: "Hub", path: "Folder", init: "From scratch" },
-    about: { hub: "fetched from the hub the server is set to", path: "under one of the server's allowed roots", init: "random weights and one token a character" },
+    kinds: { hub: "Hub", path: "Folder", checkpoint: "Checkpoint", init: "From scratch" },
+    about: { hub: "fetched from the hub the server is set to", path: "under one of the server's allowed roots", checkpoint: "of a job; an adapter is merged into what it lies over", init: "random weights and one token a character" },
   },
 };

@@ -20,7 +20,7 @@ export const zh: typeof en = {
     QUEUED: "排队中", RUNNING: "运行中", PAUSING: "暂停中", PAUSED: "已暂停", CANCELLING: "取消中", SUCCEEDED: "成功", FAILED: "失败",
     CANCELLED: "已取消", IMPORTING: "导入中", READY: "就绪", VERIFYING: "校验中", CORRUPT: "已损坏", PRUNED: "已清理", RECEIVING: "接收中", VALIDATING: "检查中",
   },
-  phase: { starting: "启动中", loading: "加载中", reference: "参考模型计算中", preparing: "准备中", verifying: "校验中", waiting_for_slots: "等待资源", waiting_for_reward: "等待奖励服务", waiting_for_disk: "等待磁盘空间", training: "训练中", validating: "验证中", saving: "保存中" },
+  phase: { starting: "启动中", loading: "加载中", reference: "参考模型计算中", preparing: "准备中", merging: "合并适配器", verifying: "校验中", waiting_for_slots: "等待资源", waiting_for_reward: "等待奖励服务", waiting_for_disk: "等待磁盘空间", training: "训练中", validating: "验证中", saving: "保存中" },
   list: { shown: "显示 {count} 项", more: "显示更多", previous: "上一页", next: "下一页" },
   copy: { copy: "复制", done: "已复制" },
   confirm: { no: "返回" },
@@ -78,13 +78,13 @@ export const zh: typeof en = {
     row: "行", line: "行号", field: "字段", finding: "问题",
   },
   models: {
-    name: "模型", architecture: "架构", parameters: "参数量", context: "上下文", vocabulary: "词表", source: "来源",
+    name: "模型", architecture: "架构", parameters: "参数量", context: "上下文", vocabulary: "词表", source: "来源", parents: "来源于",
     empty: "还没有模型", begin: "从模型库或服务器文件夹导入，或从零创建一个小模型。",
   },
   importModel: {
-    title: "导入模型", go: "导入", hub: "模型库中的名称", path: "服务器上的文件夹", config: "配置（transformers，JSON）", alphabet: "字符表",
+    title: "导入模型", go: "导入", hub: "模型库中的名称", path: "服务器上的文件夹", checkpoint: "检查点", config: "配置（transformers，JSON）", alphabet: "字符表",
     alphabetHelp: "每个字符一个词元，不可重复。",
-    kinds: { hub: "模型库", path: "文件夹", init: "从零创建" },
-    about: { hub: "从服务器设定的模型库获取", path: "位于服务器允许的目录下", init: "随机权重，每个字符一个词元" },
+    kinds: { hub: "模型库", path: "文件夹", checkpoint: "检查点", init: "从零创建" },
+    about: { hub: "从服务器设定的模型库获取", path: "位于服务器允许的目录下", checkpoint: "某个任务的检查点；适配器会合并进其基座权重", init: "随机权重，每个字符一个词元" },
   },
 };

@@ -14,6 +14,12 @@ export function getModel(model: string): Promise<Model> {
   return answer(api.GET("/v1/projects/{project}/models/{model}", { params: { path: { project: project.value, model } } }));
 }
 
+/** Of `job/step-100`; a full name stays as it is. */
+export function checkpointName(text: string): string {
+  const [job, step, ...more] = text.split("/");
+  return job && step && more.length === 0 ? `projects/${project.value}/trainingJobs/${job}/checkpoints/${step}` : text;
+}
+
 export function importModel(modelId: string, source: ModelSource): Promise<Model> {
   const body = { model: { source }, modelId };
   return answer(api.POST("/v1/projects/{project}/models:import", { params: { path: { project: project.value } }, body }));
