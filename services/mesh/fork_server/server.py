@@ -43,11 +43,14 @@ def main(path: Path, modules: Sequence[str]) -> None:
 
 def listen(path: Path) -> socket.socket:
     """Who connects waits until somebody accepts, as while the imports are made."""
-    path.unlink(missing_ok=True)
+    new = path.with_name(f"{path.name}.new")
+    new.unlink(missing_ok=True)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    listener.bind(str(path))
-    path.chmod(0o600)
+    listener.bind(str(new))
+    new.chmod(0o600)
     listener.listen(64)
+    # Whoever sees it can connect.
+    new.replace(path)
     return listener
 
 

@@ -69,7 +69,12 @@ def ask(server: tuple[Path, Any], tmp_path: Path) -> Callable[..., dict[str, Any
 
 
 def open_files(pid: int) -> int:
-    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+    """Between two requests: of one that was just answered it may still close the connection."""
+    counts = [0]
+    while len(counts) < 10 or len(set(counts[-10:])) > 1:
+        counts.append(len(list(Path(f"/proc/{pid}/fd").iterdir())))
+        time.sleep(0.01)
+    return counts[-1]
 
 
 def test_a_process_is_what_was_asked_for(
