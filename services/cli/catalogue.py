@@ -13,6 +13,8 @@ from services.cli.session import run
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+OVERRIDES = "verl_overrides"
+
 algorithm_app = typer.Typer(help="What a model can be trained with.", no_args_is_help=True)
 reward_app = typer.Typer(help="What an answer can be scored with.", no_args_is_help=True)
 
@@ -43,7 +45,37 @@ def show_algorithm(
     Example: `rlhf algorithm show grpo`
     """
     found = run(context, lambda client: client.algorithms.get(algorithm))
-    _show(found, output_format, "set with: rlhf train " + algorithm + " --set PARAMETER=VALUE")
+    hint = f"set with: rlhf train {algorithm} --set PARAMETER=VALUE"
+    _show(found, output_format, f"{hint}\nsettings of verl besides: rlhf algorithm overrides {algorithm}")
+
+
+@algorithm_app.command("overrides")
+def list_overrides(
+    context: typer.Context,
+    algorithm: Annotated[str, typer.Argument(help="Such as grpo.")],
+    output_format: DocumentOption = "table",
+) -> None:
+    """What a job may set of verl besides its parameters (`verl_overrides`), with type and default.
+
+    JSON is an object of JSON Schemas by name.
+
+    Example: `rlhf algorithm overrides grpo`
+    """
+    from google.protobuf.json_format import MessageToDict
+
+    found = run(context, lambda client: client.algorithms.get(algorithm))
+    settings = schemas.collection(MessageToDict(found.params_schema), OVERRIDES)
+    if output_format == "json":
+        output.write_json(settings)
+        return
+    columns = [
+        Column("SETTING OF VERL", lambda item: item.path, whole=True),
+        Column("DEFAULT", lambda item: item.default),
+        Column("TYPE", lambda item: item.type),
+        Column("NOTE", lambda item: item.description),
+    ]
+    output.show(output.table(columns, sorted(schemas.parameters({"properties": settings}), key=lambda one: one.path)))
+    output.hint(f"set with: rlhf train {algorithm} --set {OVERRIDES}.SETTING=VALUE")
 
 
 @reward_app.command("list")

@@ -34,12 +34,20 @@ def parameters(schema: Schema) -> list[Parameter]:
     return sorted(found, key=lambda item: (item.default != REQUIRED, item.path.count("."), item.path))
 
 
+def collection(schema: Schema, name: str) -> dict[str, Any]:
+    """The schemas of the known keys of the parameter `name`, by key; numbers as they were written."""
+    kinds = schema.get("properties", {}).get(name, {}).get("anyOf", ())
+    found = next((kind["properties"] for kind in kinds if "properties" in kind), {})
+    return {key: _plainly(found[key]) for key in sorted(found)}
+
+
 def _walk(root: Schema, schema: Schema, prefix: str) -> Iterator[Parameter]:
     required = schema.get("required", ())
     for name, field in schema.get("properties", {}).items():
         path = f"{prefix}{name}"
         kinds = [_resolve(root, kind) for kind in field.get("anyOf", [field])]
-        inner = next((kind for kind in kinds if kind.get("properties")), None)
+        # One that takes other keys too is a collection, and has a command of its own.
+        inner = next((kind for kind in kinds if kind.get("properties") and not kind.get("additionalProperties")), None)
         default = field.get("default", _MISSING)
         # An object that may be null is switched on and off as a whole; any other is set by its parts.
         if inner is None or len(kinds) > 1:
@@ -93,6 +101,12 @@ def _range(kinds: list[Schema]) -> str:
 
 def _text(field: Schema) -> str:
     return str(field.get("description", ""))
+
+
+def _plainly(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plainly(one) for key, one in value.items()}
+    return [_plainly(one) for one in value] if isinstance(value, list) else _plain(value)
 
 
 def _plain(value: Any) -> Any:

@@ -62,6 +62,7 @@ class AlgorithmCommand(TyperCommand):
         super().format_help(ctx, formatter)
         if found:
             output.show(catalogue.parameter_table(found[0].params_schema))
+            output.hint(f"settings of verl besides: rlhf algorithm overrides {ctx.info_name}")
         else:
             output.hint(registry.problem or f"the mesh has no algorithm {ctx.info_name!r}")
 

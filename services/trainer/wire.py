@@ -17,7 +17,7 @@ from services.mesh.errors import InvalidArgument
 from services.mesh.events import StoredEvent
 from services.mesh.jobs import Attempt, Job, State
 from services.mesh.messages import status, struct, timestamp, to_struct
-from services.trainer.algorithms import Algorithm
+from services.trainer.algorithms import Algorithm, describing
 from services.trainer.entities import (
     Checkpoint,
     LogLine,
@@ -257,7 +257,7 @@ def algorithm(name: str, entry: type[Algorithm]) -> training_job_pb2.Algorithm:
         algorithm_id=name,
         summary=registry.summary(entry),
         description=inspect.getdoc(entry) or "",
-        params_schema=to_struct(params.schema(entry.Params)),
+        params_schema=to_struct(describing.schema(name)),
         dataset_formats=entry.dataset_formats,
     )
 

@@ -112,10 +112,7 @@ def applied(verl: dict[str, Any], params: RunParams) -> dict[str, Any]:
 
 def check_overrides(params: RunParams) -> list[Violation]:
     """Every name that is not open, with the nearest that is, and every value that is not of verl's type."""
-    known = settings()[params.verl_config]
-    # Of the class: the critic itself may not be known.
-    if not hasattr(type(params), "critic"):
-        known = {name: entry for name, entry in known.items() if not name.startswith("critic.")}
+    known = open_settings(type(params))
     found: list[Violation] = []
     for name, value in flat(params.verl_overrides):
         if name not in known:
@@ -123,6 +120,14 @@ def check_overrides(params: RunParams) -> list[Violation]:
         elif (wanted := _mistake(value, known[name])) is not None:
             found.append(Violation(f"verl_overrides.{name}", f"must be {wanted} (got {repr(value)[:60]})"))
     return found
+
+
+def open_settings(kind: type[RunParams]) -> dict[str, dict[str, Any]]:
+    """What a job with such parameters may set: by name, with `default` and either `type` or `choices`."""
+    known = settings()[kind.verl_config]
+    if hasattr(kind, "critic"):
+        return known
+    return {name: entry for name, entry in known.items() if not name.startswith("critic.")}
 
 
 @cache

@@ -23,6 +23,7 @@ from services.trainer.algorithms.policy import (
 )
 from services.trainer.algorithms.policy_checking import check_answers_a_pass, check_policy, check_whitened
 from services.trainer.algorithms.sections import engine_overrides, model_overrides, optimizer_overrides, total_steps
+from services.trainer.architectures import REWARD_MODEL
 from services.trainer.plan import JobFacts, LaunchPlan, PlanInputs
 
 
@@ -37,6 +38,7 @@ class CriticSettings:
             max_length=400,
             description="reward model that it starts from: projects/p/models/m, or a checkpoint of reward_model;"
             " null: the job's base model with a new head",
+            json_schema_extra=REWARD_MODEL,
         ),
     ] = None
     learning_rate: Annotated[float, Field(gt=0, le=1, description="peak of AdamW's rate")] = 1e-5

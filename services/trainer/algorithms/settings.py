@@ -89,7 +89,8 @@ class RunParams:
     ] = 1
     lora: Annotated[LoraSettings | None, Field(description="null trains all weights")] = None
     verl_overrides: Annotated[
-        dict[str, Any] | None, Field(description="settings of verl by its own dotted names, of those that are open")
+        dict[str, Any] | None,
+        Field(description="settings of verl by its own dotted names: those of `rlhf algorithm overrides`"),
     ] = None
     # Which of verl's configurations those names are in.
     verl_config: ClassVar[str] = "sft_trainer_engine"

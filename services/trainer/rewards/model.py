@@ -9,6 +9,7 @@ from typing import Annotated
 from pydantic import Field
 
 from services.mesh.params import STRICT_FIELDS
+from services.trainer.architectures import REWARD_MODEL
 from services.trainer.rewards import Judge, ModelScorer, Reward, RewardError, RewardSample, Score, Surroundings, rewards
 
 
@@ -19,6 +20,7 @@ class ModelParams:
         Field(
             max_length=400,
             description="projects/p/models/m, or a checkpoint of reward_model: projects/p/trainingJobs/j/checkpoints/c",
+            json_schema_extra=REWARD_MODEL,
         ),
     ]
     shift: Annotated[float, Field(ge=-1e6, le=1e6, description="taken off the model's output")] = 0.0

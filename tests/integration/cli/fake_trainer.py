@@ -19,7 +19,7 @@ from rlhf.type.v1 import checkpoint_pb2, job_state_pb2, log_line_pb2, metric_poi
 
 from services.mesh import params, registry
 from services.mesh.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Unavailable
-from services.trainer.algorithms import algorithms
+from services.trainer.algorithms import algorithms, describing
 from services.trainer.rewards import rewards
 
 Job = training_job_pb2.TrainingJob
@@ -216,7 +216,7 @@ class FakeTrainer(TrainerServiceServicer):
                 description=entry.__doc__,
                 dataset_formats=entry.dataset_formats,
             )
-            added.params_schema.update(params.schema(entry.Params))
+            added.params_schema.update(describing.schema(name))
         return answer
 
     async def ListRewards(self, request: Any, context: Any) -> rpc.ListRewardsResponse:

@@ -5,7 +5,7 @@ from google.protobuf.struct_pb2 import Struct
 
 from services.cli import schemas
 from services.mesh import params
-from services.trainer.algorithms import algorithms
+from services.trainer.algorithms import algorithms, describing
 from services.trainer.rewards import rewards
 
 
@@ -43,6 +43,20 @@ def test_what_must_be_given_comes_first_and_nested_ones_last() -> None:
     assert of(rewards.get("regex").Params)["pattern"].default == schemas.REQUIRED
     paths = list(of(algorithms.get("grpo").Params))
     assert paths == sorted(paths, key=lambda path: (path.count("."), path))
+
+
+def test_settings_of_verl_are_no_parameters_of_the_table_but_a_list_of_their_own() -> None:
+    struct = Struct()
+    struct.update(describing.schema("ppo"))
+    schema = MessageToDict(struct)
+    paths = {parameter.path for parameter in schemas.parameters(schema)}
+    assert "verl_overrides" in paths and not any(path.startswith("verl_overrides.") for path in paths)
+    found = schemas.collection(schema, "verl_overrides")
+    assert found["actor_rollout_ref.rollout.gpu_memory_utilization"] == {"type": "number", "default": 0.5}
+    assert found["critic.ppo_epochs"] == {"type": "integer", "default": 1}
+    assert list(found) == sorted(found)
+    (one,) = schemas.parameters({"properties": {"a": found["algorithm.rollout_correction.rollout_is"]}})
+    assert (one.type, one.default) == ("token | sequence | null", "null")
 
 
 def test_every_parameter_of_every_entry_is_drawn() -> None:

@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 
-from services.trainer.algorithms.overrides import settings
+from services.trainer.algorithms import algorithms, describing
+from services.trainer.algorithms.overrides import open_settings, settings
 from tests.unit.trainer.test_algorithms import check, plan
 
+LOSS = "actor_rollout_ref.actor.policy_loss.loss_mode"
 MAY_NOT = "is no setting of verl that a job may change"
 
 
@@ -109,3 +111,20 @@ def test_all_wrong_settings_are_told_at_once() -> None:
         "verl_overrides.actor_rollout_ref.model.path",
         "verl_overrides.trainer.logger",
     ]
+
+
+@pytest.mark.parametrize("algorithm", algorithms.names())
+def test_the_schema_lists_what_is_taken_with_the_default_of_a_job_that_sets_nothing(algorithm: str) -> None:
+    options = describing.schema(algorithm)["properties"]["verl_overrides"]["anyOf"]
+    listed = options[0]["properties"]
+    assert set(listed) == set(open_settings(algorithms.get(algorithm).Params))
+    planned = plan(algorithm, {}).verl
+    for name, entry in listed.items():
+        if "default" not in entry:
+            assert planned[name] is False and entry["description"].startswith("false on a CPU"), name
+            continue
+        assert planned.get(name, entry["default"]) == entry["default"], name
+        found = check(algorithm, {"verl_overrides": {name: entry["default"]}})
+        assert not any(field.startswith("verl_overrides") for field in found), name
+    assert ("critic.ppo_epochs" in listed) == (algorithm == "ppo")
+    assert (LOSS in listed and listed[LOSS]["default"] == "gspo") == (algorithm == "gspo")
