@@ -1,7 +1,7 @@
 import { describe, expect, it } from "vitest";
 
-import { fieldsOf, replaceField, type Field, type JsonSchema } from "./schema";
-import { isOn, limits, read, shown } from "./values";
+import { fieldsOf, mapFields, replaceField, type Field, type JsonSchema } from "./schema";
+import { chosen, isOn, limits, read, shown } from "./values";
 import { sortViolations } from "./violations";
 
 const SCHEMA: JsonSchema = {
@@ -85,6 +85,40 @@ describe("read", () => {
   it("shows the defaults", () => {
     expect([shown(field("learning_rate")), shown(field("steps")), isOn(field("lora"), {}), isOn(field("validation"), {})]).toEqual(["0.00001", "", false, true]);
   });
+});
+
+describe("settings by name", () => {
+  const schema: JsonSchema = {
+    properties: {
+      overrides: {
+        anyOf: [
+          { type: "object", additionalProperties: true, properties: { "a.b": { type: "number", default: 0.5 }, "a.c": { type: "boolean", default: true }, "d": { anyOf: [{ type: "string", enum: ["x"] }, { type: "null" }], default: null } } },
+          { type: "null" },
+        ],
+      },
+    },
+  };
+  const [field] = fieldsOf(schema) as [Field];
+
+  it("are a list to choose from, of which only those that were taken are sent", () => {
+    expect(field.kind).toBe("settings");
+    expect(field.children.map((one) => [one.key, one.kind])).toEqual([["overrides.a.b", "number"], ["overrides.a.c", "boolean"], ["overrides.d", "choice"]]);
+    expect(chosen(field, {})).toEqual([]);
+    expect(read([field], {}).params).toEqual({});
+    expect(read([field], { "overrides.a.b": "0.5", "overrides.a.c": true, "overrides.d": "" }).params).toEqual({ overrides: { "a.b": 0.5, "a.c": true, d: null } });
+  });
+
+  it("are read by their types, an empty one too", () => {
+    expect(read([field], { "overrides.a.b": "much" }).mistakes).toEqual({ "overrides.a.b": "form.notNumber" });
+    expect(read([field], { "overrides.a.b": "" }).mistakes).toEqual({ "overrides.a.b": "form.required" });
+  });
+});
+
+it("sends what a suggestion stands for, and any other text as it is", () => {
+  const found = mapFields(fieldsOf({ properties: { model: { type: "string", format: "reward-model" } } }), (one) => ({ ...one, suggestions: [{ text: "j/step-1", value: "projects/p/trainingJobs/j/checkpoints/step-1", detail: "" }] }));
+  expect(found[0]?.format).toBe("reward-model");
+  expect(read(found, { model: " j/step-1" }).params).toEqual({ model: "projects/p/trainingJobs/j/checkpoints/step-1" });
+  expect(read(found, { model: "projects/p/models/m" }).params).toEqual({ model: "projects/p/models/m" });
 });
 
 it("replaces a field at any depth", () => {

@@ -15,13 +15,23 @@ export interface JsonSchema {
   maxLength?: number;
   properties?: Record<string, JsonSchema>;
   required?: string[];
+  additionalProperties?: unknown;
+  format?: string;
   items?: JsonSchema;
   anyOf?: JsonSchema[];
   $ref?: string;
   $defs?: Record<string, JsonSchema>;
 }
 
-export type Kind = "integer" | "number" | "boolean" | "choice" | "text" | "strings" | "object" | "json";
+/** `settings` are many values by name of which few are set. */
+export type Kind = "integer" | "number" | "boolean" | "choice" | "text" | "strings" | "object" | "settings" | "json";
+
+/** Something that a text may name: what is written, what it stands for, and what a person is told of it. */
+export interface Suggestion {
+  text: string;
+  value: string;
+  detail: string;
+}
 
 /** One field. `key` is its path below the params: `lora.rank`. */
 export interface Field {
@@ -40,6 +50,10 @@ export interface Field {
   exclusiveMinimum?: number;
   exclusiveMaximum?: number;
   maxLength?: number;
+  /** What a text names: `reward-model`. */
+  format: string;
+  /** What there is of that. Something else may be written too. */
+  suggestions: Suggestion[];
   children: Field[];
 }
 
@@ -75,7 +89,9 @@ function fieldOf(key: string, name: string, property: JsonSchema, required: bool
     exclusiveMinimum: inner.exclusiveMinimum,
     exclusiveMaximum: inner.exclusiveMaximum,
     maxLength: inner.maxLength,
-    children: kind === "object" ? fieldsOf(inner, [], key, root) : [],
+    format: outer.format ?? inner.format ?? "",
+    suggestions: [],
+    children: kind === "object" || kind === "settings" ? fieldsOf(inner, [], key, root) : [],
   };
 }
 
@@ -100,7 +116,8 @@ function kindOf(schema: JsonSchema, union: readonly JsonSchema[]): Kind {
     case "string":
       return "text";
     case "object":
-      return schema.properties === undefined ? "json" : "object";
+      if (schema.properties === undefined) return "json";
+      return schema.additionalProperties ? "settings" : "object";
     default:
       return "json";
   }
@@ -108,6 +125,11 @@ function kindOf(schema: JsonSchema, union: readonly JsonSchema[]): Kind {
 
 function isStrings(schema: JsonSchema): boolean {
   return schema.type === "array" && schema.items?.type === "string";
+}
+
+/** Every field for which `change` has another, at any depth. */
+export function mapFields(fields: readonly Field[], change: (field: Field) => Field): Field[] {
+  return fields.map((field) => change({ ...field, children: mapFields(field.children, change) }));
 }
 
 /** Put another field in the place of the one with its key, at any depth. */

@@ -33,10 +33,31 @@ export function read(fields: readonly Field[], values: Values): { params: Record
 function readObject(fields: readonly Field[], values: Values, mistakes: Mistakes): Record<string, unknown> {
   const found: Record<string, unknown> = {};
   for (const field of fields) {
-    const value = field.kind === "object" ? readNested(field, values, mistakes) : readOne(field, values, mistakes);
+    const value = readField(field, values, mistakes);
     if (value !== undefined) found[field.name] = value;
   }
   return found;
+}
+
+function readField(field: Field, values: Values, mistakes: Mistakes): unknown {
+  if (field.kind === "object") return readNested(field, values, mistakes);
+  return field.kind === "settings" ? readSettings(field, values, mistakes) : readOne(field, values, mistakes);
+}
+
+/** The settings that have been taken, in their order. */
+export function chosen(field: Field, values: Values): Field[] {
+  return field.children.filter((child) => values[child.key] !== undefined);
+}
+
+/** A setting that was taken is sent also where it is the default: somebody wanted it so. */
+function readSettings(field: Field, values: Values, mistakes: Mistakes): unknown {
+  const found: Record<string, unknown> = {};
+  for (const child of chosen(field, values)) {
+    const given = values[child.key] ?? "";
+    const value = typeof given === "boolean" ? given : readText({ ...child, required: !child.nullable }, given.trim(), mistakes);
+    if (value !== undefined) found[child.name] = value;
+  }
+  return Object.keys(found).length > 0 ? found : undefined;
 }
 
 function readNested(field: Field, values: Values, mistakes: Mistakes): unknown {
@@ -77,7 +98,7 @@ function readText(field: Field, text: string, mistakes: Mistakes): unknown {
         return undefined;
       }
     default:
-      return text;
+      return field.suggestions.find((one) => one.text === text)?.value ?? text;
   }
 }
 

@@ -25,6 +25,8 @@ export const en = {
   notFound: { title: "There is nothing here", back: "To the jobs" },
   form: {
     automatic: "automatic", required: "must be set", notNumber: "must be a number", notInteger: "must be a whole number", notJson: "must be a JSON object",
+    settings: "Settings of verl itself, {count} of them; what is not set stays as the algorithm has it.",
+    another: "Another setting", search: "a part of its name", take: "Set", drop: "Leave out", dropSetting: "Leave {name} out", noSetting: "There is no such setting: choose one of the list.",
   },
   jobs: {
     filter: "State", filters: { all: "All", active: "Active", succeeded: "Succeeded", failed: "Failed", cancelled: "Cancelled" },

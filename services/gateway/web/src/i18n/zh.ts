@@ -27,6 +27,8 @@ export const zh: typeof en = {
   notFound: { title: "页面不存在", back: "返回任务列表" },
   form: {
     automatic: "自动", required: "必须填写", notNumber: "必须是数字", notInteger: "必须是整数", notJson: "必须是 JSON 对象",
+    settings: "verl 自身的设置，共 {count} 项；未设置的保持算法的取值。",
+    another: "添加设置", search: "名称的一部分", take: "添加", drop: "去掉", dropSetting: "去掉 {name}", noSetting: "没有这项设置：请从列表中选择。",
   },
   jobs: {
     filter: "状态", filters: { all: "全部", active: "进行中", succeeded: "成功", failed: "失败", cancelled: "已取消" },

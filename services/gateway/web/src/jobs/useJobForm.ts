@@ -2,15 +2,15 @@ import { computed, reactive, ref, shallowRef, watch, type ComputedRef, type Ref,
 import { useI18n } from "vue-i18n";
 
 import { asProblem, isRecord, type Problem, type Violation } from "../api/problem";
-import type { Algorithm, Model, Reward, TrainingJob, TrainingJobInput } from "../api/types";
+import type { Algorithm, Checkpoint, Model, Reward, TrainingJob, TrainingJobInput } from "../api/types";
 import { listAllDatasets } from "../datasets/api";
-import { fieldsOf, replaceField, type Field, type JsonSchema } from "../forms/schema";
+import { fieldsOf, mapFields, replaceField, type Field, type JsonSchema, type Suggestion } from "../forms/schema";
 import { read, type Values } from "../forms/values";
 import { sortViolations } from "../forms/violations";
 import { listModels } from "../models/api";
 import { createJob, listAlgorithms, listCheckpoints, listJobs, listRewards } from "./api";
 import { BASIC, flatten } from "./params";
-import { idOf } from "../api/names";
+import { idOf, shortName } from "../api/names";
 
 export interface JobForm {
   /** As typed. */
@@ -36,11 +36,15 @@ export interface JobForm {
   busy: Ref<boolean>;
   load: () => Promise<void>;
   fillFrom: (job: TrainingJob) => void;
-  change: (key: string, value: string | boolean) => void;
+  change: (key: string, value: string | boolean | null) => void;
   send: (validateOnly: boolean) => Promise<TrainingJob | null>;
 }
 
 const OWN_FIELDS = ["algorithm", "base_model", "dataset_version", "validation_dataset_version", "training_job_id", "placement.resources.gpu_count", "priority"];
+/** Parameters that name a reward and its params. */
+const REWARDS = ["reward", "held_out_reward"];
+/** Kinds of checkpoints that a job can start from. */
+const BASES: readonly string[] = ["KIND_FULL", "KIND_ADAPTER"];
 const VALIDATION_FORMATS = ["prompt", "messages"];
 
 export function useJobForm(): JobForm {
@@ -51,6 +55,7 @@ export function useJobForm(): JobForm {
   const rewards = shallowRef<Reward[]>([]);
   const models = shallowRef<Model[]>([]);
   const checkpoints = shallowRef<string[]>([]);
+  const judges = shallowRef<Suggestion[]>([]);
   const versions = shallowRef<{ name: string; format: string }[]>([]);
   const problem = shallowRef<Problem | null>(null);
   const loading = shallowRef<Problem | null>(null);
@@ -60,7 +65,11 @@ export function useJobForm(): JobForm {
   let requestId = crypto.randomUUID();
 
   const algorithm = computed(() => algorithms.value.find((one) => one.algorithmId === job.algorithm));
-  const fields = computed<Field[]>(() => withReward(fieldsOf((algorithm.value?.paramsSchema ?? {}) as JsonSchema, BASIC), rewards.value, values));
+  const fields = computed<Field[]>(() => {
+    const found = fieldsOf((algorithm.value?.paramsSchema ?? {}) as JsonSchema, BASIC);
+    const judged = REWARDS.reduce((fields, key) => withReward(fields, key, rewards.value, values), found);
+    return mapFields(judged, (field) => (field.format === "reward-model" ? { ...field, suggestions: judges.value } : field));
+  });
   const basic = computed(() => fields.value.filter((field) => field.required || BASIC.includes(field.name)));
   const advanced = computed(() => fields.value.filter((field) => !basic.value.includes(field)));
   const ofFormat = (formats: readonly string[]): string[] => versions.value.filter((one) => formats.includes(one.format)).map((one) => one.name);
@@ -90,11 +99,16 @@ export function useJobForm(): JobForm {
   async function load(): Promise<void> {
     loading.value = null;
     try {
-      [algorithms.value, rewards.value, models.value, versions.value] = await Promise.all([listAlgorithms(), listRewards(), readyModels(), newestVersions()]);
+      const [known, ready] = await Promise.all([listAlgorithms(), readyModels()]);
+      [rewards.value, versions.value] = await Promise.all([listRewards(), newestVersions()]);
+      algorithms.value = known;
+      models.value = ready.filter((model) => !scores(model));
       job.algorithm ||= algorithms.value.find((one) => one.algorithmId === "sft")?.algorithmId ?? algorithms.value[0]?.algorithmId ?? "";
       job.baseModel ||= models.value[0]?.name ?? "";
       loaded.value = true;
-      checkpoints.value = await recentCheckpoints();
+      const left = await recentCheckpoints();
+      checkpoints.value = left.filter((one) => BASES.includes(one.kind)).map((one) => one.name);
+      judges.value = [...ready.filter(scores).map(asSuggestion), ...left.filter((one) => one.kind === "KIND_REWARD").map(asSuggestion)];
     } catch (error) {
       loading.value = asProblem(error);
     }
@@ -111,8 +125,9 @@ export function useJobForm(): JobForm {
     Object.assign(values, flatten(isRecord(other.params) ? other.params : {}));
   }
 
-  function change(key: string, value: string | boolean): void {
-    values[key] = value;
+  function change(key: string, value: string | boolean | null): void {
+    if (value === null) delete values[key];
+    else values[key] = value;
     delete mistakes.value[key];
   }
 
@@ -160,28 +175,37 @@ function keysOf(fields: readonly Field[]): string[] {
   return fields.flatMap((field) => [field.key, ...keysOf(field.children)]);
 }
 
-/** `reward.name` offers the registered rewards, and `reward.params` are the chosen one's. */
-function withReward(fields: Field[], rewards: readonly Reward[], values: Values): Field[] {
-  const name = fields.find((field) => field.key === "reward")?.children.find((field) => field.key === "reward.name");
+/** `reward.name` offers the registered rewards, and `reward.params` are the chosen one's; `key` is `reward`, or another. */
+function withReward(fields: Field[], key: string, rewards: readonly Reward[], values: Values): Field[] {
+  const name = fields.find((field) => field.key === key)?.children.find((field) => field.key === `${key}.name`);
   if (name === undefined || rewards.length === 0) return fields;
-  const chosen = rewards.find((reward) => reward.rewardId === (values["reward.name"] ?? name.fallback));
-  const choosing = replaceField(fields, "reward.name", (field) => ({ ...field, kind: "choice", choices: rewards.map((reward) => reward.rewardId), description: chosen?.summary ?? field.description }));
+  const chosen = rewards.find((reward) => reward.rewardId === (values[`${key}.name`] ?? name.fallback));
+  const choosing = replaceField(fields, `${key}.name`, (field) => ({ ...field, kind: "choice", choices: rewards.map((reward) => reward.rewardId), description: chosen?.summary ?? field.description }));
   if (chosen === undefined) return choosing;
   const schema = chosen.paramsSchema as JsonSchema;
-  return replaceField(choosing, "reward.params", (field) => ({ ...field, kind: "object", nullable: false, children: fieldsOf(schema, [], "reward.params", schema) }));
+  return replaceField(choosing, `${key}.params`, (field) => ({ ...field, kind: "object", nullable: false, children: fieldsOf(schema, [], `${key}.params`, schema) }));
 }
 
 async function readyModels(): Promise<Model[]> {
   return (await listModels()).filter((model) => model.state === "STATE_READY");
 }
 
+/** Whether it judges conversations, and writes none. */
+function scores(model: Model): boolean {
+  return model.architecture.endsWith("ForSequenceClassification");
+}
+
+function asSuggestion(found: Model | Checkpoint): Suggestion {
+  return { text: shortName(found.name), value: found.name, detail: found.name };
+}
+
 async function newestVersions(): Promise<{ name: string; format: string }[]> {
   return (await listAllDatasets()).filter((dataset) => dataset.latestVersion).map((dataset) => ({ name: dataset.latestVersion, format: dataset.format }));
 }
 
-/** Full weights that the newest jobs have left: a job can start from them too. */
-async function recentCheckpoints(): Promise<string[]> {
+/** What the newest jobs have left: another can start from it, or be judged by it. */
+async function recentCheckpoints(): Promise<Checkpoint[]> {
   const jobs = await listJobs(["JOB_STATE_SUCCEEDED", "JOB_STATE_CANCELLED"], 1, 20);
   const found = await Promise.all(jobs.items.map((one) => listCheckpoints(idOf(one.name)).catch(() => [])));
-  return found.flat().filter((one) => one.state === "STATE_READY" && one.kind === "KIND_FULL").map((one) => one.name);
+  return found.flat().filter((one) => one.state === "STATE_READY");
 }
