@@ -26,7 +26,8 @@ from services.mesh.consuming import Consumer
 from services.mesh.events import Bus, EventLog, Relay
 from services.mesh.jobs import Job, Jobs, State
 from services.mesh.postgres import Connection, Database
-from services.mesh.server import NATS, Process, Server
+from services.mesh.server import Process, Server
+from services.mesh.settings import NATS
 from services.mesh.sweeping import Sweeper
 from services.mesh.worker import Worker
 

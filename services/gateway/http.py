@@ -128,7 +128,7 @@ class Api:
         status = HTTPStatus.OK if ready else HTTPStatus.SERVICE_UNAVAILABLE
         body = {"status": ("degraded" if waiting else "ready") if ready else "not ready", "services": states}
         if waiting:
-            body["degraded"] = f"NATS is away: events of {', '.join(waiting)} wait, everything else goes on"
+            body["degraded"] = f"NATS takes no events: those of {', '.join(waiting)} wait, everything else goes on"
         return Response(json.dumps(body), status, media_type="application/json")
 
 

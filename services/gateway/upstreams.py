@@ -16,7 +16,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from services.mesh.client import map_error
 from services.mesh.errors import DeadlineExceeded, PlatformError, Unavailable
 from services.mesh.interceptors import DETAILS_KEY
-from services.mesh.server import NATS
+from services.mesh.settings import NATS
 
 _FOLLOW_AGAIN_SECONDS = 0.25
 # No retry policy: only the caller knows whether its call may run twice.

@@ -146,16 +146,20 @@ class Relay:
             events = await self._log.unpublished(connection)
         if not events:
             return 0
-        context = await self._bus.stream()
         published: list[Any] = []
         try:
+            context = await self._bus.stream()
             for event in events:
                 await self._publish(context, event)
                 published.append(event.id)
+        except (nats.errors.Error, OSError, TimeoutError):
+            await self._bus.judge(of_use=False)
+            raise
         finally:
             if published:
                 async with self._database.transaction() as connection:
                     await self._log.mark_published(connection, published)
+        await self._bus.judge(of_use=True)
         return len(events)
 
     async def _publish(self, context: JetStreamContext, event: StoredEvent) -> None:

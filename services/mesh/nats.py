@@ -30,13 +30,15 @@ _RECONNECT_SECONDS = 1.0
 class Bus:
     """A connection to NATS that outlives its server, which may start later than we do. An async context manager.
 
-    `told` hears whenever the connection is there or lost: what needs no NATS goes on without it.
+    `told` hears when NATS begins to be of use and when it ceases to: connected, and taking what is published. What
+    needs no NATS goes on without it.
     """
 
     def __init__(self, url: str, name: str, told: Callable[[bool], Awaitable[None]] | None = None) -> None:
         self._url = url
         self._name = name
         self._told = told or _tell_nobody
+        self._is_of_use: bool | None = None
         self._client = Client()
         self._connecting: asyncio.Task[None] | None = None
         self._outage = Outage(log, "NATS is away; events wait in the database, everything else goes on")
@@ -64,6 +66,14 @@ class Bus:
         await _ensure_stream(context, DEAD_STREAM, [f"{DEAD_PREFIX}.>"])
         return context
 
+    async def judge(self, of_use: bool) -> None:
+        """What whoever publishes has seen. A server whose disk was full answers every question, and takes no message
+        until it is started again (nats-server 2.x: a stream that could not be written once is not tried again).
+        """
+        if of_use is not self._is_of_use:
+            self._is_of_use = of_use
+            await self._told(of_use)
+
     async def _stay_connected(self) -> None:
         """A new client for every connection.
 
@@ -76,7 +86,7 @@ class Bus:
             try:
                 await self._connect(client)
                 self._outage.over()
-                await self._told(True)
+                await self.judge(of_use=True)
                 while client.is_connected:  # noqa: ASYNC110 - its callbacks tell, or do not
                     await asyncio.sleep(_RECONNECT_SECONDS)
                 self._outage.failed("the connection is lost")
@@ -85,7 +95,7 @@ class Bus:
             finally:
                 with contextlib.suppress(Exception):
                     await client.close()
-            await self._told(False)
+            await self.judge(of_use=False)
             await asyncio.sleep(_RECONNECT_SECONDS)
 
     async def _connect(self, client: Client) -> None:

@@ -24,8 +24,6 @@ from services.mesh.settings import MeshSettings, TelemetrySettings
 log = logging.getLogger(__name__)
 
 STOP_GRACE_SECONDS = 5.0
-# What health calls the broker of events, which services go on without.
-NATS = "nats"
 # Between two touches of the ready file.
 BEAT_SECONDS = 1.0
 _OPTIONS: Sequence[tuple[str, Any]] = (

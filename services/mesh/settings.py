@@ -13,6 +13,8 @@ from services.mesh.outbound import LOOPBACK, Allowance
 
 DAY_SECONDS = 24 * 3600.0
 _ORIGIN = re.compile(r"https?://([a-z0-9.-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?")
+# What health calls the broker of events, which services go on without.
+NATS = "nats"
 
 
 class Environment:

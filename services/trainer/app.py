@@ -13,8 +13,8 @@ from services.mesh.collecting import CollectingStore
 from services.mesh.events import EventLog, Relay
 from services.mesh.nats import Bus
 from services.mesh.postgres import Database
-from services.mesh.server import NATS, Process, Server
-from services.mesh.settings import child_environment
+from services.mesh.server import Process, Server
+from services.mesh.settings import NATS, child_environment
 from services.mesh.sweeping import Sweeper
 from services.mesh.worker import Worker
 from services.trainer import announcing

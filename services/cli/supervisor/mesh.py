@@ -17,7 +17,7 @@ from services.mesh.embedded.home import write_private
 from services.mesh.embedded.ports import is_free
 from services.mesh.embedded.process import Program
 from services.mesh.fork_server import client as fork_server
-from services.mesh.settings import Environment, TelemetrySettings
+from services.mesh.settings import NATS, Environment, TelemetrySettings
 
 # Ray and a training that runs in it outlive a supervisor that is killed.
 KEEP = frozenset({"ray"})
@@ -91,8 +91,8 @@ def build(home: Home, options: Options, inherited: Mapping[str, str], kept: Coll
     """`kept` names the processes of an earlier supervisor that still hold their ports."""
     ports = Ports(home.ports, kept)
     marked = {**inherited, MARK: str(home.root)}
-    embedded = _embed(home, options, ports, marked)
     services = {name: f"{_HOST}:{ports.take(name)}" for name in _SERVICES}
+    embedded = _embed(home, options, ports, marked, services.values())
     http = options.http_listen or f"{_HOST}:{ports.take('gateway.http')}"
     grpc = options.grpc_listen or f"{_HOST}:{ports.take('gateway.grpc')}"
     pages = _pages(options, ports)
@@ -162,7 +162,9 @@ class _Embedded:
     endpoints: dict[str, Any]
 
 
-def _embed(home: Home, options: Options, ports: Ports, marked: Mapping[str, str]) -> _Embedded:
+def _embed(
+    home: Home, options: Options, ports: Ports, marked: Mapping[str, str], services: Collection[str]
+) -> _Embedded:
     """PostgreSQL, NATS and Ray, or the addresses of others."""
     # They see none of our settings, secrets least of all.
     bare = {
@@ -177,7 +179,9 @@ def _embed(home: Home, options: Options, ports: Ports, marked: Mapping[str, str]
         postgres_url = postgres.url
     if not (nats_url := options.nats_url):
         nats = Nats(home.nats, ports.take("nats"), bare)
-        programs.append(nats.program(home.log("nats")))
+        # One whose disk was full answers and takes no event any more: those who publish notice.
+        answers = probes.every(nats.is_ready, probes.grpc_has(services, NATS))
+        programs.append(replace(nats.program(home.log("nats")), answers=answers))
         nats_url = nats.url
     resources = default_resources(options.slots)
     if not (ray_address := options.ray_address):

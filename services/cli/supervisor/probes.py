@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from pathlib import Path
 
 import grpc.aio
@@ -29,14 +29,24 @@ def grpc_answering(address: str) -> Probe:
     return probe
 
 
-async def _health(address: str) -> int:
+def grpc_has(addresses: Collection[str], what: str) -> Probe:
+    """Whether no service says that `what`, which it uses, is of no use to it; one that is silent says nothing."""
+
+    async def probe() -> bool:
+        said = await asyncio.gather(*(_health(address, what) for address in addresses), return_exceptions=True)
+        return health_pb2.HealthCheckResponse.NOT_SERVING not in said
+
+    return probe
+
+
+async def _health(address: str, service: str = "") -> int:
     async with grpc.aio.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
         check = channel.unary_unary(
             f"/{health.SERVICE_NAME}/Check",
             request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
             response_deserializer=health_pb2.HealthCheckResponse.FromString,
         )
-        reply = await check(health_pb2.HealthCheckRequest(), timeout=1.0)
+        reply = await check(health_pb2.HealthCheckRequest(service=service), timeout=1.0)
     return reply.status
 
 

@@ -55,7 +55,7 @@ async def is_readiness(url: str, status: str) -> bool:
     async with httpx.AsyncClient(trust_env=False) as http:
         answer = await http.get(f"{url}/readyz")
     assert answer.status_code == 200
-    assert ("NATS is away" in answer.text) == (answer.json()["status"] == "degraded")
+    assert ("NATS takes no events" in answer.text) == (answer.json()["status"] == "degraded")
     return answer.json()["status"] == status
 
 
