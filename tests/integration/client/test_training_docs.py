@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import shlex
@@ -12,12 +13,17 @@ from typing import Any
 
 import psycopg
 import pytest
+from psycopg.types.json import Jsonb
+from rlhf.trainer.v1.model_pb2 import CharacterTokenizer, ModelInit, ModelSource
 from rlhf.type.v1.job_state_pb2 import JobState
 
 from services.client import Client, json_lines
 from services.mesh import embedded
+from services.mesh.artifacts import ArtifactStore
+from tests.fix_runner import CONFIG
 from tests.integration.client.conftest import Mesh
 from tests.integration.client.test_docs import DOCUMENT, blocks, environment
+from tests.integration.trainer.test_merge import adapter_over
 
 PAGE = DOCUMENT.with_name("training.md")
 # Rows for the largest batch of the page.
@@ -33,8 +39,9 @@ def commands() -> list[list[str]]:
 
 
 @pytest.fixture(scope="module")
-def job(mesh: Mesh, postgres_server: embedded.Postgres) -> str:
-    """The id of a job that has ended, with a checkpoint; besides it the datasets of the page and room in the model."""
+def job(mesh: Mesh, postgres_server: embedded.Postgres, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The id of a job that has ended, whose checkpoint is an adapter; besides it the datasets of the page, and room in
+    the model."""
     kinds: dict[str, tuple[str, Callable[[int], dict[str, Any]]]] = {
         "examples": ("messages", lambda n: {"messages": [*_asked(n), _said(n)]}),
         "questions": ("prompt", lambda n: {"prompt": _asked(n), "answer": str(n)}),
@@ -54,7 +61,8 @@ def job(mesh: Mesh, postgres_server: embedded.Postgres) -> str:
         params = {"batch_size": 8, "max_length": 32, "steps": 40}
         made = client.training_jobs.create("sft", model="page-base", dataset="page-examples", params=params)
         done = client.training_jobs.wait(made.name)
-    assert JobState.Name(done.state) == "JOB_STATE_SUCCEEDED"
+        assert JobState.Name(done.state) == "JOB_STATE_SUCCEEDED"
+        _with_an_adapter(client, made.name, mesh, postgres_server, tmp_path_factory.mktemp("page"))
     return made.name.rpartition("/")[2]
 
 
@@ -92,6 +100,24 @@ def _models_with_room(server: embedded.Postgres) -> None:
             values = ", ".join(changed.get(column, column) for column in columns)
             copied = f"({', '.join(columns)}) SELECT {values} FROM trainer.models WHERE name LIKE '%/base'"
             connection.execute(f"INSERT INTO trainer.models {copied}".encode())
+
+
+def _with_an_adapter(client: Client, job: str, mesh: Mesh, server: embedded.Postgres, folder: Path) -> None:
+    """Put a real adapter, over a real model, in the place of what the script saved at step 40."""
+    source = ModelSource(init=ModelInit(characters=CharacterTokenizer(alphabet="0123456789")))
+    source.init.config.update(CONFIG)
+    base = client.models.wait(client.models.import_model("page-real", source).name)
+    client.models.download("page-real", folder / "base")
+    adapter = adapter_over(folder / "base", folder / "adapter")
+    manifest = asyncio.run(ArtifactStore(f"file://{mesh.home}/artifacts").put_folder(adapter))
+    under = Jsonb({"base_model": base.name, "base_manifest_sha256": base.manifest_sha256})
+    with psycopg.connect(server.url.rpartition("/")[0] + "/client_tests", autocommit=True) as connection:
+        connection.execute("UPDATE trainer.jobs SET spec = spec || %s WHERE name = %s", (under, job))
+        connection.execute(
+            "UPDATE trainer.checkpoints SET kind = 'adapter', base_model = %s, manifest_sha256 = %s, size_bytes = %s"
+            " WHERE name = %s",
+            (base.name, manifest.sha256, manifest.size_bytes, f"{job}/checkpoints/step-40"),
+        )
 
 
 def _asked(n: int) -> list[dict[str, str]]:
