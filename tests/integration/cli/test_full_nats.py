@@ -12,6 +12,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from services.cli.supervisor import probes
@@ -21,7 +22,9 @@ from services.mesh.events import Bus, EventLog, Relay
 from services.mesh.postgres import Database
 from services.mesh.server import Server
 from services.mesh.settings import NATS
+from tests.fix_live import wait_until
 from tests.fix_member import background, mesh_settings, until
+from tests.fix_mesh import Mesh, embedded_mesh
 from tests.integration.mesh.test_events import UNPUBLISHED, is_count, messages, write
 
 DISK_MIB = 8
@@ -77,3 +80,26 @@ async def test_events_wait_while_the_disk_of_nats_is_full(
         found = await messages(bus)
         ids = [(message.headers or {})["Nats-Msg-Id"] for message in found]
         assert len(ids) == len(set(ids)) == EVENTS + 1
+
+
+def test_the_supervisor_of_a_mesh_notices(disk: Path, tmp_path: Path) -> None:
+    """NATS itself answers all the while."""
+    root = tmp_path  # `disk` is its folder `nats`
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": [{"role": "user", "content": "q"}], "answer": "a"}\n')
+    with embedded_mesh(root, RLHF_SUPERVISOR_PATIENCE_SECONDS="5") as mesh:
+        done = mesh.rlhf("up")
+        assert done.returncode == 0, done.stderr
+        fill(disk / "ballast")
+        for name in ("a", "b"):
+            done = mesh.rlhf("dataset", "upload", str(rows), "--name", name, "--format", "prompt")
+            assert done.returncode == 0, done.stderr
+        wait_until(lambda: restarts(mesh) > 0, "NATS to be started again", 60)
+        (disk / "ballast").unlink()
+        with psycopg.connect(mesh.endpoints()["postgres_url"], autocommit=True) as connection:
+            left = "SELECT count(*) FILTER (WHERE publish_time IS NULL), count(*) FROM dataset.events"
+            wait_until(lambda: connection.execute(left).fetchone() == (0, 2), "events to be published", 60)
+
+
+def restarts(mesh: Mesh) -> int:
+    return next(each["restarts"] for each in mesh.status()["processes"] if each["name"] == "nats")
