@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
 import importlib
 import os
@@ -123,11 +124,23 @@ def become(request: Request, files: Sequence[int]) -> None:
     os.environ.clear()
     os.environ.update(request.environment)
     os.chdir(request.folder)
+    _rename([sys.executable, *request.arguments])
     # It keeps what TMPDIR was.
     tempfile.tempdir = None
     random.seed()
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed()
+
+
+def _rename(command: Sequence[str]) -> None:
+    """Have `ps` show `command`, as far as there is room: its words take the place of ours, where the kernel reads them.
+
+    arg_start and arg_end are fields 48 and 49 of /proc/self/stat, proc_pid_stat(5); a program may write there.
+    """
+    fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    start, end = int(fields[45]), int(fields[46])
+    words = "\0".join(command).encode()[: end - start - 1]
+    ctypes.memmove(start, words.ljust(end - start, b"\0"), end - start)
 
 
 def run(arguments: Sequence[str]) -> None:

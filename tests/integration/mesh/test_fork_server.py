@@ -18,6 +18,7 @@ import pytest
 
 from services.mesh.fork_server.client import MAX_REQUEST_BYTES, Forked, ForkServerUnavailable, Request, fork
 
+# The script of the server is long enough a command for those of its children.
 SERVER = """
 import sys
 from pathlib import Path
@@ -32,6 +33,7 @@ print(json.dumps({
     "arguments": sys.argv[1:], "variable": os.environ.get("OURS"), "path": os.environ.get("PATH"),
     "folder": os.getcwd(), "temporary": tempfile.gettempdir(), "session": os.getsid(0), "parent": os.getppid(),
     "random": random.random(), "numpy": numpy.random.random(), "input": sys.stdin.read(),
+    "command": open("/proc/self/cmdline").read().rstrip("\\0").split("\\0"),
     "files": sorted(int(each) for each in os.listdir("/proc/self/fd")),
 }))
 """
@@ -82,6 +84,7 @@ def test_a_process_is_what_was_asked_for(
 ) -> None:
     told = ask("a b", "--c=d", TMPDIR=str(tmp_path))
     assert told["arguments"] == ["a b", "--c=d"]
+    assert told["command"] == [sys.executable, str(tmp_path / "tell.py"), "a b", "--c=d"]
     assert (told["variable"], told["path"]) == ("yes", None), "the environment is all of it"
     assert told["folder"] == str(tmp_path / "folder")
     assert told["temporary"] == str(tmp_path)
