@@ -104,6 +104,7 @@ def build_worker(settings: Settings) -> Process:
     process.add_routine("worker", worker.run)
     sweeper = Sweeper(database, settings.mesh.artifacts_url, settings.mesh.keep)
     process.add_routine("mesh sweeper", sweeper.run)
+    process.add_routine("keeper", keeper.run)
     return process
 
 

@@ -34,12 +34,16 @@ class CheckpointIntake:
     async def take(self, job: Job, attempt: int, record: spool.Checkpoint, at: datetime) -> Checkpoint:
         """The row of a checkpoint record. READY weights are stored first; ones that changed since they were verified
         are CORRUPT."""
-        state, why, state_sha256 = CheckpointState(record.state.upper()), "", ""
+        state, why, state_sha256, stored = CheckpointState(record.state.upper()), "", "", record.manifest_sha256
         if state is CheckpointState.READY:
             manifest = await self._artifacts.put_folder(Path(record.path))
             if manifest.sha256 != record.manifest_sha256:
                 log.error("checkpoint %s of %s changed after it was verified", record.step, job.name)
-                state, why = CheckpointState.CORRUPT, "its files changed after they were verified"
+                state, why, stored = (
+                    CheckpointState.CORRUPT,
+                    "its files changed after they were verified",
+                    manifest.sha256,
+                )
             state_sha256 = await asyncio.to_thread(training_state_sha256, Path(record.training_state_path))
         elif state is CheckpointState.CORRUPT:
             why = "its weights could not be used; the log says why"
@@ -52,7 +56,7 @@ class CheckpointIntake:
             kind=record.kind,
             state=state,
             base_model=job.spec["base_model"] if record.kind == "adapter" else "",
-            manifest_sha256=record.manifest_sha256,
+            manifest_sha256=stored,
             size_bytes=record.size_bytes,
             metrics=record.metrics,
             parents=[job.spec["base_model"], job.spec["dataset_version"]],
@@ -74,6 +78,9 @@ class CheckpointIntake:
                 await self._artifacts.whole_manifest(checkpoint.manifest_sha256)
             except DataLoss as error:
                 raise Aborted("BLOBS_COLLECTED", f"{error.message}; it is stored again", name=checkpoint.name) from None
+        elif checkpoint.state is CheckpointState.CORRUPT and checkpoint.manifest_sha256:
+            # What came into the store is of no use to anybody.
+            await store.doom(connection, checkpoint.manifest_sha256)
         before = await store.previous(connection, checkpoint.job_uid, checkpoint.step)
         known = {**checkpoint.provenance, "previous_checkpoint": before}
         checkpoint = replace(checkpoint, provenance=known)

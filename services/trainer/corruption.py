@@ -30,6 +30,8 @@ class Corruption:
         async with self._database.transaction() as connection:
             marked = await store.leave_ready(connection, name, CheckpointState.CORRUPT, reason)
             if marked is not None:
+                # What of it is sound goes with the next collection, unless something else names it.
+                await store.doom(connection, manifest_sha256)
                 await self._announce(connection, marked)
         log.error("%s is corrupt: %s", name, reason)
 

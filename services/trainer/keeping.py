@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 
 # Nothing but weights is collected: other services keep what they have in the same store, and none of it is such a file.
 WEIGHT_FILES = (".safetensors",)
+SWEEP_SECONDS = 3600.0
 
 
 class Keeper:
@@ -80,7 +81,8 @@ class Keeper:
         await self._drop_copies(lease)
         async with self._database.transaction() as connection:
             await self._jobs.held(connection, lease)
-            found = await store.of_job(connection, lease.job.uid)
+            # Locked first: whoever creates a job from one of them has done so before `in_use` looks, or comes after.
+            found = await store.of_job(connection, lease.job.uid, locked=True)
             for checkpoint in surplus(found, settings, await store.in_use(connection)):
                 pruned = await store.leave_ready(connection, checkpoint.name, CheckpointState.PRUNED, reason(settings))
                 if pruned is not None:
@@ -93,14 +95,37 @@ class Keeper:
         """What an ended job no longer needs: rows, training states and its own copies of weights."""
         await self.prune(lease)
         await self._forget_training_states(lease, 0)
-        folder = self.folder(lease)
-        for path in (folder / "data", *folder.glob("attempts/*/checkpoints")):
-            await asyncio.to_thread(shutil.rmtree, path, ignore_errors=True)
+        await asyncio.to_thread(_remove_files, self.folder(lease))
+
+    async def run(self) -> None:
+        """A worker's routine: `sweep` now and then, until cancelled."""
+        while True:
+            try:
+                await self.sweep()
+            except Unavailable as error:
+                log.warning("nothing is swept: %s", error)
+            except Exception:
+                log.exception("the sweep failed")
+            await asyncio.sleep(SWEEP_SECONDS)
+
+    async def sweep(self) -> None:
+        """Files of jobs that ended without their handler, and weights that were let go without one."""
+        async with self._database.transaction() as connection:
+            left = await store.left_over(connection)
+        for uid in left:
+            folder = self._jobs_folder / str(uid)
+            # One that is not here may be on another host.
+            if folder.exists():
+                await asyncio.to_thread(_remove_files, folder)
+                async with self._database.transaction() as connection:
+                    await store.forget_files(connection, uid)
+        await self.collect()
 
     async def collect(self) -> None:
         """Remove the weights of doomed manifests, but for blobs that something else names.
 
-        Under a lock, in one transaction: where a blob gets a name it is looked for under the same lock.
+        Under a lock, in one transaction: where a blob gets a name it is looked for under the same lock. Nothing is
+        removed while a manifest that is named cannot be read: nobody knows then which blobs are wanted.
         """
         async with self._database.transaction() as connection:
             doomed = await store.doomed(connection)
@@ -113,16 +138,24 @@ class Keeper:
             await store.lock_blobs(connection, exclusive=True)
             named = await store.named_manifests(connection)
             kept = await self._blobs_of(named)
+            if unknown := named - self._blobs.keys():
+                users = ", ".join(await store.naming(connection, unknown))
+                log.error(
+                    "no weights are removed: the manifests of %s cannot be read, so nobody knows what belongs to them;"
+                    " a checkpoint is marked once it is shown, a model has to be deleted",
+                    users,
+                )
+                return
             await self._artifacts.remove(await self._blobs_of(set(doomed)) - kept)
             await store.forget_doomed(connection, doomed)
 
     async def _blobs_of(self, manifests: set[str]) -> set[str]:
-        """Weights that they name. One that cannot be read names nothing that could be used."""
+        """Weights that they name, as far as they can be read."""
         for sha256 in manifests - self._blobs.keys():
             try:
                 manifest = await self._artifacts.manifest(sha256)
             except (NotFound, DataLoss) as error:
-                log.warning("manifest %s cannot be read: %s", sha256, error)
+                log.warning("manifest %s cannot be read, and what it names stays: %s", sha256, error)
                 continue
             self._blobs[sha256] = frozenset(file.sha256 for file in manifest.files if file.path.endswith(WEIGHT_FILES))
         return set().union(*(self._blobs.get(sha256, frozenset()) for sha256 in manifests))
@@ -148,6 +181,12 @@ class Keeper:
         """A folder of the job's own; nothing that a spool merely names."""
         if Path(path).is_relative_to(self.folder(lease)):
             await asyncio.to_thread(shutil.rmtree, path, ignore_errors=True)
+
+
+def _remove_files(folder: Path) -> None:
+    """Of an ended job: its rows, training states and copies of weights; plans and logs stay."""
+    for path in (folder / "data", *folder.glob("attempts/*/checkpoints")):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _hash_or_nothing(path: Path) -> str:

@@ -63,6 +63,8 @@ class Models:
             known = await claim(connection, key, name)
             if known is not None:
                 return await self._get(connection, known)
+            if layers and await checkpoints.hold(connection, {layers[-1].name: layers[-1].manifest_sha256}):
+                raise InvalidArgument.of("model.source.checkpoint", f"{layers[-1].name} was let go a moment ago")
             # The checkpoint first, then what it lies over.
             model = await store.insert(connection, uid, name, new, [layer.name for layer in reversed(layers)])
             spec = {"source": new.source, "base_under": [asdict(layer) for layer in layers]}
@@ -101,6 +103,8 @@ class Models:
         """Raises FailedPrecondition while the model is being imported or a job that has not ended uses it."""
         names.parse(names.MODEL, name)
         async with self._database.transaction() as connection:
+            # First, so that no job is created from it between the look at them and its end.
+            await store.lock(connection, name)
             model = await self._get(connection, name)
             users = await store.open_jobs_from(connection, name)
             if model.state is ModelState.IMPORTING or users:

@@ -110,8 +110,7 @@ class TrainingHandler:
                 run.kill()
                 await self._exited(run)
             raise
-        if ending.state is not State.FAILED:
-            await self._keeper.tidy(lease)
+        await self._keeper.tidy(lease)
         return ending
 
     async def _find(self, lease: Lease) -> Run | None:

@@ -11,7 +11,7 @@ from services.mesh.errors import DataLoss, InvalidArgument, NotFound, Violation
 from services.mesh.events import EventLog, StoredEvent
 from services.mesh.jobs import TERMINAL, Attempt, Job, Jobs, State, job_topic
 from services.mesh.pages import Page, PageRequest
-from services.mesh.postgres import Database, wait
+from services.mesh.postgres import Connection, Database, wait
 from services.mesh.requests import RequestKey, claim, earlier
 from services.trainer.architectures import is_reward_model
 from services.trainer.checks import Site, check
@@ -73,6 +73,7 @@ class TrainingJobs:
             name = names.child(new.parent, "trainingJobs", new.id or str(names.uuid7()))
             known = await claim(connection, key, name)
             if known is None:
+                await _hold(connection, spec)
                 job = await self._jobs.create(connection, TRAINING, name, asdict(spec), new.priority)
                 return TrainingJob(job, spec, [])
         return await self.get(known)
@@ -216,6 +217,13 @@ class TrainingJobs:
                 f" {gone[0].manifest_sha256[:12]}) are gone; import the same files again, under any name"
             )
             raise InvalidArgument.of("base_model", message)
+
+
+async def _hold(connection: Connection, spec: TrainingSpec) -> None:
+    """What the job loads is there until its row says so. Raises InvalidArgument where it was let go since the check."""
+    for name in await checkpoints.hold(connection, {**spec.reward_models, spec.base_model: spec.base_manifest_sha256}):
+        field = "training_job.base_model" if name == spec.base_model else "training_job.params"
+        raise InvalidArgument.of(field, f"{name} was let go a moment ago; name another")
 
 
 # What is wrong with weights, by the kind that they are.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 from uuid import UUID
 
@@ -80,11 +81,24 @@ async def resumable(connection: Connection, job_uid: UUID) -> list[Checkpoint]:
     )
 
 
-async def of_job(connection: Connection, job_uid: UUID) -> list[Checkpoint]:
-    """All of a job, highest step first."""
+async def of_job(connection: Connection, job_uid: UUID, *, locked: bool = False) -> list[Checkpoint]:
+    """All of a job, highest step first. `locked`: none of them can be held until the transaction ends."""
+    lock = " FOR UPDATE" if locked else ""
     return await _many(
-        connection, f"SELECT {_COLUMNS} FROM checkpoints WHERE job_uid = %s ORDER BY step DESC", (job_uid,)
+        connection, f"SELECT {_COLUMNS} FROM checkpoints WHERE job_uid = %s ORDER BY step DESC{lock}", (job_uid,)
     )
+
+
+async def hold(connection: Connection, manifests: Mapping[str, str]) -> list[str]:
+    """Keep these models and checkpoints, manifests by name, as they are until the transaction ends, for a row that
+    names them to be written in it. Returns those that are not, or no longer, READY with that content."""
+    held: set[tuple[str, str]] = set()
+    for table in ("models", "checkpoints"):
+        # In one order: two who want the same never wait for each other.
+        query = f"SELECT name, manifest_sha256 FROM {table} WHERE name = ANY(%s) AND state = 'READY'"
+        cursor = await connection.execute(f"{query} ORDER BY name FOR SHARE".encode(), (list(manifests),))
+        held |= {(row[0], row[1]) async for row in cursor}
+    return sorted(name for name, sha256 in manifests.items() if (name, sha256) not in held)
 
 
 async def previous(connection: Connection, job_uid: UUID, step: int) -> str:
@@ -157,6 +171,40 @@ async def named_manifests(connection: Connection) -> set[str]:
         " WHERE end_time IS NULL"
     )
     return {row[0] async for row in cursor}
+
+
+async def naming(connection: Connection, manifests: set[str]) -> list[str]:
+    """Names of what a manifest is named by."""
+    cursor = await connection.execute(
+        "SELECT name FROM models WHERE manifest_sha256 = ANY(%(all)s) AND state = 'READY'"
+        " UNION SELECT name FROM checkpoints WHERE manifest_sha256 = ANY(%(all)s) AND state = 'READY'"
+        " UNION SELECT name FROM jobs WHERE end_time IS NULL AND (spec->>'base_manifest_sha256' = ANY(%(all)s)"
+        "  OR EXISTS (SELECT FROM jsonb_each_text(spec->'reward_models') WHERE value = ANY(%(all)s))"
+        "  OR EXISTS (SELECT FROM jsonb_array_elements(spec->'base_under') AS layer"
+        "   WHERE layer->>'manifest_sha256' = ANY(%(all)s)))"
+        " ORDER BY name",
+        {"all": list(manifests)},
+    )
+    return [row[0] async for row in cursor]
+
+
+async def left_over(connection: Connection) -> list[UUID]:
+    """Jobs that have ended and still have files of a run: of one that failed outside its run, for example."""
+    cursor = await connection.execute(
+        "SELECT DISTINCT job_uid FROM checkpoints JOIN jobs ON jobs.uid = job_uid"
+        " WHERE end_time IS NOT NULL AND (training_state_path <> '' OR weights_path <> '')"
+    )
+    return [row[0] async for row in cursor]
+
+
+async def forget_files(connection: Connection, job_uid: UUID) -> None:
+    """What an ended job's run had on its disk is gone."""
+    await connection.execute(
+        "UPDATE checkpoints SET weights_path = '', training_state_path = '', training_state_sha256 = '',"
+        " training_state = CASE WHEN training_state = 'KEPT' THEN 'PRUNED' ELSE training_state END"
+        " WHERE job_uid = %s",
+        (job_uid,),
+    )
 
 
 async def is_kept(connection: Connection, manifest_sha256: str) -> bool:

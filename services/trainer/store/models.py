@@ -62,6 +62,11 @@ async def fail(connection: Connection, name: str, error: dict[str, Any]) -> None
     await connection.execute("UPDATE models SET state = 'FAILED', error = %s WHERE name = %s", (Jsonb(error), name))
 
 
+async def lock(connection: Connection, name: str) -> None:
+    """Until the transaction ends nobody can hold it (store/checkpoints.py)."""
+    await connection.execute("SELECT FROM models WHERE name = %s FOR UPDATE", (name,))
+
+
 async def delete(connection: Connection, name: str) -> None:
     await connection.execute("DELETE FROM models WHERE name = %s", (name,))
     await connection.execute("DELETE FROM jobs WHERE name = %s", (name,))

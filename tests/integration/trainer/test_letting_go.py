@@ -1,0 +1,201 @@
+"""Nothing is let go that is wanted, and nothing stays that is not: failed jobs, corrupt checkpoints, two at a time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from rlhf.trainer.v1 import trainer_service_pb2 as pb
+from rlhf.type.v1 import checkpoint_pb2, job_state_pb2
+
+from services.mesh import client
+from services.mesh.collecting import CollectingStore
+from services.mesh.errors import DataLoss, InvalidArgument
+from services.mesh.events import EventLog
+from services.mesh.jobs import Jobs
+from services.mesh.postgres import Database
+from services.trainer import announcing
+from services.trainer.keeping import Keeper
+from services.trainer.store import checkpoints as store
+from tests.integration.trainer import test_runs
+from tests.integration.trainer.test_retention import RULE, states, weights_there
+
+bench = test_runs.bench
+Bench = test_runs.Bench
+PARENT = test_runs.PARENT
+# The second of them goes when the third is READY: it is neither the best nor the last.
+SCRIPT = {"save_at": [1, 2, 3], "scores": {"1": 0.9}}
+KEPT = checkpoint_pb2.Checkpoint.TRAINING_STATE_KEPT
+
+
+@pytest.fixture
+async def keeper(bench: Bench) -> AsyncIterator[Keeper]:
+    async with Database(bench.database_url, "trainer") as database:
+        log = EventLog(database)
+        jobs = announcing.jobs_of(database, log)
+        announce = announcing.CheckpointAnnouncer(jobs, log)
+        artifacts = CollectingStore(f"file://{bench.home}/artifacts")
+        yield Keeper(database, jobs, artifacts, announce, bench.home / "trainer" / "jobs")
+
+
+def training_states(bench: Bench) -> list[Path]:
+    return list((bench.home / "trainer" / "jobs").glob("*/attempts/*/checkpoints/*/training_state/*"))
+
+
+async def test_a_job_that_failed_keeps_no_training_state(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    await bench.start_worker({"save_at": [2, 4], "fail_at": 5}, monkeypatch)
+    name = await bench.create()
+    assert (await bench.ended(name)).state == job_state_pb2.JOB_STATE_FAILED
+    assert not training_states(bench)
+    found = await bench.checkpoints(name)
+    assert states(found) == {4: "READY", 2: "READY"}
+    assert KEPT not in {one.training_state for one in found}
+
+
+async def test_what_a_job_left_that_ended_without_its_handler_is_swept(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, keeper: Keeper
+) -> None:
+    async def nothing(*_: object) -> None:
+        return None
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Keeper, "tidy", nothing)
+        patch.setattr(Keeper, "sweep", nothing)
+        await bench.start_worker({"save_at": [2, 4], "fail_at": 5}, monkeypatch)
+        name = await bench.create()
+        await bench.ended(name)
+        assert training_states(bench)
+        running = await bench.create()
+    await keeper.sweep()
+    assert not training_states(bench)
+    assert KEPT not in {one.training_state for one in await bench.checkpoints(name)}
+    assert (await bench.ended(running)).state == job_state_pb2.JOB_STATE_FAILED
+
+
+async def test_the_sound_shards_of_a_corrupt_checkpoint_go(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, keeper: Keeper
+) -> None:
+    weights = bench.home / "weights"
+    weights.mkdir()
+    for shard in ("a", "b"):
+        (weights / f"{shard}.safetensors").write_text(f"shard {shard}")
+    await bench.start_worker({"save_at": [6], "weights": str(weights)}, monkeypatch)
+    name = await bench.create()
+    await bench.ended(name)
+    [found] = await bench.checkpoints(name)
+
+    def there(shard: str) -> list[Path]:
+        blobs = (bench.home / "artifacts").glob("??/*")
+        return [path for path in blobs if path.read_bytes() == f"shard {shard}".encode()]
+
+    [spoilt] = there("a")
+    spoilt.write_bytes(b"shard A")
+    request = pb.DownloadCheckpointRequest(name=found.name, path="a.safetensors")
+    with pytest.raises(DataLoss):
+        [reply async for reply in client.stream(bench.trainer.DownloadCheckpoint(request))]
+    assert states(await bench.checkpoints(name)) == {6: "CORRUPT"} and there("b")
+    await keeper.collect()
+    assert not there("b")
+
+
+async def test_nothing_goes_while_a_manifest_that_is_named_cannot_be_read(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, keeper: Keeper
+) -> None:
+    """It may name the very blobs that are to go; once nothing names it, they do."""
+    await bench.start_worker({"save_at": [1]}, monkeypatch)
+    [unread] = await bench.checkpoints((await bench.ended(await bench.create())).name)
+    blob = bench.home / "artifacts" / unread.manifest_sha256[:2] / unread.manifest_sha256
+    text = blob.read_bytes()
+    blob.write_bytes(text[:-1])
+    async with await psycopg.AsyncConnection.connect(bench.database_url) as connection:
+        # Of the same weights, and let go.
+        manifest = await CollectingStore(f"file://{bench.home}/artifacts").put_folder(_folder(bench, "weights 1"))
+        await connection.execute("INSERT INTO trainer.doomed_manifests (sha256) VALUES (%s)", (manifest.sha256,))
+    await keeper.collect()
+    assert weights_there(bench) == {1}
+    assert any(unread.name in record.message and "nobody knows" in record.message for record in caplog.records)
+    async with await psycopg.AsyncConnection.connect(bench.database_url) as connection:
+        await connection.execute("UPDATE trainer.checkpoints SET state = 'CORRUPT'")
+    await keeper.collect()
+    assert weights_there(bench) == set()
+
+
+def _folder(bench: Bench, text: str) -> Path:
+    folder = bench.home / "let-go"
+    folder.mkdir()
+    (folder / "model.safetensors").write_text(text)
+    return folder
+
+
+class Held:
+    """A function that waits in the middle until a test lets it go on."""
+
+    def __init__(self, function: Any) -> None:
+        self.reached, self.go_on = asyncio.Event(), asyncio.Event()
+        self._function = function
+
+    async def __call__(self, *arguments: Any, **named: Any) -> Any:
+        self.reached.set()
+        await self.go_on.wait()
+        return await self._function(*arguments, **named)
+
+
+async def ready(bench: Bench, name: str, step: int) -> None:
+    while states(await bench.checkpoints(name)).get(step) != "READY":  # noqa: ASYNC110 - another process's doing
+        await asyncio.sleep(0.05)
+
+
+async def test_a_checkpoint_that_a_job_is_being_created_from_is_not_let_go(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The creation has looked at it and not yet written its row when the rule of its own job would let it go."""
+    await bench.start_worker({**SCRIPT, "step_seconds": 1}, monkeypatch)
+    name = await bench.create(validation=test_runs.VERSION, checkpoints=RULE)
+    await bench.until(name, lambda job: job.step_count >= 2)
+    await ready(bench, name, 2)
+    creating = Held(Jobs.create)
+    with monkeypatch.context() as patch:
+        patch.setattr(Jobs, "create", lambda *arguments: creating(*arguments))
+        made = asyncio.create_task(bench.create(base_model=f"{name}/checkpoints/step-2"))
+        await creating.reached.wait()
+        await ready(bench, name, 3)
+        creating.go_on.set()
+        await made
+    await bench.ended(name)
+    assert states(await bench.checkpoints(name)) == {1: "READY", 2: "READY", 3: "READY"}
+
+
+async def test_a_job_is_refused_a_checkpoint_that_is_being_let_go(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rule has looked at who uses it and not yet let it go when a job is created from it."""
+    pruning, in_use = asyncio.Event(), store.in_use
+    proceed = asyncio.Event()
+
+    async def late(connection: Any) -> frozenset[str]:
+        found = await in_use(connection)
+        cursor = await connection.execute("SELECT count(*) FROM checkpoints WHERE state = 'READY'")
+        if await cursor.fetchone() == (3,) and not pruning.is_set():
+            pruning.set()
+            await proceed.wait()
+        return found
+
+    monkeypatch.setattr(store, "in_use", late)
+    await bench.start_worker(SCRIPT, monkeypatch)
+    name = await bench.create(validation=test_runs.VERSION, checkpoints=RULE)
+    await pruning.wait()
+    made = asyncio.create_task(bench.create(base_model=f"{name}/checkpoints/step-2"))
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%FOR SHARE%'"
+    async with await psycopg.AsyncConnection.connect(bench.database_url, autocommit=True) as connection:
+        while not made.done() and await (await connection.execute(waiting)).fetchone() == (0,):  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+    assert not made.done(), "it waits for what becomes of the checkpoint"
+    proceed.set()
+    with pytest.raises(InvalidArgument, match=r"training_job\.base_model: .*step-2 was let go a moment ago"):
+        await made
+    await bench.ended(name)
+    assert states(await bench.checkpoints(name))[2] == "PRUNED"
