@@ -24,6 +24,12 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 LOOPBACK = "loopback"
 _LOOPBACK_NETWORKS = (ipaddress.ip_network("127.0.0.0/8"), ipaddress.ip_network("::1/128"))
+# IPv6 whose last 32 bits are IPv4: NAT64, mapped, translated, compatible.
+_LAST_32_BITS = tuple(map(ipaddress.IPv6Network, ("64:ff9b::/96", "::ffff:0:0/96", "::ffff:0:0:0/96", "::/96")))
+# Translators of somebody's own network (RFC 8215), which Python calls global.
+_LOCAL_NAT64 = ipaddress.IPv6Network("64:ff9b:1::/48")
+# Of an interface's identifier the upper half, but for the bit that says whether it is the only one in the world.
+_ISATAP = 0x00005EFE
 _HOST = re.compile(r"(?=.{1,253}$)[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)*")
 _PORTS = {"http": 80, "https": 443}
 
@@ -98,7 +104,7 @@ class Allowance:
             address.version == network.version and address in network and port in (None, endpoint.port)
             for network, port in self._networks
         )
-        return listed or (self._names(endpoint) and address.is_global)
+        return listed or (self._names(endpoint) and _is_public(address))
 
     def _names(self, endpoint: Endpoint) -> bool:
         return not self._hosts.isdisjoint({(endpoint.host, None), (endpoint.host, endpoint.port)})
@@ -118,13 +124,16 @@ class Allowance:
             self._hosts.add((host, port))
 
 
-def client(allowance: Allowance, timeout_seconds: float) -> httpx.Client:
-    """An HTTP client that connects to allowed addresses alone; a request to another raises OutboundRefused."""
+def client(allowance: Allowance, timeout_seconds: float, connections: int = 1) -> httpx.Client:
+    """An HTTP client that connects to allowed addresses alone; a request to another raises OutboundRefused. So many
+    `connections` are there at a time: a request that finds none free waits for one, and times out."""
     import httpx
+
+    limits = httpx.Limits(max_connections=connections, max_keepalive_connections=connections)
 
     class Pinned(httpx.BaseTransport):
         def __init__(self) -> None:
-            self._inner = httpx.HTTPTransport(trust_env=False)
+            self._inner = httpx.HTTPTransport(trust_env=False, limits=limits)
 
         def handle_request(self, request: httpx.Request) -> httpx.Response:
             endpoint = Endpoint.of(str(request.url))
@@ -159,6 +168,23 @@ def _address(host: str) -> Address | None:
         return _plain(ipaddress.ip_address(host))
     except ValueError:
         return None
+
+
+def _is_public(address: Address) -> bool:
+    """Whether anybody could have it, and what it stands for: IPv6 that a translator or a tunnel turns into IPv4 leads
+    where that does."""
+    inner = _embedded(address) if isinstance(address, ipaddress.IPv6Address) else []
+    local = isinstance(address, ipaddress.IPv6Address) and address in _LOCAL_NAT64
+    return address.is_global and not address.is_multicast and not local and all(map(_is_public, inner))
+
+
+def _embedded(address: ipaddress.IPv6Address) -> list[ipaddress.IPv4Address]:
+    """The IPv4 addresses that it is made of: 6to4 (RFC 3056), Teredo's server and client (RFC 4380), NAT64 (RFC 6052),
+    IPv4-mapped, -translated and -compatible (RFC 4291, RFC 2765), ISATAP (RFC 5214)."""
+    found = [address.sixtofour, *(address.teredo or ())]
+    if any(address in network for network in _LAST_32_BITS) or (int(address) >> 32) & 0xFDFFFFFF == _ISATAP:
+        found.append(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
+    return [one for one in found if one is not None]
 
 
 def _plain(address: Address) -> Address:

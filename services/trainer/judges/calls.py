@@ -65,7 +65,8 @@ class Caller:
     def __init__(self, settings: CallSettings, surroundings: Surroundings) -> None:
         self._settings = settings
         self._surroundings = surroundings
-        self._client = client(Allowance(surroundings.site.outbound_allow), settings.timeout_seconds)
+        allowance = Allowance(surroundings.site.outbound_allow)
+        self._client = client(allowance, settings.timeout_seconds, settings.concurrency)
         self._pool = ThreadPoolExecutor(settings.concurrency, "judge")
         # Of each batch that is under way, what wakes its threads when nobody wants their answers any more.
         self._stops: set[threading.Event] = set()

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,39 @@ def completion_of(body: Any) -> str:
 
 def honest(body: Any) -> Answer:
     return chat({"reason": "as it is", "score": {"42": 10, "41": 2.5}.get(completion_of(body), 0)})
+
+
+def test_as_many_are_asked_at_a_time_as_was_said(site: RewardSite) -> None:
+    """Each answer waits for all the others to be asked for."""
+    count = 128
+    together = threading.Barrier(count, timeout=30)
+
+    class Judge(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            together.wait()
+            body = json.dumps({"scores": [1]}).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    class Server(ThreadingHTTPServer):
+        request_queue_size = count
+
+    server = Server(("127.0.0.1", 0), Judge)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}/"
+    given = {"protocol": "scores", "url": url, "batch_size": 1, "concurrency": count, "retries": 0}
+    try:
+        with rewards.opened("api", given, Surroundings(site)) as judge:
+            assert [one.score for one in judge.score([SAMPLES[0]] * count)] == [1] * count
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 def test_a_judge_scores_each_by_the_rubric(fake_judge: FakeJudge, site: RewardSite) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import socket
 import threading
 from collections.abc import Iterator
@@ -50,6 +51,23 @@ def resolves_to(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> None:
         (["api.example.com"], "https://api.example.com/", "169.254.169.254", False),
         (["api.example.com"], "https://api.example.com/", "::ffff:10.0.0.1", False),
         (["api.example.com", "10.0.0.0/8"], "https://api.example.com/", "10.0.0.1", True),
+        # IPv6 that leads to IPv4 leads where that does: 10.0.0.1, 169.254.169.254 and 127.0.0.1, in every spelling.
+        *(
+            (["api.example.com"], "https://api.example.com/", address, False)
+            for address in (
+                *("64:ff9b::10.0.0.1", "64:ff9b::169.254.169.254", "64:ff9b::127.0.0.1", "64:ff9b:1::10.0.0.1"),
+                *("2002:a00:1::1", "2002:a9fe:a9fe::", "2002:7f00:1::1", "2002:c0a8:1::5"),
+                *("2001:0:a00:1::f5ff:fffe", "2001:0:4136:e378:8000:63bf:f5ff:fffe"),
+                *("::ffff:0:10.0.0.1", "::10.0.0.1", "2a00::5efe:10.0.0.1", "2a00::200:5efe:a9fe:a9fe"),
+                *("fe80::1", "fc00::1", "::", "ff0e::1", "224.0.0.1"),
+            )
+        ),
+        (["api.example.com"], "https://api.example.com/", "64:ff9b::93.184.216.34", True),
+        (["api.example.com"], "https://api.example.com/", "2002:5db8:d822::1", True),
+        (["api.example.com"], "https://api.example.com/", "2606:2800:220:1::1", True),
+        # Whoever lists the translator's network means it; the IPv4 network that it leads to is another thing.
+        (["64:ff9b::/96"], "https://api.example.com/", "64:ff9b::10.0.0.1", True),
+        (["10.0.0.0/8"], "https://api.example.com/", "64:ff9b::10.0.0.1", False),
     ],
 )
 def test_an_address_is_allowed_or_not(
@@ -59,7 +77,8 @@ def test_an_address_is_allowed_or_not(
     allowance, endpoint = Allowance(entries), Endpoint.of(url)
     if allowed:
         assert allowance.may_allow(endpoint)
-        assert str(allowance.resolve(endpoint)) == address.removeprefix("::ffff:")
+        expected = ipaddress.ip_address(address.removeprefix("::ffff:"))
+        assert allowance.resolve(endpoint) == expected
     else:
         with pytest.raises(OutboundRefused, match="RLHF_OUTBOUND_ALLOW"):
             allowance.resolve(endpoint)
