@@ -18,6 +18,7 @@ import msgspec
 from services.scoring import regex
 from services.trainer.judges.calls import UnusableReply
 from services.trainer.judges.ledger import Spent
+from services.trainer.judges.material import sendable
 from services.trainer.rewards import RewardSample
 
 ReplyForm = Literal["json", "regex"]
@@ -65,7 +66,7 @@ def request(rubric: Rubric, sample: RewardSample) -> dict[str, Any]:
     parts.append(f"The answer to judge:\n<{mark}>\n{sample.completion}\n</{mark}>")
     body: dict[str, Any] = {
         "model": rubric.model,
-        "messages": [{"role": "system", "content": system}, {"role": "user", "content": _clean("\n\n".join(parts))}],
+        "messages": [{"role": "system", "content": system}, {"role": "user", "content": sendable("\n\n".join(parts))}],
         "temperature": rubric.temperature,
         "max_tokens": rubric.max_tokens,
         "stream": False,
@@ -143,8 +144,3 @@ def _prompt(prompt: Sequence[Mapping[str, Any]] | str) -> str:
     if isinstance(prompt, str):
         return prompt
     return "\n\n".join(f"[{turn.get('role', '')}]\n{turn.get('content', '')}" for turn in prompt)
-
-
-def _clean(text: str) -> str:
-    """Half a surrogate pair, which a sampled token may leave behind, can't be sent."""
-    return text.encode("utf-8", "replace").decode()

@@ -13,6 +13,7 @@ from typing import Any
 from services.scoring import regex
 from services.trainer.judges.calls import UnusableReply
 from services.trainer.judges.ledger import Spent
+from services.trainer.judges.material import plain
 from services.trainer.rewards import RewardSample, Score
 
 _PART = regex.compile_pattern("[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}", False)
@@ -20,17 +21,7 @@ _MOST_PARTS = 32
 
 
 def request(samples: Sequence[RewardSample]) -> dict[str, Any]:
-    return {"samples": [_plain(sample) for sample in samples]}
-
-
-def _plain(sample: RewardSample) -> Mapping[str, Any]:
-    completion = sample.completion.encode("utf-8", "replace").decode()
-    return {
-        "prompt": sample.prompt,
-        "completion": completion,
-        "answer": sample.answer,
-        "metadata": dict(sample.metadata),
-    }
+    return {"samples": [plain(sample) for sample in samples]}
 
 
 def cost(reply: Any) -> Spent:

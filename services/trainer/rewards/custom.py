@@ -109,13 +109,14 @@ class _Caged:
 
     def score(self, samples: Sequence[RewardSample]) -> list[Score]:
         from services.trainer.judges.cage import CageDied, CageTimeout
+        from services.trainer.judges.material import plain
 
-        plain = [_plain(sample) for sample in samples]
+        asked = [plain(sample) for sample in samples]
         with self._lock:
             try:
-                given = self._cage.ask(plain)
+                given = self._cage.ask(asked)
             except (CageTimeout, CageDied) as error:
-                raise self._blamed(plain, error) from None
+                raise self._blamed(asked, error) from None
         if not isinstance(given, list) or len(given) != len(samples):
             what = f"{len(given)} scores" if isinstance(given, list) else f"a {type(given).__name__}"
             raise RewardError(f"its code returned {what} for {len(samples)} samples")
@@ -145,13 +146,6 @@ class _Caged:
 
     def close(self) -> None:
         self._cage.close()
-
-
-def _plain(sample: RewardSample) -> dict[str, Any]:
-    prompt = sample.prompt if isinstance(sample.prompt, str) else [dict(turn) for turn in sample.prompt]
-    # Half a surrogate pair, which a sampled token may leave behind, is no JSON.
-    completion = sample.completion.encode("utf-8", "replace").decode()
-    return {"prompt": prompt, "completion": completion, "answer": sample.answer, "metadata": dict(sample.metadata)}
 
 
 def _score(given: Any, index: int) -> Score:

@@ -179,7 +179,8 @@ def _outcome(plan: LaunchPlan, start: int, last_step: int, stopped: bool, sound:
         return End(outcome="failed", step=last_step, reason="STEPS_MISSING", message=message)
     if not sound:
         message = f"the weights of step {last_step} are unusable; see the problems above"
-        return End(outcome="failed", step=last_step, reason="CHECKPOINT_CORRUPT", message=message)
+        remedy = "go on from the newest checkpoint that is READY; the problem says what else to look at"
+        return End(outcome="failed", step=last_step, reason="CHECKPOINT_CORRUPT", message=message, remedy=remedy)
     return End(outcome="succeeded", step=last_step)
 
 

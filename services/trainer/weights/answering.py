@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from services.trainer.plan import ValidationPlan
-from services.trainer.weights import sampling
+from services.trainer.weights import loading, sampling
 from services.trainer.weights.questions import Question
 
 
@@ -20,8 +19,8 @@ class Answerer:
 
     def __init__(self, folder: Path, base: Path | None = None) -> None:
         """`base` is given when `folder` holds an adapter (PEFT form). Raises what transformers and peft raise."""
-        self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-        self.model = _load(base or folder)
+        self.tokenizer = loading.tokenizer(folder)
+        self.model = loading.language_model(base or folder)
         if base is not None:
             from peft import PeftModel
 
@@ -63,21 +62,3 @@ def end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
 
 def pad_token(tokenizer: Any) -> int:
     return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-
-
-def _load(folder: Path) -> Any:
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
-        folder,
-        trust_remote_code=False,
-        local_files_only=True,
-        use_safetensors=True,
-        dtype="auto",
-        attn_implementation="sdpa",
-        output_loading_info=True,
-    )
-    model, report = loaded
-    # transformers fills a missing tensor with random numbers and only warns.
-    if report["missing_keys"] or report["mismatched_keys"]:
-        names = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
-        raise ValueError(f"tensors are missing or have another shape: {', '.join(names[:5])}")
-    return model

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from services.mesh.artifacts import Manifest
-from services.trainer.architectures import is_reward_model
+from services.trainer.weights import loading
 
 # Formats that run code when they are read.
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".h5", ".msgpack")
@@ -73,33 +73,10 @@ def _check_files(folder: Path) -> None:
         raise UnusableModelError("config.json wants code of the model's own (auto_map), which is never run")
 
 
-def is_classifier(folder: Path) -> bool:
-    """Whether the model scores rather than writes: a reward model."""
-    config: dict[str, Any] = json.loads((folder / "config.json").read_text("utf-8"))
-    return is_reward_model(config.get("architectures"))
-
-
 def _load(folder: Path) -> tuple[Any, Any]:
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
-
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-        auto = AutoModelForSequenceClassification if is_classifier(folder) else AutoModelForCausalLM
-        loaded: Any = auto.from_pretrained(
-            folder,
-            trust_remote_code=False,
-            local_files_only=True,
-            use_safetensors=True,
-            dtype="auto",
-            output_loading_info=True,
-        )
+        load = loading.reward_model if loading.is_classifier(folder) else loading.language_model
+        return load(folder), loading.tokenizer(folder)
     except Exception as error:
         # transformers raises every kind here; the text is what helps.
         raise UnusableModelError(f"it does not load: {error}") from error
-    model, report = loaded
-    if is_classifier(folder) and model.config.num_labels != 1:
-        raise UnusableModelError(f"it has {model.config.num_labels} outputs; a reward model has one")
-    for what in ("missing_keys", "mismatched_keys"):
-        if report.get(what):
-            raise UnusableModelError(f"{what.replace('_', ' ')}: {', '.join(map(str, sorted(report[what])[:5]))}")
-    return model, tokenizer

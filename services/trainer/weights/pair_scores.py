@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from services.trainer.plan import PairValidationPlan
 from services.trainer.spool import Sample
+from services.trainer.weights import loading
 
 Messages = list[dict[str, str]]
 
@@ -41,22 +40,8 @@ class RewardModelScorer:
 
     def __init__(self, folder: Path) -> None:
         """Raises what transformers raises, and ValueError for a folder that is no whole reward model."""
-        self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-        loaded: Any = AutoModelForSequenceClassification.from_pretrained(
-            folder,
-            trust_remote_code=False,
-            local_files_only=True,
-            use_safetensors=True,
-            dtype="auto",
-            attn_implementation="sdpa",
-            output_loading_info=True,
-        )
-        self.model, report = loaded
-        # transformers fills a missing tensor with random numbers and only warns.
-        if wrong := sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]])):
-            raise ValueError(f"tensors are missing or have another shape: {', '.join(wrong[:5])}")
-        if self.model.config.num_labels != 1:
-            raise ValueError(f"it has {self.model.config.num_labels} outputs; a reward model has one")
+        self.tokenizer = loading.tokenizer(folder)
+        self.model = loading.reward_model(folder)
         self.model.eval()
 
     def tokens(self, conversation: Messages) -> list[int]:

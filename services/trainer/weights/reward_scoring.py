@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from services.trainer.rewards import RewardError, RewardSample
-from services.trainer.weights.pair_scores import RewardModelScorer
 
 # Rows of a forward pass: of about the same length, so that little of it is padding.
 BATCH_SIZE = 16
@@ -19,6 +18,9 @@ class LocalScorer:
     def __init__(self, folder: str) -> None:
         """Raises RewardError where the folder holds no reward model that loads."""
         try:
+            # Whoever may have to load one imports this, and torch and transformers take seconds.
+            from services.trainer.weights.pair_scores import RewardModelScorer
+
             self._model = RewardModelScorer(Path(folder))
         except Exception as error:
             # transformers raises every kind here.

@@ -23,6 +23,7 @@ from services.trainer.runners.local import stop_requested
 from services.trainer.spool import Checkpoint, Metrics, Problem, Sample, SampleBatch, SpoolWriter
 from services.trainer.weights.probe import TOLERANCE, Probe, ask, difference
 from services.trainer.weights.questions import Question, read_questions, score, summarise
+from services.trainer.weights.reward_scoring import LocalScorer
 
 if TYPE_CHECKING:
     from services.trainer.weights.answering import Answerer
@@ -30,6 +31,14 @@ if TYPE_CHECKING:
 # Below training, which must not wait for it, and above the idle class, which may never run.
 NICENESS = 5
 _POLL_SECONDS = 0.2
+_CHECKPOINT_REMEDY = (
+    "training goes on; take the checkpoint before it, or the next that is READY. Where every one is CORRUPT look"
+    " whether the disk is full or failing, and whether the machine has memory for the model a second time"
+)
+_BASE_REMEDY = (
+    "training goes on without the answers of step 0; look whether the machine has memory for the model a second time,"
+    " and try the model itself with transformers"
+)
 
 
 class CheckRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -77,12 +86,6 @@ def _requests_from_parent() -> queue.Queue[CheckRequest | None]:
     return requests
 
 
-def _load_reward_model(folder: str) -> rewards.ModelScorer:
-    from services.trainer.weights.reward_scoring import LocalScorer
-
-    return LocalScorer(folder)
-
-
 class Checker:
     def __init__(self, plan: plans.LaunchPlan, spool: SpoolWriter) -> None:
         self._plan = plan
@@ -99,7 +102,8 @@ class Checker:
                 self._report(request, "ready", metrics)
         except Exception as error:
             message = f"the weights of step {request.step} could not be used: {type(error).__name__}: {error}"
-            self._spool.append(Problem(severity="error", message=message))
+            remedy = _CHECKPOINT_REMEDY if request.checkpoint else _BASE_REMEDY
+            self._spool.append(Problem(severity="error", message=message, remedy=remedy))
             if request.checkpoint:
                 self._report(request, "corrupt", {})
 
@@ -211,7 +215,7 @@ class Checker:
         self, questions: list[Question], completions: list[str], reward: plans.RewardSpec
     ) -> list[rewards.Score | None]:
         if self._judge is None:
-            surroundings = rewards.Surroundings(self._plan.reward_site, self._wait, self._check, _load_reward_model)
+            surroundings = rewards.Surroundings(self._plan.reward_site, self._wait, self._check, LocalScorer)
             self._judge = rewards.open_judge(reward.name, reward.params, surroundings)
         return score(questions, completions, self._judge, rewards.needs_answer(reward.name, reward.params))
 

@@ -16,6 +16,7 @@ import msgspec
 
 from services.trainer import rewards
 from services.trainer.plan import RewardSite
+from services.trainer.weights.reward_scoring import LocalScorer
 
 
 class TrialSample(msgspec.Struct, frozen=True):
@@ -68,7 +69,7 @@ def main() -> int:
 def judge(trial: Trial) -> Outcome:
     """Score as training does: all samples as one batch; one by one where a sample of it can't be judged."""
     samples = [rewards.RewardSample(one.prompt, one.completion, one.answer, one.metadata) for one in trial.samples]
-    surroundings = rewards.Surroundings(trial.site, load_model=_load_model)
+    surroundings = rewards.Surroundings(trial.site, load_model=LocalScorer)
     try:
         with rewards.opened(trial.name, trial.params, surroundings) as judged:
             began = time.monotonic()
@@ -76,12 +77,6 @@ def judge(trial: Trial) -> Outcome:
             return Outcome(verdicts, time.monotonic() - began)
     except rewards.RewardError as error:
         return Outcome(error=_failure(error))
-
-
-def _load_model(folder: str) -> rewards.ModelScorer:
-    from services.trainer.weights.reward_scoring import LocalScorer
-
-    return LocalScorer(folder)
 
 
 def _verdicts(judged: rewards.Judge, samples: list[rewards.RewardSample]) -> list[Verdict]:

@@ -144,7 +144,8 @@ def test_a_made_model_is_described(tiny_model: Path) -> None:
         (lambda folder: (folder / "chat_template.jinja").unlink(), "no chat template"),
         (lambda folder: (folder / "link").symlink_to("/etc/passwd"), "is a link"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"\0" * 100), "does not load"),
-        (lambda folder: _replace(folder / "config.json", "ForCausalLM", "ForSequenceClassification"), "2 outputs"),
+        (lambda folder: _replace(folder / "config.json", "ForCausalLM", "ForSequenceClassification"), "score.weight"),
+        (lambda folder: _classifier(folder, outputs=2), "has 2 outputs; a reward model has one"),
     ],
 )
 def test_a_folder_that_is_no_usable_model_is_refused(tiny_model: Path, tmp_path: Path, change: Any, text: str) -> None:
@@ -155,6 +156,13 @@ def test_a_folder_that_is_no_usable_model_is_refused(tiny_model: Path, tmp_path:
     change(folder)
     with pytest.raises(UnusableModelError, match=text):
         inspect(folder)
+
+
+def _classifier(folder: Path, outputs: int) -> None:
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    config = AutoConfig.from_pretrained(folder, num_labels=outputs)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
 
 
 def _replace(path: Path, before: str, after: str) -> None:

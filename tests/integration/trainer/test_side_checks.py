@@ -67,7 +67,9 @@ def checked(folder: Path, weights: Path, probe: Probe | None) -> tuple[str, list
     Checker(plan, SpoolWriter(path)).handle(CheckRequest(step=1, path=str(weights), kind="full", probe=probe))
     records, _ = read_from(path, 0)
     [found] = [record for record in records if isinstance(record, Checkpoint)]
-    return found.state, [record.message for record in records if isinstance(record, Problem)], found.metrics
+    problems = [record for record in records if isinstance(record, Problem)]
+    assert all("take the checkpoint before it" in problem.remedy for problem in problems)
+    return found.state, [problem.message for problem in problems], found.metrics
 
 
 def test_what_was_saved_answers_as_what_was_trained(tiny_model: Path, tmp_path: Path) -> None:

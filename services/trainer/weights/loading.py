@@ -1,0 +1,56 @@
+"""Loading a model folder as its users do: no code of its own, and every tensor that it needs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from services.trainer.architectures import is_reward_model
+
+
+def is_classifier(folder: Path) -> bool:
+    """Whether the model scores rather than writes: a reward model."""
+    config: dict[str, Any] = json.loads((folder / "config.json").read_text("utf-8"))
+    return is_reward_model(config.get("architectures"))
+
+
+def tokenizer(folder: Path) -> Any:
+    """Raises what transformers raises."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+
+
+def language_model(folder: Path) -> Any:
+    """On the CPU, in the precision it is stored in. Raises what transformers raises, and ValueError for what is not
+    whole."""
+    from transformers import AutoModelForCausalLM
+
+    return _whole(AutoModelForCausalLM, folder)
+
+
+def reward_model(folder: Path) -> Any:
+    """The same of a sequence classifier with one output."""
+    from transformers import AutoModelForSequenceClassification
+
+    model = _whole(AutoModelForSequenceClassification, folder)
+    if model.config.num_labels != 1:
+        raise ValueError(f"it has {model.config.num_labels} outputs; a reward model has one")
+    return model
+
+
+def _whole(auto: Any, folder: Path) -> Any:
+    model, report = auto.from_pretrained(
+        folder,
+        trust_remote_code=False,
+        local_files_only=True,
+        use_safetensors=True,
+        dtype="auto",
+        attn_implementation="sdpa",
+        output_loading_info=True,
+    )
+    # transformers fills a missing tensor with random numbers and only warns.
+    if wrong := sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]])):
+        raise ValueError(f"tensors are missing or have another shape: {', '.join(wrong[:5])}")
+    return model
