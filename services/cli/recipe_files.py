@@ -26,7 +26,13 @@ class Recipe:
     summary: str
     when: str
     needs_validation: bool
+    # What has no preset and must be given, by parameter, and what it is.
+    needs: dict[str, str] = field(default_factory=dict)
     params: dict[str, Any] = field(default_factory=dict)
+
+    def missing(self, params: dict[str, Any]) -> dict[str, str]:
+        """Of `needs` what is not among `params`."""
+        return {path: what for path, what in self.needs.items() if _at(params, path) is None}
 
 
 def names() -> list[str]:
@@ -40,6 +46,13 @@ def read(name: str) -> Recipe:
         raise NotFound("RECIPE_NOT_FOUND", f"there is no recipe {name[:80]!r}; there are {known}", name=name)
     values = tomllib.loads((FOLDER / f"{name}.toml").read_text("utf-8"))
     return Recipe(name=name, **{**values, "when": values["when"].strip()})
+
+
+def _at(params: dict[str, Any], path: str) -> Any:
+    found: Any = params
+    for key in path.split("."):
+        found = found.get(key) if isinstance(found, dict) else None
+    return found
 
 
 def merged(params: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from services.cli import assignments, job_views, output, recipe_files, train
 from services.cli.output import Column, DocumentOption, FormatOption
 from services.cli.recipe_files import Recipe
 from services.cli.session import run
-from services.mesh.errors import InvalidArgument
+from services.mesh.errors import InvalidArgument, Violation
 
 if TYPE_CHECKING:
     from rlhf.trainer.v1.training_job_pb2 import TrainingJob
@@ -62,10 +62,12 @@ def show(recipe: RecipeArgument, output_format: DocumentOption = "table") -> Non
         ("what", found.summary),
         ("when", output.paragraphs(found.when)),
         ("validation", "needed" if found.needs_validation else "if you have some"),
+        ("must be given", "\n".join(f"--set {path}=…  {what}" for path, what in found.needs.items())),
         ("params", "\n".join(job_views.param_lines(found.params))),
     ]
     output.show(output.grid(facts))
-    output.hint(f"rlhf recipe run {found.name} --model MODEL --dataset DATASET")
+    needed = "".join(f" --set {path}=…" for path in found.needs)
+    output.hint(f"rlhf recipe run {found.name} --model MODEL --dataset DATASET{needed}")
 
 
 @app.command("run")
@@ -96,6 +98,8 @@ def run_recipe(
     if found.needs_validation and not validation:
         raise InvalidArgument.of("--validation", f"{found.name} chooses by held-out rows; name a dataset of such")
     params = recipe_files.merged(found.params, assignments.parameters(set_ or [], set_file))
+    if missing := found.missing(params):
+        raise InvalidArgument([Violation(f"params.{path}", f"must be given: {what}") for path, what in missing.items()])
     labels = {**_labels(found), **assignments.labels(label or [])}
 
     async def command(client: AsyncClient) -> TrainingJob:

@@ -269,6 +269,18 @@ async def test_a_replay_can_be_tried_dry(mesh: FakeMesh) -> None:
     await mesh.rlhf("job", "replay", "absent", check=4)
 
 
+async def test_a_recipe_says_what_it_cannot_do_without(mesh: FakeMesh) -> None:
+    shown = await mesh.rlhf("recipe", "show", "ppo-chat")
+    assert "must be given" in shown.out and "--set reward.params.model=…" in shown.out + shown.err
+    where = ("--model", "tiny", "--dataset", "digits:2", "--name", "pleasing")
+    refused = await mesh.rlhf("recipe", "run", "ppo-chat", *where, check=2)
+    assert "--set reward.params.model: must be given: the reward model that judges" in refused.err
+    assert f"{JOBS}/pleasing" not in mesh.trainer.running
+    await mesh.rlhf("recipe", "run", "ppo-chat", *where, "--set", "reward.params.model=tiny")
+    params = MessageToDict(mesh.trainer.running[f"{JOBS}/pleasing"].job.params)
+    assert params["reward"] == {"name": "model", "params": {"model": "projects/default/models/tiny"}}
+
+
 async def test_a_recipe_is_run_with_changes_of_its_own(mesh: FakeMesh) -> None:
     listed = (await mesh.rlhf("recipe", "list", "-o", "name")).out.split()
     assert {"sft-chat", "sft-lora", "grpo-math"} <= set(listed)

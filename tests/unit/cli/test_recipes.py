@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from services.cli import recipe_files
@@ -35,12 +37,27 @@ def facts(algorithm: str, needs_validation: bool) -> JobFacts:
 def test_a_recipe_is_taken_as_it_stands(name: str) -> None:
     recipe = recipe_files.read(name)
     entry = algorithms.get(recipe.algorithm)
-    params = parse(entry.Params, recipe.params)
+    given: dict[str, Any] = {}
+    for path in recipe.needs:
+        *groups, last = path.split(".")
+        group = given
+        for key in groups:
+            group = group.setdefault(key, {})
+        group[last] = "projects/p/models/judge"
+    params = parse(entry.Params, recipe_files.merged(recipe.params, given))
     assert entry.check(params, facts(recipe.algorithm, recipe.needs_validation)) == []
     assert check_retention(params.checkpoints, recipe.needs_validation) == []
     plan = entry.plan(params, PlanInputs(**{**vars(INPUTS), "train_rows": 10_000}))
     assert plan.total_steps > 0
     assert recipe.version >= 1 and len(recipe.summary) > 20 and len(recipe.when) > 40
+
+
+def test_chat_is_judged_by_a_model_which_must_be_named() -> None:
+    recipe = recipe_files.read("ppo-chat")
+    assert recipe.params["reward"] == {"name": "model"}
+    assert list(recipe.missing(recipe.params)) == ["reward.params.model"]
+    assert recipe.missing(recipe_files.merged(recipe.params, {"reward": {"params": {"model": "taste"}}})) == {}
+    assert [name for name in recipe_files.names() if recipe_files.read(name).needs] == ["ppo-chat"]
 
 
 def test_a_change_goes_into_its_group() -> None:
