@@ -47,18 +47,17 @@ _ACTOR = (
     "policy_loss.kl_cov_ratio",
     "policy_loss.ppo_kl_coef",
 )
-_ROLLOUT = (
+# What our rollout on transformers does not read.
+_VLLM = (
     "tensor_model_parallel_size",
     "gpu_memory_utilization",
     "enforce_eager",
     "max_num_batched_tokens",
-    "max_num_seqs",
     "enable_chunked_prefill",
     "enable_prefix_caching",
     "ignore_eos",
-    "layered_summon",
-    "log_prob_max_token_len_per_gpu",
 )
+_ROLLOUT = (*_VLLM, "max_num_seqs", "layered_summon", "log_prob_max_token_len_per_gpu")
 _ALGORITHM = (
     "norm_adv_by_std_in_grpo",
     "rollout_correction.rollout_is",
@@ -93,6 +92,9 @@ CHOICES: dict[str, tuple[str | None, ...]] = {
     "rollout_is": (None, "token", "sequence"),
     "type": ("fixed", "adaptive"),
 }
+
+
+VLLM_ONLY = frozenset(f"actor_rollout_ref.rollout.{name}" for name in _VLLM)
 
 
 def flat(overrides: Mapping[str, Any] | None, prefix: str = "") -> Iterator[tuple[str, Any]]:

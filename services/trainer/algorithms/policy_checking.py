@@ -12,7 +12,8 @@ from services.trainer.algorithms.checking import (
     check_reward,
     check_share,
 )
-from services.trainer.algorithms.policy import DATASET_FORMATS, PolicyParams, mini_batch_answers
+from services.trainer.algorithms.overrides import VLLM_ONLY, flat
+from services.trainer.algorithms.policy import DATASET_FORMATS, PolicyParams, mini_batch_answers, rollout_engine
 from services.trainer.plan import JobFacts
 
 
@@ -25,6 +26,7 @@ def check_policy(params: PolicyParams, facts: JobFacts, critics: int = 0) -> lis
         lambda: check_divides("slots", facts.slots, mini_batch_answers(params), "the answers of a mini-batch"),
         lambda: check_answers_a_pass("micro_batch_size", params.micro_batch_size, params, facts),
         lambda: _check_engine(params, facts),
+        lambda: _check_engine_settings(params, facts),
         lambda: _check_kl_kind(params),
         lambda: _check_both_lengths(params, facts),
         lambda: _check_copies(params, facts, critics),
@@ -48,6 +50,18 @@ def _check_engine(params: PolicyParams, facts: JobFacts) -> list[Violation]:
     if facts.device != "cpu" or params.rollout_engine != "vllm":
         return []
     return [Violation("rollout_engine", "must be auto or transformers on a machine without a GPU")]
+
+
+def _check_engine_settings(params: PolicyParams, facts: JobFacts) -> list[Violation]:
+    engine = rollout_engine(params, facts.device)
+    if engine == "vllm":
+        return []
+    message = (
+        f"has no effect on a rollout by {engine}, which this job has: vllm alone reads it, on a machine with a GPU"
+    )
+    return [
+        Violation(f"verl_overrides.{name}", message) for name, _ in flat(params.verl_overrides) if name in VLLM_ONLY
+    ]
 
 
 def _check_kl_kind(params: PolicyParams) -> list[Violation]:

@@ -20,7 +20,7 @@ MAY_NOT = "is no setting of verl that a job may change"
         ("sft", {"optim.lr_warmup_steps": 10}),
         ("dpo", {"engine.reshard_after_forward": False}),
         ("grpo", {"actor_rollout_ref.actor.tau_pos": 1}),
-        ("grpo", {"actor_rollout_ref": {"actor": {"tau_pos": 1.5}, "rollout.gpu_memory_utilization": 0.4}}),
+        ("grpo", {"actor_rollout_ref": {"actor": {"tau_pos": 1.5}, "rollout.max_num_seqs": 8}}),
         ("grpo", {"algorithm.rollout_correction.rollout_is": None}),
         ("ppo", {"critic.shuffle": True}),
     ],
@@ -32,6 +32,19 @@ def test_an_open_setting_reaches_the_plan(algorithm: str, overrides: dict[str, A
     # Log-probabilities are computed again where a correction is to be taken from them.
     changed.discard("algorithm.rollout_correction.bypass_mode")
     assert changed and changed <= settings()["ppo_trainer"].keys() | settings()["sft_trainer_engine"].keys()
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "ppo"])
+def test_a_setting_that_the_rollout_does_not_read_is_refused(algorithm: str) -> None:
+    params = {"verl_overrides": {"actor_rollout_ref": {"rollout": {"gpu_memory_utilization": 0.4, "ignore_eos": True}}}}
+    for device, engine in (("cpu", "auto"), ("cuda", "transformers")):
+        found = check(algorithm, {**params, "rollout_engine": engine}, device=device)
+        names = {
+            f"verl_overrides.actor_rollout_ref.rollout.{name}" for name in ("gpu_memory_utilization", "ignore_eos")
+        }
+        assert found.keys() == names
+        assert all("no effect on a rollout by transformers" in text and "vllm alone" in text for text in found.values())
+    assert check(algorithm, params, device="cuda") == {}
 
 
 def test_a_jobs_setting_wins_over_the_algorithms() -> None:
@@ -124,7 +137,8 @@ def test_the_schema_lists_what_is_taken_with_the_default_of_a_job_that_sets_noth
             assert planned[name] is False and entry["description"].startswith("false on a CPU"), name
             continue
         assert planned.get(name, entry["default"]) == entry["default"], name
-        found = check(algorithm, {"verl_overrides": {name: entry["default"]}})
+        # Where each of them has an effect.
+        found = check(algorithm, {"verl_overrides": {name: entry["default"]}}, device="cuda")
         assert not any(field.startswith("verl_overrides") for field in found), name
     assert ("critic.ppo_epochs" in listed) == (algorithm == "ppo")
     assert (LOSS in listed and listed[LOSS]["default"] == "gspo") == (algorithm == "gspo")
