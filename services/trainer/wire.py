@@ -103,7 +103,7 @@ def new_training_job(request: trainer_service_pb2.CreateTrainingJobRequest) -> N
 
 
 def training_job(found: TrainingJob) -> training_job_pb2.TrainingJob:
-    job, message = found.job, _spec(found.spec)
+    job, message = found.job, checked_job(found.spec)
     message.name = job.name
     message.priority = job.priority
     message.state = job_state(job.state)
@@ -119,11 +119,6 @@ def training_job(found: TrainingJob) -> training_job_pb2.TrainingJob:
         if moment := getattr(job, field):
             getattr(message, field).FromDatetime(moment)
     return message
-
-
-def checked_job(spec: TrainingSpec) -> training_job_pb2.TrainingJob:
-    """What would be created: no name, no state."""
-    return _spec(spec)
 
 
 def job_changed(job: Job, attempts: list[Attempt], before: State | None) -> training_job_changed_pb2.TrainingJobChanged:
@@ -161,7 +156,8 @@ def _job_error(job: training_job_pb2.TrainingJob, at: datetime) -> training_job_
     return training_job_pb2.JobError(status=why, attempt=last.number, retried=True)
 
 
-def _spec(spec: TrainingSpec) -> training_job_pb2.TrainingJob:
+def checked_job(spec: TrainingSpec) -> training_job_pb2.TrainingJob:
+    """What would be created: no name, no state."""
     resources = placement_pb2.Resources(gpu_count=spec.slots)
     return training_job_pb2.TrainingJob(
         algorithm=spec.algorithm,
@@ -259,6 +255,7 @@ def algorithm(name: str, entry: type[Algorithm]) -> training_job_pb2.Algorithm:
         description=inspect.getdoc(entry) or "",
         params_schema=to_struct(describing.schema(name)),
         dataset_formats=entry.dataset_formats,
+        validation_formats=entry.validation_formats,
     )
 
 

@@ -103,6 +103,38 @@ def start_job(page: Page) -> None:
     page.wait_for_url("**/jobs/from-the-page")
 
 
+def test_settings_of_verl_are_taken_from_a_list_and_reward_models_by_name(signed_in: Open) -> None:
+    page = signed_in("/jobs/new")
+    page.locator("input[name=algorithm][value=grpo]").check()
+    page.get_by_label("Dataset", exact=True).select_option(label="prompts:1")
+    page.get_by_text("more parameters").click()
+    known = page.locator('[id="field-verl_overrides-known"] option')
+    before = known.count()
+    memory, loss = "actor_rollout_ref.rollout.gpu_memory_utilization", "actor_rollout_ref.actor.policy_loss.loss_mode"
+    fill(page, "verl_overrides", "trainer.nnodes")
+    page.get_by_role("button", name="Set", exact=True).click()
+    expect(page.get_by_text("There is no such setting")).to_be_visible()
+    for name in (memory, loss):
+        fill(page, "verl_overrides", name)
+        page.locator('[id="field-verl_overrides"]').press("Enter")
+    assert known.count() == before - 2
+    expect(page.locator(f'[id="field-verl_overrides.{loss}"]')).to_have_value("vanilla")
+    fill(page, f"verl_overrides.{memory}", "much")
+    page.locator('[id="field-reward.name"]').select_option("model")
+    fill(page, "reward.params.model", "projects/default/models/none")
+    fill(page, "learning_rate", "2")
+    page.get_by_role("button", name="Check only").click()
+    # What cannot be sent and what the mesh says, in one go.
+    expect(page.get_by_text("5 fields are wrong")).to_be_visible()
+    assert field(page, f"verl_overrides.{memory}") == "must be a number"
+    assert "there is no projects/default/models/none" in field(page, "reward.params.model")
+    assert "less than or equal to 1" in field(page, "learning_rate")
+    assert "context of 64" in field(page, "max_response_length")
+    page.get_by_role("button", name=f"Leave {memory} out").click()
+    expect(page.locator(f'[id="field-verl_overrides.{memory}"]')).to_have_count(0)
+    assert known.count() == before - 1
+
+
 def kill_gateway_meanwhile(page: Page, mesh: LiveMesh) -> None:
     """In the middle of the stream; the page must have said so and be live again."""
     page.evaluate(

@@ -20,6 +20,8 @@ class Algorithm(Protocol):
     Params: type[Any]
     # Formats of a dataset that it trains on, by their registered names.
     dataset_formats: ClassVar[tuple[str, ...]]
+    # And of one that its checkpoints are validated on.
+    validation_formats: ClassVar[tuple[str, ...]]
     # Whether the rows are answered and judged while it trains.
     needs_reward: ClassVar[bool]
 

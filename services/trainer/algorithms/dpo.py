@@ -56,12 +56,13 @@ class Dpo:
 
     Params = DpoParams
     dataset_formats: ClassVar[tuple[str, ...]] = DATASET_FORMATS
+    validation_formats: ClassVar[tuple[str, ...]] = (*VALIDATION_FORMATS, *DATASET_FORMATS)
     needs_reward: ClassVar[bool] = False
 
     @staticmethod
     def check(params: DpoParams, facts: JobFacts) -> list[Violation]:
         return told(
-            lambda: check_pairs(params, facts, (*VALIDATION_FORMATS, *DATASET_FORMATS)),
+            lambda: check_pairs(params, facts, Dpo.validation_formats),
             lambda: _check_smoothing(params),
             lambda: _check_gamma(params),
         )

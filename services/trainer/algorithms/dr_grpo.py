@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from services.mesh.errors import Violation
 from services.trainer.algorithms import algorithms
+from services.trainer.algorithms.checking import VALIDATION_FORMATS
 from services.trainer.algorithms.policy import DATASET_FORMATS, NORMALISED, GroupParams, LossAggregation, policy_plan
 from services.trainer.algorithms.policy_checking import check_policy
 from services.trainer.plan import JobFacts, LaunchPlan, PlanInputs
@@ -32,6 +33,7 @@ class DrGrpo:
 
     Params = DrGrpoParams
     dataset_formats: ClassVar[tuple[str, ...]] = DATASET_FORMATS
+    validation_formats: ClassVar[tuple[str, ...]] = VALIDATION_FORMATS
     needs_reward: ClassVar[bool] = True
 
     @staticmethod

@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from services.mesh.errors import Violation
 from services.trainer.algorithms import algorithms
+from services.trainer.algorithms.checking import VALIDATION_FORMATS
 from services.trainer.algorithms.policy import DATASET_FORMATS, GroupParams, policy_plan
 from services.trainer.algorithms.policy_checking import check_policy
 from services.trainer.plan import JobFacts, LaunchPlan, PlanInputs
@@ -26,6 +27,7 @@ class Grpo:
 
     Params = GroupParams
     dataset_formats: ClassVar[tuple[str, ...]] = DATASET_FORMATS
+    validation_formats: ClassVar[tuple[str, ...]] = VALIDATION_FORMATS
     needs_reward: ClassVar[bool] = True
 
     @staticmethod

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from services.mesh.errors import Violation
 from services.trainer.algorithms import algorithms
+from services.trainer.algorithms.checking import VALIDATION_FORMATS
 from services.trainer.algorithms.policy import (
     ACTOR,
     DATASET_FORMATS,
@@ -46,6 +47,7 @@ class Gspo:
 
     Params = GspoParams
     dataset_formats: ClassVar[tuple[str, ...]] = DATASET_FORMATS
+    validation_formats: ClassVar[tuple[str, ...]] = VALIDATION_FORMATS
     needs_reward: ClassVar[bool] = True
 
     @staticmethod

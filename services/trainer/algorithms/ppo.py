@@ -11,6 +11,7 @@ from services.mesh.errors import Violation
 from services.mesh.params import STRICT_FIELDS
 from services.mesh.partly import told
 from services.trainer.algorithms import algorithms
+from services.trainer.algorithms.checking import VALIDATION_FORMATS
 from services.trainer.algorithms.policy import (
     DATASET_FORMATS,
     Answers,
@@ -83,6 +84,7 @@ class Ppo:
 
     Params = PpoParams
     dataset_formats: ClassVar[tuple[str, ...]] = DATASET_FORMATS
+    validation_formats: ClassVar[tuple[str, ...]] = VALIDATION_FORMATS
     needs_reward: ClassVar[bool] = True
 
     @staticmethod

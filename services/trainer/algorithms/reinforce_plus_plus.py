@@ -10,6 +10,7 @@ from pydantic import Field
 from services.mesh.errors import Violation
 from services.mesh.partly import told
 from services.trainer.algorithms import algorithms
+from services.trainer.algorithms.checking import VALIDATION_FORMATS
 from services.trainer.algorithms.policy import (
     DATASET_FORMATS,
     Answers,
@@ -50,6 +51,7 @@ class ReinforcePlusPlus:
 
     Params = ReinforcePlusPlusParams
     dataset_formats: ClassVar[tuple[str, ...]] = DATASET_FORMATS
+    validation_formats: ClassVar[tuple[str, ...]] = VALIDATION_FORMATS
     needs_reward: ClassVar[bool] = True
 
     @staticmethod

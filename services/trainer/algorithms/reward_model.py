@@ -59,12 +59,13 @@ class RewardModel:
 
     Params = RewardModelParams
     dataset_formats: ClassVar[tuple[str, ...]] = DATASET_FORMATS
+    validation_formats: ClassVar[tuple[str, ...]] = DATASET_FORMATS
     needs_reward: ClassVar[bool] = False
 
     @staticmethod
     def check(params: RewardModelParams, facts: JobFacts) -> list[Violation]:
         return told(
-            lambda: check_pairs(params, facts, DATASET_FORMATS),
+            lambda: check_pairs(params, facts, RewardModel.validation_formats),
             lambda: _check_sequence_parallel(params),
             lambda: _check_fused(params),
             lambda: _check_metric(params),

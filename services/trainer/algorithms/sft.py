@@ -10,7 +10,14 @@ from pydantic import Field
 from services.mesh.errors import Violation
 from services.mesh.partly import told
 from services.trainer.algorithms import algorithms
-from services.trainer.algorithms.checking import check_common, check_divides, check_length, check_memory, check_share
+from services.trainer.algorithms.checking import (
+    VALIDATION_FORMATS,
+    check_common,
+    check_divides,
+    check_length,
+    check_memory,
+    check_share,
+)
 from services.trainer.algorithms.overrides import applied
 from services.trainer.algorithms.sections import (
     engine_overrides,
@@ -47,6 +54,7 @@ class Sft:
 
     Params = SftParams
     dataset_formats: ClassVar[tuple[str, ...]] = ("messages",)
+    validation_formats: ClassVar[tuple[str, ...]] = VALIDATION_FORMATS
     needs_reward: ClassVar[bool] = False
 
     @staticmethod

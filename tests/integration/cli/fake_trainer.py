@@ -215,6 +215,7 @@ class FakeTrainer(TrainerServiceServicer):
                 summary=registry.summary(entry),
                 description=entry.__doc__,
                 dataset_formats=entry.dataset_formats,
+                validation_formats=entry.validation_formats,
             )
             added.params_schema.update(describing.schema(name))
         return answer

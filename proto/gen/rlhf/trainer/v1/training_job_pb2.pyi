@@ -353,17 +353,24 @@ class Algorithm(message.Message):
     DESCRIPTION_FIELD_NUMBER: builtins.int
     PARAMS_SCHEMA_FIELD_NUMBER: builtins.int
     DATASET_FORMATS_FIELD_NUMBER: builtins.int
+    VALIDATION_FORMATS_FIELD_NUMBER: builtins.int
     algorithm_id: builtins.str
     summary: builtins.str
     description: builtins.str
     """Formula, source, when not to use it."""
     @builtins.property
     def params_schema(self) -> struct_pb2.Struct:
-        """JSON Schema of TrainingJob.params."""
+        """JSON Schema of TrainingJob.params. `verl_overrides` has a property for each setting of verl that a job may change; a
+        text of format `reward-model` names a model that scores.
+        """
 
     @builtins.property
     def dataset_formats(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:
         """Formats of `dataset_version` that it takes."""
+
+    @builtins.property
+    def validation_formats(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Formats of `validation_dataset_version` that it takes."""
 
     def __init__(
         self,
@@ -373,10 +380,11 @@ class Algorithm(message.Message):
         description: builtins.str = ...,
         params_schema: struct_pb2.Struct | None = ...,
         dataset_formats: abc.Iterable[builtins.str] | None = ...,
+        validation_formats: abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["params_schema", b"params_schema"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["algorithm_id", b"algorithm_id", "dataset_formats", b"dataset_formats", "description", b"description", "params_schema", b"params_schema", "summary", b"summary"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["algorithm_id", b"algorithm_id", "dataset_formats", b"dataset_formats", "description", b"description", "params_schema", b"params_schema", "summary", b"summary", "validation_formats", b"validation_formats"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -80,6 +80,9 @@ describe("read", () => {
     expect(read(FIELDS, { learning_rate: "fast", steps: "1.5", extra: "{" }).mistakes).toEqual({
       pattern: "form.required", learning_rate: "form.notNumber", steps: "form.notInteger", extra: "form.notJson",
     });
+    expect(read(FIELDS, { learning_rate: "fast", steps: "1.5", extra: "{", "lora": true, "lora.rank": "2" }).params).toEqual({
+      learning_rate: "fast", steps: "1.5", extra: "{", lora: { rank: 2 },
+    });
   });
 
   it("shows the defaults", () => {

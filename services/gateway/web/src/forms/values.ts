@@ -24,7 +24,8 @@ export function isOn(field: Field, values: Values): boolean {
   return typeof value === "boolean" ? value : !field.nullable || isRecord(field.fallback);
 }
 
-/** The params: only what differs from what the server takes anyway. Words for a mistake are keys of the translation. */
+/** The params: only what differs from what the server takes anyway. Words for a mistake are keys of the translation; what
+ * cannot be read stands in the params as it was written, so that the server can judge all the rest. */
 export function read(fields: readonly Field[], values: Values): { params: Record<string, unknown>; mistakes: Mistakes } {
   const mistakes: Mistakes = {};
   return { params: readObject(fields, values, mistakes), mistakes };
@@ -95,18 +96,18 @@ function readText(field: Field, text: string, mistakes: Mistakes): unknown {
         return JSON.parse(text) as unknown;
       } catch {
         mistakes[field.key] = "form.notJson";
-        return undefined;
+        return text;
       }
     default:
       return field.suggestions.find((one) => one.text === text)?.value ?? text;
   }
 }
 
-function readNumber(field: Field, text: string, mistakes: Mistakes): number | undefined {
+function readNumber(field: Field, text: string, mistakes: Mistakes): number | string {
   const value = Number(text);
   if (!Number.isFinite(value)) mistakes[field.key] = "form.notNumber";
   else if (field.kind === "integer" && !Number.isInteger(value)) mistakes[field.key] = "form.notInteger";
-  return field.key in mistakes ? undefined : value;
+  return field.key in mistakes ? text : value;
 }
 
 /** `1 … 64`, `> 0, ≤ 1`: what a number may be. */

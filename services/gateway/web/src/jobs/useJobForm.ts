@@ -45,7 +45,6 @@ const OWN_FIELDS = ["algorithm", "base_model", "dataset_version", "validation_da
 const REWARDS = ["reward", "held_out_reward"];
 /** Kinds of checkpoints that a job can start from. */
 const BASES: readonly string[] = ["KIND_FULL", "KIND_ADAPTER"];
-const VALIDATION_FORMATS = ["prompt", "messages"];
 
 export function useJobForm(): JobForm {
   const { t } = useI18n();
@@ -74,7 +73,7 @@ export function useJobForm(): JobForm {
   const advanced = computed(() => fields.value.filter((field) => !basic.value.includes(field)));
   const ofFormat = (formats: readonly string[]): string[] => versions.value.filter((one) => formats.includes(one.format)).map((one) => one.name);
   const fitting = computed(() => ofFormat(algorithm.value?.datasetFormats ?? []));
-  const validating = computed(() => ofFormat(VALIDATION_FORMATS));
+  const validating = computed(() => ofFormat(algorithm.value?.validationFormats ?? []));
 
   const sorted = computed(() => {
     const places = new Set([...OWN_FIELDS, ...keysOf(fields.value).map((key) => `params.${key}`)]);
@@ -93,6 +92,7 @@ export function useJobForm(): JobForm {
       problem.value = null;
       mistakes.value = {};
       if (!fitting.value.includes(job.datasetVersion)) job.datasetVersion = fitting.value[0] ?? "";
+      if (!validating.value.includes(job.validationDatasetVersion)) job.validationDatasetVersion = "";
     },
   );
 
@@ -117,8 +117,10 @@ export function useJobForm(): JobForm {
   function fillFrom(other: TrainingJob): void {
     const { algorithm: name, baseModel, datasetVersion, validationDatasetVersion } = other;
     const slots = other.placement?.resources?.gpuCount;
-    if (!versions.value.some((one) => one.name === datasetVersion)) {
-      versions.value = [...versions.value, { name: datasetVersion, format: algorithms.value.find((one) => one.algorithmId === name)?.datasetFormats[0] ?? "" }];
+    const known = algorithms.value.find((one) => one.algorithmId === name);
+    // An older version is not in the list, and fits: the job was taken with it.
+    for (const [version, format] of [[datasetVersion, known?.datasetFormats[0]], [validationDatasetVersion, known?.validationFormats[0]]] as const) {
+      if (version && !versions.value.some((one) => one.name === version)) versions.value = [...versions.value, { name: version, format: format ?? "" }];
     }
     if (baseModel.includes("/checkpoints/") && !checkpoints.value.includes(baseModel)) checkpoints.value = [...checkpoints.value, baseModel];
     Object.assign(job, { algorithm: name, baseModel, datasetVersion, validationDatasetVersion, slots: slots ? String(slots) : "", priority: other.priority ? String(other.priority) : "" });
@@ -135,10 +137,12 @@ export function useJobForm(): JobForm {
     const found = read(fields.value, values);
     mistakes.value = found.mistakes;
     problem.value = null;
-    if (Object.keys(found.mistakes).length > 0) return null;
+    // What is wrong with the rest is told in the same go.
+    const right = Object.keys(found.mistakes).length === 0;
     busy.value = true;
     try {
-      const made = await createJob(described(found.params), job.id.trim(), requestId, validateOnly);
+      const made = await createJob(described(found.params), job.id.trim(), requestId, validateOnly || !right);
+      if (!right) return null;
       if (!validateOnly) requestId = crypto.randomUUID();
       return made;
     } catch (error) {
