@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
+import sys
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -137,5 +140,19 @@ def test_rows_alike_are_read_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @given(st.binary(max_size=200), st.integers(0, 255))
 def test_counts(content: bytes, byte: int) -> None:
-    assert count(content, byte) == content.count(bytes([byte]))
-    assert count_above(content, byte) == sum(each > byte for each in content)
+    """In few bytes and in many, which are counted in other ways."""
+    for times in (1, 128 * 1024 // (len(content) or 1) + 1):
+        assert count(content * times, byte) == content.count(bytes([byte])) * times
+        assert count_above(content * times, byte) == sum(each > byte for each in content) * times
+
+
+def test_a_small_file_is_read_without_numpy(tmp_path: Path) -> None:
+    """Importing it takes longer than reading the file."""
+    (tmp_path / "a.jsonl").write_text(f"{GOOD}\n" * 100)
+    code = (
+        "import sys; from pathlib import Path; from services.dataset.validation import validate\n"
+        "report = validate(Path(sys.argv[1]), 'a.jsonl', 'messages', lambda chunk: None)\n"
+        "assert report.ok and report.rows == 100\n"
+        "assert 'numpy' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "a.jsonl")], check=True)
