@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import os
 import random
-import signal
 import statistics
 import subprocess
 import tempfile
@@ -138,14 +137,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         model = make_model(arguments.model, root)
-        ray = start_ray(cpus=os.cpu_count() or 4, gpus=torch.cuda.device_count(), store_bytes=8_000_000_000)
+        ray = start_ray(cpus=os.cpu_count() or 4, gpus=torch.cuda.device_count(), store_bytes=8_000_000_000, forks=False)
         try:
             maker = AttemptMaker(root, model, ray.address, device="cuda")
             for name in arguments.names:
                 measure(maker, name, arguments.steps, arguments.limit)
         finally:
-            ray.process.send_signal(signal.SIGTERM)
-            ray.process.wait(timeout=60)
+            ray.stop()
 
 
 if __name__ == "__main__":

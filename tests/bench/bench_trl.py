@@ -240,8 +240,7 @@ def main() -> None:
         finally:
             for side in sides:
                 side.end()
-            ray.process.send_signal(signal.SIGTERM)
-            ray.process.wait(timeout=60)
+            ray.stop()
 
 
 if __name__ == "__main__":
