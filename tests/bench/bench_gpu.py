@@ -137,7 +137,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         model = make_model(arguments.model, root)
-        ray = start_ray(cpus=os.cpu_count() or 4, gpus=torch.cuda.device_count(), store_bytes=8_000_000_000, forks=False)
+        gpus = torch.cuda.device_count()
+        ray = start_ray(cpus=os.cpu_count() or 4, gpus=gpus, store_bytes=8_000_000_000, forks=False)
         try:
             maker = AttemptMaker(root, model, ray.address, device="cuda")
             for name in arguments.names:

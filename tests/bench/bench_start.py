@@ -1,7 +1,8 @@
 """From CreateTrainingJob to the first step: `python -m tests.bench.bench_start [--rounds 3]`. Prints; asserts no time.
 
 On a whole mesh (`rlhf up`, a tiny model from scratch), with RLHF_TRAINER_WARM_START on and off: seconds from the job's
-creation to its first step as the run reports it, and to its end. Between `up` and the first job of a mesh the fork server is given the time of its imports.
+creation to its first step as the run reports it, and to its end. Between `up` and the first job of a mesh the fork
+server is given the time of its imports.
 """
 
 from __future__ import annotations
