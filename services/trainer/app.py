@@ -52,7 +52,8 @@ def build(settings: Settings) -> Server:
     datasets = DatasetClient(settings.dataset_target, identity.read_token(settings.mesh.token_file))
     bus = Bus(settings.mesh.nats_url, "trainer", functools.partial(server.set_serving, NATS))
     disk = Disk.of(settings.jobs_folder, settings.mesh.artifacts_url)
-    site = Site(settings.device, settings.slots, settings.reward_site, disk)
+    memory = settings.slot_memory_bytes or None
+    site = Site(settings.device, settings.slots, settings.reward_site, disk, memory)
     corruption = Corruption(database, artifacts, announcing.CheckpointAnnouncer(jobs, log))
     training_jobs = TrainingJobs(database, jobs, log, datasets, site, artifacts, corruption)
     servicer = Servicer(

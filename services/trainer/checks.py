@@ -25,7 +25,8 @@ from services.trainer.looking_up import (
     job_reward_models,
     validation_version,
 )
-from services.trainer.plan import DEFAULT_REWARD_SITE, CriticFacts, JobFacts, PlanInputs, RewardSite
+from services.trainer.model_shape import FILE, shape_of
+from services.trainer.plan import DEFAULT_REWARD_SITE, CriticFacts, JobFacts, ModelShape, PlanInputs, RewardSite
 from services.trainer.runners import TARGETS
 
 MAX_PRIORITY = 100
@@ -40,6 +41,8 @@ class Site:
     rewards: RewardSite = DEFAULT_REWARD_SITE
     # None where nothing is known of it.
     disk: Disk | None = None
+    # Of one slot; None where nobody has said.
+    memory_bytes: int | None = None
 
 
 async def check(new: NewTrainingJob, site: Site, look_up: LookUp) -> TrainingSpec:
@@ -59,7 +62,7 @@ async def check(new: NewTrainingJob, site: Site, look_up: LookUp) -> TrainingSpe
     found += _check_inputs(new, base, train, validation) + _check_reward_inputs(new, models)
     foreseen: DiskForecast | None = None
     if algorithm is not None:
-        facts = _facts(new, parsed, site, base, train, validation, critic)
+        facts = _facts(new, parsed, site, base, train, validation, critic, await _shape(base, look_up))
         found += _check_together(new, algorithm, parsed, facts, train)
         # Of parameters that are right: others have no plan.
         if not found:
@@ -169,28 +172,35 @@ def _facts(
     train: DatasetVersion | None,
     validation: DatasetVersion | None,
     critic: BaseModel | None,
+    shape: ModelShape | None,
 ) -> JobFacts:
     """Without those of what was not found, and of what is wrong."""
     facts: dict[str, Any] = {
         "device": "cuda" if site.device == "cuda" else "cpu",
-        "memory_bytes": None,
+        "memory_bytes": site.memory_bytes,
         "reward_site": site.rewards,
     }
     if 0 <= new.gpu_count <= site.slots:
         facts["slots"] = new.gpu_count or 1
     if train is not None:
         facts |= {"train_format": train.format, "train_rows": train.row_count}
+        facts["median_characters"] = train.median_characters
     if validation is not None:
         facts |= {"validation_format": validation.format, "validation_rows": validation.row_count}
     elif not new.validation_dataset_version:
         facts |= {"validation_format": None, "validation_rows": 0}
     if base is not None:
         facts |= {"context_length": base.context_length or None, "model_parameters": base.parameter_count or None}
+        facts["shape"] = shape
     if critic is not None:
         facts["critic"] = CriticFacts(critic.context_length or None, critic.parameter_count or None)
     elif known(partial(critic_reference, parsed), "") is None:
         facts["critic"] = None
     return partly(JobFacts, facts)
+
+
+async def _shape(base: BaseModel | None, look_up: LookUp) -> ModelShape | None:
+    return None if base is None else shape_of(await look_up.files(base, (FILE,)))
 
 
 def _check_form(new: NewTrainingJob, site: Site) -> list[Violation]:

@@ -36,7 +36,9 @@ class DatasetClient:
         """Facts of a version; `versions/latest` is resolved. Raises what the service raises."""
         request = dataset_service_pb2.GetDatasetVersionRequest(name=name)
         version = await client.call(self._stub().GetDatasetVersion(request))
-        answered = json_format.MessageToDict(version.statistics).get("rows_with_answer")
+        statistics = json_format.MessageToDict(version.statistics)
+        answered = statistics.get("rows_with_answer")
+        median = (statistics.get("row_lengths") or {}).get("p50")
         answered_row_count = int(answered) if answered is not None and version.format == "prompt" else None
         return DatasetVersion(
             name=version.name,
@@ -45,6 +47,7 @@ class DatasetClient:
             size_bytes=version.size_bytes,
             answered_row_count=answered_row_count,
             sha256=version.sha256,
+            median_characters=int(median) if median is not None else None,
         )
 
     async def download(self, name: str, size_bytes: int, target: Path) -> None:

@@ -88,6 +88,8 @@ class DatasetVersion:
     answered_row_count: int | None
     # Of format and rows.
     sha256: str = ""
+    # Of all turns of a row; None where the version does not say.
+    median_characters: int | None = None
 
 
 @dataclass(frozen=True)

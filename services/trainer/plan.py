@@ -192,11 +192,22 @@ class CriticFacts:
 
 
 @dataclass(frozen=True)
+class ModelShape:
+    """`hidden` is the width of the residual stream, `inner` that of a feed-forward layer (0 where it is not known)."""
+
+    layers: int
+    hidden: int
+    inner: int
+    vocabulary: int
+
+
+@dataclass(frozen=True)
 class JobFacts:
     """What is known about a job before anything is started; None where nobody knows.
 
-    `context_length` in tokens, `model_parameters` a count, `memory_bytes` what one slot may use. `critic` is the
-    reward model that a critic starts from, where the job names one.
+    `context_length` in tokens, `model_parameters` a count, `memory_bytes` what one slot may use,
+    `median_characters` of all turns of a training row. `critic` is the reward model that a critic starts from, where
+    the job names one.
     """
 
     device: Device
@@ -210,6 +221,8 @@ class JobFacts:
     memory_bytes: int | None = None
     reward_site: RewardSite = DEFAULT_REWARD_SITE
     critic: CriticFacts | None = None
+    shape: ModelShape | None = None
+    median_characters: int | None = None
 
 
 def encode(plan: LaunchPlan) -> bytes:

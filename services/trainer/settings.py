@@ -24,6 +24,8 @@ class Settings:
     # Ray GPUs of that cluster, logical ones on a machine without a GPU.
     slots: int
     device: str
+    # Of one of them; 0 where nobody has said, and whether a job fits is then not asked.
+    slot_memory_bytes: int
     # Where runs keep their files.
     jobs_folder: Path
     cache_folder: Path
@@ -61,6 +63,7 @@ class Settings:
             ray_address=env.address("RLHF_RAY_ADDRESS") if worker else "",
             slots=env.integer("RLHF_TRAINER_SLOTS", 1, 1, 100_000),
             device=env.text("RLHF_TRAINER_DEVICE", "cpu"),
+            slot_memory_bytes=env.integer("RLHF_TRAINER_SLOT_MEMORY_BYTES", 0, 0, 2**60),
             jobs_folder=env.path("RLHF_TRAINER_JOBS_FOLDER", mesh.home / "trainer" / "jobs"),
             cache_folder=env.path("RLHF_CACHE_FOLDER", mesh.home / "cache"),
             concurrency=env.integer("RLHF_TRAINER_CONCURRENCY", 2, 1, 1000),

@@ -12,7 +12,7 @@ from typing import Any
 from services.cli.supervisor import probes
 from services.cli.supervisor.group import Plan, Planned
 from services.cli.supervisor.leftovers import MARK
-from services.mesh.embedded import Home, Nats, Postgres, RayHead, default_resources, free_port
+from services.mesh.embedded import Home, Nats, Postgres, RayHead, Resources, default_resources, free_port
 from services.mesh.embedded.home import write_private
 from services.mesh.embedded.ports import is_free
 from services.mesh.embedded.process import Program
@@ -25,6 +25,7 @@ FORK_SERVER = "fork-server"
 _HOST = "127.0.0.1"
 # Each has a gRPC server and a worker.
 _SERVICES = ("dataset", "trainer")
+_SLOT_MEMORY = "RLHF_TRAINER_SLOT_MEMORY_BYTES"
 
 
 @dataclass(frozen=True)
@@ -187,7 +188,7 @@ def _embed(
     if not (ray_address := options.ray_address):
         ray = RayHead(home.ray, ports.take("ray"), resources, bare)
         programs.append(ray.program(home.log("ray")))
-        environment |= ray.client_environment()
+        environment |= {**ray.client_environment(), **_slot_memory(resources, marked)}
         ray_address = ray.address
         # On a GPU a start is vLLM's; and another Python has imports of its own.
         if options.warm_start and resources.device == "cpu" and not marked.get("RLHF_TRAINER_WORKER_PYTHON"):
@@ -210,6 +211,13 @@ def _embed(
         "device": resources.device,
     }
     return _Embedded([*(Planned(program) for program in programs), *forks], environment, endpoints)
+
+
+def _slot_memory(resources: Resources, marked: Mapping[str, str]) -> dict[str, str]:
+    """Of our own Ray's slots, unless somebody has said it."""
+    if marked.get(_SLOT_MEMORY) or resources.slot_memory_bytes is None:
+        return {}
+    return {_SLOT_MEMORY: str(resources.slot_memory_bytes)}
 
 
 def _fork_server(socket: Path, environment: Mapping[str, str], log: Path) -> Program:

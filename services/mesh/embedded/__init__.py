@@ -14,13 +14,14 @@ if TYPE_CHECKING:
     from services.mesh.embedded.ports import free_port
     from services.mesh.embedded.postgres_server import Postgres, postgres
     from services.mesh.embedded.process import StartFailed
-    from services.mesh.embedded.ray_head import RayHead, default_resources, ray
+    from services.mesh.embedded.ray_head import RayHead, Resources, default_resources, ray
 
 __all__ = [
     "Home",
     "Nats",
     "Postgres",
     "RayHead",
+    "Resources",
     "StartFailed",
     "default_resources",
     "free_port",
@@ -35,7 +36,7 @@ _MODULES = {
     "ports": ("free_port",),
     "postgres_server": ("Postgres", "postgres"),
     "process": ("StartFailed",),
-    "ray_head": ("RayHead", "default_resources", "ray"),
+    "ray_head": ("RayHead", "Resources", "default_resources", "ray"),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -16,6 +16,7 @@ import grpc.aio
 
 from services.mesh import identity
 from services.mesh.embedded.home import make_private, secret, short_folder
+from services.mesh.embedded.memory import gpu_bytes, machine_bytes
 from services.mesh.embedded.ports import free_port
 from services.mesh.embedded.process import Program, StartFailed, running
 from services.mesh.errors import FailedPrecondition
@@ -38,18 +39,21 @@ class Resources:
     cpus: int
     object_store_bytes: int
     device: str
+    # What a job may use of one slot: a GPU's, or its share of the machine's; None where it cannot be told.
+    slot_memory_bytes: int | None = None
 
 
 def default_resources(slots: int = 0) -> Resources:
     """Of this machine; `slots` 0 takes every GPU, or on CPU as many as cores and memory carry."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    memory = machine_bytes()
     cores = len(os.sched_getaffinity(0))
     gpus = len(list(Path("/dev").glob("nvidia[0-9]*")))
     slots = slots or gpus or max(1, min(cores, memory // _MEMORY_PER_SLOT))
     # Ray's shared memory: taken page by page as it fills, so a bound and not a cost.
     shared = shutil.disk_usage("/dev/shm").free if Path("/dev/shm").is_dir() else memory  # noqa: S108 - asks its size
     store = max(100 * 1024**2, min(8 * _GIB, memory // 10, shared // 2))
-    return Resources(slots, max(cores, _CPUS_PER_SLOT * slots), store, "cuda" if gpus else "cpu")
+    each = gpu_bytes() if gpus else memory // slots
+    return Resources(slots, max(cores, _CPUS_PER_SLOT * slots), store, "cuda" if gpus else "cpu", each)
 
 
 def start_hook(parameters: Any, head: bool) -> None:

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import difflib
 import math
+from collections.abc import Sequence
 
 from services.mesh.errors import Violation
 from services.mesh.partly import told
 from services.trainer import rewards
+from services.trainer.algorithms.memory import ForwardPass, Taken, least, total
 from services.trainer.algorithms.overrides import check_overrides
 from services.trainer.algorithms.retention import VALIDATION_PREFIX, CheckpointSettings
-from services.trainer.algorithms.settings import LoraSettings, RewardSettings, RunParams, TrainingParams
+from services.trainer.algorithms.settings import RewardSettings, RunParams, TrainingParams
 from services.trainer.plan import JobFacts
 
 # A validation file holds questions with answers, or conversations whose last turn is the expected answer.
@@ -136,19 +138,18 @@ def check_length(field_name: str, tokens: int, facts: JobFacts, made_of: str = "
     return [Violation(field_name, message)]
 
 
-def check_memory(facts: JobFacts, lora: LoraSettings | None, copies: float = 0) -> list[Violation]:
-    """Weights, gradients and Adam's two moments in fp32, `copies` further copies of the weights; no activations.
-
-    A lower bound: what it refuses can't run; what it lets through may still run out of memory.
-    """
+def check_memory(
+    params: RunParams, facts: JobFacts, one_pass: ForwardPass, beside: Sequence[Taken] = ()
+) -> list[Violation]:
+    """That a slot has what the job takes at least (memory.py); what it lets through may still run out of memory."""
     if facts.model_parameters is None or facts.memory_bytes is None:
         return []
-    trained_bytes = 4 if lora is not None else 16
-    needed = math.ceil(facts.model_parameters * (trained_bytes / facts.slots + 4 * copies))
-    if needed <= facts.memory_bytes:
+    taken = least(params, facts, one_pass, beside)
+    if total(taken) <= facts.memory_bytes:
         return []
-    message = (
-        f"the model needs at least {needed / 2**30:.1f} GiB a slot, and a slot has {facts.memory_bytes / 2**30:.1f}"
-    )
-    remedy = "use lora, more slots or a smaller model" if lora is None else "use more slots or a smaller model"
-    return [Violation("slots", f"{message}; {remedy}")]
+    parts = ", ".join(f"{one.size / 2**30:.1f} {one.what}" for one in taken if one.size)
+    fields = dict.fromkeys(field for one in sorted(taken, key=lambda one: -one.size) for field in one.helps)
+    offload = ["offload"] if facts.device == "cuda" and params.offload != "all" else []
+    helps = ", ".join([*fields, *offload, "more slots", "a smaller model"])
+    message = f"a slot has {facts.memory_bytes / 2**30:.1f} GiB, and the job takes at least {total(taken) / 2**30:.1f}"
+    return [Violation("slots", f"{message} ({parts}). What helps: {helps}")]

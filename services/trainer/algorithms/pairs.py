@@ -10,6 +10,7 @@ from pydantic import Field
 from services.mesh.errors import Violation
 from services.mesh.partly import told
 from services.trainer.algorithms.checking import check_common, check_divides, check_length, check_memory, check_share
+from services.trainer.algorithms.memory import ForwardPass
 from services.trainer.algorithms.overrides import applied
 from services.trainer.algorithms.sections import (
     engine_overrides,
@@ -38,20 +39,22 @@ class PairParams(RunParams):
     ] = 2048
 
 
-def check_pairs(params: PairParams, facts: JobFacts, validation_formats: tuple[str, ...]) -> list[Violation]:
+def check_pairs(
+    params: PairParams, facts: JobFacts, validation_formats: tuple[str, ...], *, logits: bool = True
+) -> list[Violation]:
+    """`logits`: whether a forward pass ends in the vocabulary."""
     pairs = "the pairs of one slot"
     return told(
         lambda: check_common(params, DATASET_FORMATS, facts, "batch_size", validation_formats),
         lambda: check_divides("slots", facts.slots, params.batch_size, "batch_size"),
         lambda: check_share("micro_batch_size", params.micro_batch_size, params.batch_size, facts, pairs),
         lambda: check_length("max_length", params.max_length, facts),
-        lambda: check_memory(facts, params.lora),
+        lambda: check_memory(params, facts, ForwardPass(_pairs_a_pass(params, facts), 2 * params.max_length, logits)),
     )
 
 
 def pair_overrides(params: PairParams, inputs: PlanInputs) -> dict[str, Any]:
     """verl's settings. A pair is two rows, one after the other; what counts rows for verl is twice the pairs."""
-    pairs = rows_a_pass(params.batch_size // inputs.slots, inputs.device, 32)
     verl = {
         **model_overrides("model", params, inputs),
         **engine_overrides("engine", params, inputs.device),
@@ -59,13 +62,17 @@ def pair_overrides(params: PairParams, inputs: PlanInputs) -> dict[str, Any]:
         # Our loader draws pairs.
         "data.train_batch_size": params.batch_size,
         # Rows: an even number from an even place on never splits a pair.
-        "data.micro_batch_size_per_gpu": 2 * (params.micro_batch_size or pairs),
+        "data.micro_batch_size_per_gpu": 2 * _pairs_a_pass(params, inputs),
         "data.use_dynamic_bsz": False,
         "data.max_length": params.max_length,
         # It would order rows by length.
         "trainer.balance_batch": False,
     }
     return applied(verl, params)
+
+
+def _pairs_a_pass(params: PairParams, where: JobFacts | PlanInputs) -> int:
+    return params.micro_batch_size or rows_a_pass(params.batch_size // where.slots, where.device, 32)
 
 
 def pair_steps(params: PairParams, inputs: PlanInputs) -> int:

@@ -20,7 +20,7 @@ from services.trainer.algorithms.sections import (
     validation_plan,
 )
 from services.trainer.algorithms.settings import EXACT_REWARD, RewardSettings, TrainingParams
-from services.trainer.plan import Device, LaunchPlan, PlanInputs
+from services.trainer.plan import Device, JobFacts, LaunchPlan, PlanInputs
 
 DATASET_FORMATS = ("prompt",)
 ACTOR, REFERENCE, ROLLOUT = "actor_rollout_ref.actor", "actor_rollout_ref.ref", "actor_rollout_ref.rollout"
@@ -140,10 +140,10 @@ def _verl(params: PolicyParams, inputs: PlanInputs) -> dict[str, Any]:
     }
 
 
-def micro_batch_size(params: PolicyParams, inputs: PlanInputs) -> int:
+def micro_batch_size(params: PolicyParams, where: PlanInputs | JobFacts) -> int:
     """Answers a forward pass on one slot."""
-    per_slot = mini_batch_answers(params) // inputs.slots
-    return params.micro_batch_size or rows_a_pass(per_slot, inputs.device, 16)
+    per_slot = mini_batch_answers(params) // where.slots
+    return params.micro_batch_size or rows_a_pass(per_slot, where.device, 16)
 
 
 def rollout_engine(params: PolicyParams, device: Device) -> str:

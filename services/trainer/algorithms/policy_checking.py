@@ -12,8 +12,15 @@ from services.trainer.algorithms.checking import (
     check_reward,
     check_share,
 )
+from services.trainer.algorithms.memory import FLOAT, ForwardPass, Taken, width
 from services.trainer.algorithms.overrides import VLLM_ONLY, flat
-from services.trainer.algorithms.policy import DATASET_FORMATS, PolicyParams, mini_batch_answers, rollout_engine
+from services.trainer.algorithms.policy import (
+    DATASET_FORMATS,
+    PolicyParams,
+    micro_batch_size,
+    mini_batch_answers,
+    rollout_engine,
+)
 from services.trainer.plan import JobFacts
 
 
@@ -29,7 +36,7 @@ def check_policy(params: PolicyParams, facts: JobFacts, critics: int = 0) -> lis
         lambda: _check_engine_settings(params, facts),
         lambda: _check_kl_kind(params),
         lambda: _check_both_lengths(params, facts),
-        lambda: _check_copies(params, facts, critics),
+        lambda: _check_memory(params, facts, critics),
     )
 
 
@@ -77,11 +84,23 @@ def _check_both_lengths(params: PolicyParams, facts: JobFacts) -> list[Violation
     return check_length("max_response_length", length, facts, made_of)
 
 
-def _check_copies(params: PolicyParams, facts: JobFacts, critics: int) -> list[Violation]:
-    # The rollout holds a copy of its own, the reference another. Weights, gradients and Adam's moments of a critic are
-    # shared among the slots.
-    copies = 1 + (params.kl_coefficient > 0 and params.lora is None) + 4 * critics / facts.slots
-    return check_memory(facts, params.lora, copies)
+def _check_memory(params: PolicyParams, facts: JobFacts, critics: int) -> list[Violation]:
+    one_pass = ForwardPass(micro_batch_size(params, facts), params.max_prompt_length)
+    return check_memory(params, facts, one_pass, _beside(params, facts, critics))
+
+
+def _beside(params: PolicyParams, facts: JobFacts, critics: int) -> list[Taken]:
+    """What is there while the policy learns, as far as it stays on the device."""
+    count, found = facts.model_parameters or 0, []
+    # vLLM lets its weights go meanwhile.
+    if rollout_engine(params, facts.device) == "transformers":
+        found.append(Taken("the rollout's weights", width(params, facts) * count))
+    if params.kl_coefficient > 0 and params.lora is None and params.offload != "all":
+        found.append(Taken("the reference", FLOAT * count / facts.slots, ("kl_coefficient",)))
+    if critics and params.offload == "none":
+        own = facts.critic.model_parameters if facts.critic is not None else None
+        found.append(Taken("the critic's weights and moments", critics * 3 * FLOAT * (own or count) / facts.slots))
+    return found
 
 
 def check_whitened(params: PolicyParams) -> list[Violation]:

@@ -65,7 +65,7 @@ class RewardModel:
     @staticmethod
     def check(params: RewardModelParams, facts: JobFacts) -> list[Violation]:
         return told(
-            lambda: check_pairs(params, facts, RewardModel.validation_formats),
+            lambda: check_pairs(params, facts, RewardModel.validation_formats, logits=False),
             lambda: _check_sequence_parallel(params),
             lambda: _check_fused(params),
             lambda: _check_metric(params),

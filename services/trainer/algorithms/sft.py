@@ -18,6 +18,7 @@ from services.trainer.algorithms.checking import (
     check_memory,
     check_share,
 )
+from services.trainer.algorithms.memory import ForwardPass
 from services.trainer.algorithms.overrides import applied
 from services.trainer.algorithms.sections import (
     engine_overrides,
@@ -65,18 +66,17 @@ class Sft:
             lambda: check_divides("slots", facts.slots, params.batch_size, "batch_size"),
             lambda: check_share("micro_batch_size", params.micro_batch_size, params.batch_size, facts, rows),
             lambda: check_length("max_length", params.max_length, facts),
-            lambda: check_memory(facts, params.lora),
+            lambda: check_memory(params, facts, ForwardPass(_rows_a_pass(params, facts), params.max_length)),
         )
 
     @staticmethod
     def plan(params: SftParams, inputs: PlanInputs) -> LaunchPlan:
-        per_slot = params.batch_size // inputs.slots
         verl = {
             **model_overrides("model", params, inputs),
             **engine_overrides("engine", params, inputs.device),
             **optimizer_overrides("optim", params),
             "data.train_batch_size": params.batch_size,
-            "data.micro_batch_size_per_gpu": params.micro_batch_size or rows_a_pass(per_slot, inputs.device, 64),
+            "data.micro_batch_size_per_gpu": _rows_a_pass(params, inputs),
             "data.use_dynamic_bsz": False,
             "data.max_length": params.max_length,
         }
@@ -93,3 +93,7 @@ class Sft:
             save_every_steps=params.save_every_steps,
             seed=params.seed,
         )
+
+
+def _rows_a_pass(params: SftParams, where: JobFacts | PlanInputs) -> int:
+    return params.micro_batch_size or rows_a_pass(params.batch_size // where.slots, where.device, 64)

@@ -160,9 +160,17 @@ def test_each_embedded_part_gives_way_to_a_setting(root: Home) -> None:
     assert told["RLHF_ARTIFACTS_URL"] == "s3://b"
     assert told["RLHF_GATEWAY_HTTP_LISTEN"] == "0.0.0.0:80"
     assert told["RLHF_TRAINER_SLOTS"] == "3"
+    assert "RLHF_TRAINER_SLOT_MEMORY_BYTES" not in told, "nothing is known of another Ray's machines"
     assert plan.endpoints["http"] == "http://127.0.0.1:80"
     assert plan.services[0].needs == ()
     assert not (root.postgres.exists() or root.nats.exists() or root.ray.exists())
+
+
+def test_a_slots_memory_is_told_unless_somebody_has_said_it(root: Home) -> None:
+    told = mesh.build(root, options(RLHF_TRAINER_SLOTS="2"), {}, ()).services[0].program.environment
+    assert int(told["RLHF_TRAINER_SLOT_MEMORY_BYTES"]) * 2 > 1 << 30
+    said = {"RLHF_TRAINER_SLOT_MEMORY_BYTES": "5"}
+    assert mesh.build(root, options(), said, ()).services[0].program.environment.items() >= said.items()
 
 
 def test_every_wrong_setting_is_told_at_once() -> None:
