@@ -1,7 +1,7 @@
 import { describe, expect, it } from "vitest";
 
 import { fieldsOf, mapFields, replaceField, type Field, type JsonSchema } from "./schema";
-import { chosen, isOn, limits, read, shown } from "./values";
+import { chosen, isOn, limits, read, shown, valuesOf } from "./values";
 import { sortViolations } from "./violations";
 
 const SCHEMA: JsonSchema = {
@@ -115,6 +115,30 @@ describe("settings by name", () => {
     expect(read([field], { "overrides.a.b": "much" }).mistakes).toEqual({ "overrides.a.b": "form.notNumber" });
     expect(read([field], { "overrides.a.b": "" }).mistakes).toEqual({ "overrides.a.b": "form.required" });
   });
+});
+
+it("holds the params of a job so that the same are sent again", () => {
+  const fields = fieldsOf({
+    properties: {
+      rank: { type: "integer", default: 16 },
+      strict: { type: "boolean", default: true },
+      none: { anyOf: [{ type: "integer" }, { type: "null" }], default: 3 },
+      tags: { type: "array", items: { type: "string" }, default: [] },
+      parts: { type: "array", items: { type: "object" } },
+      schema: { type: "object", additionalProperties: true },
+      lora: { anyOf: [{ type: "object", properties: { rank: { type: "integer", default: 16 } } }, { type: "null" }], default: null },
+      off: { anyOf: [{ type: "object", properties: { rank: { type: "integer" } } }, { type: "null" }], default: { rank: 1 } },
+      overrides: { type: "object", additionalProperties: true, properties: { "a.b": { type: "number" }, "a.c": { type: "boolean" } } },
+    },
+  } as JsonSchema);
+  const params = {
+    rank: 4, strict: false, none: null, tags: ["think"], parts: [{ name: "exact" }], schema: { type: "object" }, lora: { rank: 2 }, off: null,
+    overrides: { a: { b: 0.5, c: false } },
+  };
+  const again = read(fields, valuesOf(fields, params));
+  expect(again.mistakes).toEqual({});
+  expect(again.params).toEqual({ ...params, overrides: { "a.b": 0.5, "a.c": false } });
+  expect(valuesOf(fields, { gone: 1 })).toEqual({});
 });
 
 it("sends what a suggestion stands for, and any other text as it is", () => {

@@ -50,6 +50,8 @@ export interface Field {
   exclusiveMinimum?: number;
   exclusiveMaximum?: number;
   maxLength?: number;
+  /** Of strings: whether one of them alone is a list too. */
+  many: boolean;
   /** What a text names: `reward-model`. */
   format: string;
   /** What there is of that. Something else may be written too. */
@@ -89,6 +91,7 @@ function fieldOf(key: string, name: string, property: JsonSchema, required: bool
     exclusiveMinimum: inner.exclusiveMinimum,
     exclusiveMaximum: inner.exclusiveMaximum,
     maxLength: inner.maxLength,
+    many: isStrings(inner),
     format: outer.format ?? inner.format ?? "",
     suggestions: [],
     children: kind === "object" || kind === "settings" ? fieldsOf(inner, [], key, root) : [],

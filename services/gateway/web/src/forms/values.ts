@@ -18,6 +18,25 @@ export function shown(field: Field): string {
   return typeof value === "object" ? JSON.stringify(value) : String(value);
 }
 
+/** The params of a job as a form of these fields holds them; what has no field is left out. */
+export function valuesOf(fields: readonly Field[], params: Record<string, unknown>): Values {
+  const found: Values = {};
+  for (const field of fields) {
+    const value = params[field.name];
+    if (value === undefined) continue;
+    if (field.kind === "object") Object.assign(found, field.nullable && { [field.key]: isRecord(value) }, isRecord(value) && valuesOf(field.children, value));
+    else if (field.kind === "settings") Object.assign(found, isRecord(value) && valuesOf(field.children, flat(value)));
+    else if (typeof value === "boolean") found[field.key] = value;
+    else found[field.key] = shown({ ...field, fallback: value });
+  }
+  return found;
+}
+
+/** By dotted name, as settings are listed; they may be written as objects in each other. */
+function flat(settings: Record<string, unknown>, below = ""): Record<string, unknown> {
+  return Object.assign({}, ...Object.entries(settings).map(([name, value]) => (isRecord(value) ? flat(value, `${below}${name}.`) : { [`${below}${name}`]: value }))) as Record<string, unknown>;
+}
+
 /** Whether an object that may be null is switched on. */
 export function isOn(field: Field, values: Values): boolean {
   const value = values[field.key];
@@ -90,7 +109,7 @@ function readText(field: Field, text: string, mistakes: Mistakes): unknown {
     case "number":
       return readNumber(field, text, mistakes);
     case "strings":
-      return text.includes(",") ? text.split(",").map((part) => part.trim()).filter(Boolean) : text;
+      return field.many || text.includes(",") ? text.split(",").map((part) => part.trim()).filter(Boolean) : text;
     case "json":
       try {
         return JSON.parse(text) as unknown;

@@ -5,11 +5,11 @@ import { asProblem, isRecord, type Problem, type Violation } from "../api/proble
 import type { Algorithm, Checkpoint, Model, Reward, TrainingJob, TrainingJobInput } from "../api/types";
 import { listAllDatasets } from "../datasets/api";
 import { fieldsOf, mapFields, replaceField, type Field, type JsonSchema, type Suggestion } from "../forms/schema";
-import { read, type Values } from "../forms/values";
+import { read, valuesOf, type Values } from "../forms/values";
 import { sortViolations } from "../forms/violations";
-import { listModels } from "../models/api";
+import { listModels, scores } from "../models/api";
 import { createJob, listAlgorithms, listCheckpoints, listJobs, listRewards } from "./api";
-import { BASIC, flatten } from "./params";
+import { BASIC } from "./params";
 import { idOf, shortName } from "../api/names";
 
 export interface JobForm {
@@ -36,6 +36,8 @@ export interface JobForm {
   busy: Ref<boolean>;
   load: () => Promise<void>;
   fillFrom: (job: TrainingJob) => void;
+  /** A model, or a checkpoint, which need not be one of the newest. */
+  startFrom: (name: string) => void;
   change: (key: string, value: string | boolean | null) => void;
   send: (validateOnly: boolean) => Promise<TrainingJob | null>;
 }
@@ -122,9 +124,20 @@ export function useJobForm(): JobForm {
     for (const [version, format] of [[datasetVersion, known?.datasetFormats[0]], [validationDatasetVersion, known?.validationFormats[0]]] as const) {
       if (version && !versions.value.some((one) => one.name === version)) versions.value = [...versions.value, { name: version, format: format ?? "" }];
     }
-    if (baseModel.includes("/checkpoints/") && !checkpoints.value.includes(baseModel)) checkpoints.value = [...checkpoints.value, baseModel];
-    Object.assign(job, { algorithm: name, baseModel, datasetVersion, validationDatasetVersion, slots: slots ? String(slots) : "", priority: other.priority ? String(other.priority) : "" });
-    Object.assign(values, flatten(isRecord(other.params) ? other.params : {}));
+    startFrom(baseModel);
+    Object.assign(job, { algorithm: name, datasetVersion, validationDatasetVersion, slots: slots ? String(slots) : "", priority: other.priority ? String(other.priority) : "" });
+    const params = isRecord(other.params) ? other.params : {};
+    for (const key of REWARDS) {
+      // Which reward it is says which fields its params have.
+      const reward = params[key];
+      if (isRecord(reward) && typeof reward["name"] === "string") values[`${key}.name`] = reward["name"];
+    }
+    Object.assign(values, valuesOf(fields.value, params));
+  }
+
+  function startFrom(name: string): void {
+    if (name.includes("/checkpoints/") && !checkpoints.value.includes(name)) checkpoints.value = [...checkpoints.value, name];
+    job.baseModel = name;
   }
 
   function change(key: string, value: string | boolean | null): void {
@@ -171,7 +184,7 @@ export function useJobForm(): JobForm {
 
   return {
     job, values, algorithms, algorithm, models, checkpoints, fitting, validating, basic, advanced, errors, problem: computed(() => (problem.value?.violations.length ? null : problem.value)),
-    violations: computed(() => sorted.value.ofForm), wrong: computed(() => Object.keys(errors.value).length), loading, loaded, busy, load, fillFrom, change, send,
+    violations: computed(() => sorted.value.ofForm), wrong: computed(() => Object.keys(errors.value).length), loading, loaded, busy, load, fillFrom, startFrom, change, send,
   };
 }
 
@@ -192,11 +205,6 @@ function withReward(fields: Field[], key: string, rewards: readonly Reward[], va
 
 async function readyModels(): Promise<Model[]> {
   return (await listModels()).filter((model) => model.state === "STATE_READY");
-}
-
-/** Whether it judges conversations, and writes none. */
-function scores(model: Model): boolean {
-  return model.architecture.endsWith("ForSequenceClassification");
 }
 
 function asSuggestion(found: Model | Checkpoint): Suggestion {

@@ -10,6 +10,11 @@ export async function listModels(): Promise<Model[]> {
   return (await answer(api.GET("/v1/projects/{project}/models", { params }))).models;
 }
 
+/** Whether it judges conversations, and writes none: no job starts from it. */
+export function scores(model: Model): boolean {
+  return model.architecture.endsWith("ForSequenceClassification");
+}
+
 export function getModel(model: string): Promise<Model> {
   return answer(api.GET("/v1/projects/{project}/models/{model}", { params: { path: { project: project.value, model } } }));
 }

@@ -6,7 +6,6 @@ import { partsOf } from "../datasets/turns";
 import { en } from "../i18n/en";
 import { zh } from "../i18n/zh";
 import { clean } from "../jobs/terminal";
-import { flatten } from "../jobs/params";
 import { metric, paragraphs, size, took } from "./format";
 
 it("names resources as a person does", () => {
@@ -43,12 +42,6 @@ it("shows rows of every format", () => {
   const turn = { role: "user", content: "2+2?" };
   expect(partsOf({ answer: "4", prompt: [turn], metadata: { a: 1 } }).map((part) => [part.name, part.turns])).toEqual([["prompt", [turn]], ["answer", null], ["metadata", null]]);
   expect(partsOf({ prompt: [{ role: 1 }] })[0]?.turns).toBeNull();
-});
-
-it("writes params as a form holds them", () => {
-  expect(flatten({ steps: 5, strict: false, lora: { rank: 4, target_modules: ["q", "v"] }, none: null, empty: {} })).toEqual({
-    steps: "5", strict: false, lora: true, "lora.rank": "4", "lora.target_modules": "q, v",
-  });
 });
 
 it("says everything in both languages, with the same places for values", () => {
