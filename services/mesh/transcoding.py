@@ -89,8 +89,10 @@ class Route:
 
     def _derive_mask(self, message: Message, tree: Mapping[str, Any]) -> None:
         """A PATCH without a mask changes the fields that stand in its body, as in gRPC-gateway."""
+        if self.http_method != "PATCH" or self.body in ("", "*"):
+            return
         masks = [f for f in message.DESCRIPTOR.fields if f.message_type and f.message_type.full_name == _FIELD_MASK]
-        if self.http_method != "PATCH" or self.body in ("", "*") or len(masks) != 1 or masks[0].is_repeated:
+        if len(masks) != 1 or masks[0].is_repeated:
             return
         mask, resource = getattr(message, masks[0].name), message.DESCRIPTOR.fields_by_name[self.body].message_type
         if not mask.paths and resource is not None and isinstance(tree.get(self.body), dict):
