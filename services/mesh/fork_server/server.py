@@ -124,7 +124,9 @@ def become(request: Request, files: Sequence[int]) -> None:
     os.environ.clear()
     os.environ.update(request.environment)
     os.chdir(request.folder)
-    _rename([sys.executable, *request.arguments])
+    if request.arguments[0] == "-m":
+        # A worker of Ray gets a title by Ray, which finds the place for it only while our words are there.
+        _rename([sys.executable, *request.arguments])
     # It keeps what TMPDIR was.
     tempfile.tempdir = None
     random.seed()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import socket
 import struct
 import subprocess
@@ -33,7 +34,6 @@ print(json.dumps({
     "arguments": sys.argv[1:], "variable": os.environ.get("OURS"), "path": os.environ.get("PATH"),
     "folder": os.getcwd(), "temporary": tempfile.gettempdir(), "session": os.getsid(0), "parent": os.getppid(),
     "random": random.random(), "numpy": numpy.random.random(), "input": sys.stdin.read(),
-    "command": open("/proc/self/cmdline").read().rstrip("\\0").split("\\0"),
     "files": sorted(int(each) for each in os.listdir("/proc/self/fd")),
 }))
 """
@@ -84,7 +84,6 @@ def test_a_process_is_what_was_asked_for(
 ) -> None:
     told = ask("a b", "--c=d", TMPDIR=str(tmp_path))
     assert told["arguments"] == ["a b", "--c=d"]
-    assert told["command"] == [sys.executable, str(tmp_path / "tell.py"), "a b", "--c=d"]
     assert (told["variable"], told["path"]) == ("yes", None), "the environment is all of it"
     assert told["folder"] == str(tmp_path / "folder")
     assert told["temporary"] == str(tmp_path)
@@ -115,6 +114,20 @@ def test_processes_draw_different_numbers_and_keep_no_files(
     assert open_files(server[1].pid) == before
     zombies = subprocess.run(["ps", "--ppid", str(server[1].pid), "-o", "stat="], capture_output=True, check=False)
     assert b"Z" not in zombies.stdout
+
+
+def test_a_module_bears_its_own_command_line(server: tuple[Path, Any], tmp_path: Path) -> None:
+    """`http.server`, because it stays until it is ended."""
+    request = Request(("-m", "http.server", "0", "--bind=127.0.0.1"), dict(os.environ), str(tmp_path))
+    with (tmp_path / "told").open("w+") as told:
+        process = Forked(fork(server[0], request, [0, told.fileno(), told.fileno()]))
+        words = [sys.executable, *request.arguments]
+        deadline = time.monotonic() + 30
+        while Path(f"/proc/{process.pid}/cmdline").read_text().rstrip("\0").split("\0") != words:
+            assert time.monotonic() < deadline, Path(told.name).read_text()
+            time.sleep(0.01)
+    os.kill(process.pid, signal.SIGTERM)
+    assert process.wait(30)
 
 
 def test_more_files_are_kept_open(server: tuple[Path, Any], tmp_path: Path) -> None:
