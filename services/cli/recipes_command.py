@@ -103,10 +103,18 @@ def run_recipe(
     labels = {**_labels(found), **assignments.labels(label or [])}
 
     async def command(client: AsyncClient) -> TrainingJob:
-        described = await train.describe(client, found.algorithm, model, dataset, validation, params)
-        described.priority, described.placement.resources.gpu_count = priority, gpus
-        described.labels.update(labels)
-        return await client.training_jobs.submit(described, name, validate_only=dry_run)
+        return await client.training_jobs.create(
+            found.algorithm,
+            model=model,
+            dataset=dataset,
+            validation=validation,
+            params=params,
+            name=name,
+            priority=priority,
+            gpus=gpus,
+            labels=labels,
+            validate_only=dry_run,
+        )
 
     train.show_created(context, run(context, command), watch, dry_run, output_format)
 

@@ -132,10 +132,18 @@ def train(
     params, labels = assignments.parameters(set_ or [], set_file), assignments.labels(label or [])
 
     async def command(client: AsyncClient) -> TrainingJob:
-        described = await describe(client, str(context.info_name), model, dataset, validation, params)
-        described.priority, described.placement.resources.gpu_count = priority, gpus
-        described.labels.update(labels)
-        return await client.training_jobs.submit(described, name, validate_only=dry_run)
+        return await client.training_jobs.create(
+            str(context.info_name),
+            model=model,
+            dataset=dataset,
+            validation=validation,
+            params=params,
+            name=name,
+            priority=priority,
+            gpus=gpus,
+            labels=labels,
+            validate_only=dry_run,
+        )
 
     show_created(context, run(context, command), watch, dry_run, output_format)
 

@@ -48,7 +48,7 @@ _MESSAGES = ("training_job.", "model.", "dataset.", "upload.")
 def flag(field: str) -> str:
     """The flag that sets a field: `training_job.params.reward.name` → `--set reward.name`."""
     path = next((field.removeprefix(prefix) for prefix in _MESSAGES if field.startswith(prefix)), field)
-    if path == "labels" or path.startswith("labels."):
+    if path == "labels" or path.startswith(("labels.", "labels[")):
         return "--label"
     if path.startswith("inputs.reward_models."):
         return f"reward model {path.removeprefix('inputs.reward_models.')}"

@@ -19,7 +19,9 @@ from rlhf.type.v1.sample_pb2 import Sample
 from services.client import references
 from services.client._sync.checkpoints import Checkpoints
 from services.client._sync.resource import Resource
-from services.mesh.errors import NotFound
+from services.client.meant import Meant
+from services.mesh import names
+from services.mesh.errors import InvalidArgument, NotFound
 
 ENDED = (JobState.JOB_STATE_SUCCEEDED, JobState.JOB_STATE_FAILED, JobState.JOB_STATE_CANCELLED)
 
@@ -45,33 +47,57 @@ class TrainingJobs(Resource):
         versions (`digits:3`) or datasets, for their newest; the `model` of a reward or a critic is named as `model`
         is. Raises NotFound, AlreadyExists.
         """
-        described = self.describe(algorithm, model, dataset, validation, params or {})
+        meant = Meant()
+        described = self._described(meant, algorithm, model, dataset, validation, params or {})
         described.priority, described.placement.resources.gpu_count = priority, gpus
         described.labels.update(labels or {})
-        return self.submit(described, name, validate_only=validate_only)
+        try:
+            made = self.submit(described, name, validate_only=validate_only or bool(meant.wrong))
+        except InvalidArgument as error:
+            raise meant.error(error) from None
+        if meant.wrong:
+            raise meant.error(None)
+        return made
 
     def describe(
         self, algorithm: str, model: str, dataset: str, validation: str, params: Mapping[str, Any]
     ) -> TrainingJob:
         """The job that short names and parameters mean, made nowhere yet. Raises InvalidArgument, NotFound."""
-        job = TrainingJob(
-            algorithm=algorithm,
-            base_model=self.base_model(model),
-            dataset_version=references.dataset_version(self._project, dataset, "dataset"),
-        )
-        if validation:
-            version = references.dataset_version(self._project, validation, "validation_dataset")
-            job.validation_dataset_version = version
-        job.params.update(self._with_full_models(params))
+        meant = Meant()
+        job = self._described(meant, algorithm, model, dataset, validation, params)
+        if meant.wrong:
+            raise meant.error(None)
         return job
+
+    def _described(
+        self, meant: Meant, algorithm: str, model: str, dataset: str, validation: str, params: Mapping[str, Any]
+    ) -> TrainingJob:
+        job = TrainingJob(algorithm=algorithm)
+        job.base_model = self._model_meant(meant, model, "base_model")
+        with meant.field("dataset_version"):
+            job.dataset_version = references.dataset_version(self._project, dataset, "dataset")
+        with meant.field("validation_dataset_version"):
+            if validation:
+                version = references.dataset_version(self._project, validation, "validation_dataset")
+                job.validation_dataset_version = version
+        job.params.update(self._with_full_models(meant, params))
+        return job
+
+    def _model_meant(self, meant: Meant, text: str, field: str) -> str:
+        """Like `base_model`; what is none stays as it was written."""
+        with meant.field(field):
+            return self.base_model(text, field)
+        return text
 
     def submit(self, job: TrainingJob, name: str = "", *, validate_only: bool = False) -> TrainingJob:
         """Create what `job` describes."""
-        full = references.job(self._project, name or references.new_id(job.algorithm), "name")
+        parent, id_ = self._project, name or references.new_id(job.algorithm)
+        if names.match(names.TRAINING_JOB, id_) is not None:
+            parent, _, id_ = id_.partition("/trainingJobs/")
         request = rpc.CreateTrainingJobRequest(
-            parent=full.rpartition("/trainingJobs/")[0],
+            parent=parent,
             training_job=job,
-            training_job_id=full.rpartition("/")[2],
+            training_job_id=id_,
             request_id=str(uuid.uuid4()),
             validate_only=validate_only,
         )
@@ -203,28 +229,36 @@ class TrainingJobs(Resource):
     def reward_params(self, reward: str, params: Mapping[str, Any], field: str = "params") -> dict[str, Any]:
         """Params of a reward, with the full names of the models that it loads. What has not the form of such params
         stays as it is, for the mesh to refuse. Raises InvalidArgument under `field`, NotFound."""
+        meant = Meant()
+        full = self._reward_params(meant, reward, params, field)
+        if meant.wrong:
+            raise meant.error(None)
+        return full
+
+    def _reward_params(self, meant: Meant, reward: str, params: Mapping[str, Any], field: str) -> dict[str, Any]:
         full, components = dict(params), params.get("components")
         if reward == "model" and isinstance(params.get("model"), str):
-            full["model"] = self.base_model(params["model"], f"{field}.model")
+            full["model"] = self._model_meant(meant, params["model"], f"{field}.model")
         if reward == "weighted" and isinstance(components, list):
             full["components"] = [
-                self._full_reward(one, f"{field}.components.{index}") for index, one in enumerate(components)
+                self._full_reward(meant, one, f"{field}.components.{index}") for index, one in enumerate(components)
             ]
         return full
 
-    def _with_full_models(self, params: Mapping[str, Any]) -> dict[str, Any]:
+    def _with_full_models(self, meant: Meant, params: Mapping[str, Any]) -> dict[str, Any]:
         full, critic = dict(params), params.get("critic")
         if isinstance(critic, Mapping) and isinstance(critic.get("model"), str):
-            full["critic"] = {**critic, "model": self.base_model(critic["model"], "params.critic.model")}
+            named = self._model_meant(meant, critic["model"], "params.critic.model")
+            full["critic"] = {**critic, "model": named}
         for field in ("reward", "held_out_reward"):
             if field in full:
-                full[field] = self._full_reward(full[field], f"params.{field}")
+                full[field] = self._full_reward(meant, full[field], f"params.{field}")
         return full
 
-    def _full_reward(self, reward: Any, field: str) -> Any:
+    def _full_reward(self, meant: Meant, reward: Any, field: str) -> Any:
         if not isinstance(reward, Mapping) or not isinstance(reward.get("params"), Mapping):
             return reward
-        full = self.reward_params(str(reward.get("name")), reward["params"], f"{field}.params")
+        full = self._reward_params(meant, str(reward.get("name")), reward["params"], f"{field}.params")
         return {**reward, "params": full}
 
     def _full(self, name: str) -> str:

@@ -161,3 +161,27 @@ def test_a_call_has_a_deadline(client: Client) -> None:
         client.with_timeout(1e-6).datasets.get("examples")
     assert caught.value.code in ("DEADLINE_EXCEEDED", "CANCELLED")
     assert client.datasets.formats()
+
+
+async def test_names_of_nothing_are_told_with_all_else_that_is_wrong(async_client: AsyncClient) -> None:
+    params = {
+        "learning_rate": 2,
+        "reward": {"name": "model", "params": {"model": "nobody", "scale": 0}},
+        "critic": {"model": "A B", "micro_batch_size": 7},
+    }
+    with pytest.raises(InvalidArgument) as caught:
+        await async_client.training_jobs.create(
+            "ppo", model="nothing", dataset="No Such", params=params, name="No_Name", priority=1000
+        )
+    found = {violation.field: violation.description for violation in caught.value.violations}
+    assert set(found) == {"training_job_id"} | {
+        f"training_job.{name}"
+        for name in (
+            "base_model", "dataset_version", "priority", "params.learning_rate", "params.reward.params.model",
+            "params.reward.params.scale", "params.critic.model", "params.critic.micro_batch_size",
+        )
+    }  # fmt: skip
+    assert found["training_job.base_model"] == "there is no model and no job 'nothing'"
+    # Alone it is what it always was.
+    with pytest.raises(NotFound, match="no model and no job 'nothing'"):
+        await async_client.training_jobs.describe("sft", "nothing", "none", "", {})
