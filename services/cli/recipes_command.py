@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -95,11 +95,9 @@ def run_recipe(
     - `rlhf recipe run grpo-math --model base --dataset questions --validation held-out --set steps=200`
     """
     found = recipe_files.read(recipe)
-    if found.needs_validation and not validation:
-        raise InvalidArgument.of("--validation", f"{found.name} chooses by held-out rows; name a dataset of such")
     params = recipe_files.merged(found.params, assignments.parameters(set_ or [], set_file))
-    if missing := found.missing(params):
-        raise InvalidArgument([Violation(f"params.{path}", f"must be given: {what}") for path, what in missing.items()])
+    if wrong := _missing(found, params, validation):
+        raise InvalidArgument(wrong)
     labels = {**_labels(found), **assignments.labels(label or [])}
 
     async def command(client: AsyncClient) -> TrainingJob:
@@ -117,6 +115,15 @@ def run_recipe(
         )
 
     train.show_created(context, run(context, command), watch, dry_run, output_format)
+
+
+def _missing(found: Recipe, params: dict[str, Any], validation: str) -> list[Violation]:
+    """What the recipe cannot do without."""
+    wanted = [Violation(f"params.{path}", f"must be given: {what}") for path, what in found.missing(params).items()]
+    if found.needs_validation and not validation:
+        message = f"{found.name} chooses by held-out rows; name a dataset of such"
+        wanted.insert(0, Violation("--validation", message))
+    return wanted
 
 
 def _labels(found: Recipe) -> dict[str, str]:
