@@ -27,6 +27,13 @@ class NoRowsError(Exception):
     """No row is short enough to train on."""
 
 
+class TooFewRowsError(Exception):
+    """Fewer rows are short enough than a step takes."""
+
+    def __init__(self, rows: int, step: int) -> None:
+        super().__init__(f"{rows} rows are short enough, and a step takes {step}")
+
+
 def read_rows(path: Path) -> list[dict[str, Any]]:
     decode = msgspec.json.Decoder(dict[str, Any]).decode
     with path.open("rb") as file:

@@ -44,6 +44,12 @@ CATALOGUE = (
     Known("TOO_FEW_SLOTS", "TooFewSlotsError", "", "lower the job's slots, or add a machine that has as many"),
     Known("NO_TRAINABLE_ROWS", "NoRowsError", "", "raise max_length or max_prompt_length, or shorten the rows"),
     Known(
+        "TOO_FEW_ROWS",
+        "TooFewRowsError",
+        "",
+        "lower batch_size or prompts_per_step, or raise max_length or max_prompt_length",
+    ),
+    Known(
         "REWARDS_UNIFORM",
         "UniformRewardsError",
         "",

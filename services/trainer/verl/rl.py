@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor, wait
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import transfer_queue as tq
 from omegaconf import OmegaConf
 from verl.trainer.ppo.v1 import trainer_base
+from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils.debug import marked_timer
 
@@ -18,7 +20,7 @@ from services.trainer.verl.checkpoints import resume_folder
 from services.trainer.verl.configuration import answers_in_batches, rl_config
 from services.trainer.verl.context import RunContext
 from services.trainer.verl.control import StopRequestedError
-from services.trainer.verl.datasets import PromptRows
+from services.trainer.verl.datasets import PromptRows, TooFewRowsError
 from services.trainer.verl.fingerprints import check_position, write_position
 from services.trainer.verl.generation import BatchGeneration
 from services.trainer.verl.judging import RunJudges
@@ -38,6 +40,7 @@ class RlTrainer(PPOTrainerSync):
         self._asked = 0
         super().__init__(config)
         self.replay_buffer.poll_interval = REPLAY_POLL_SECONDS
+        self.replay_buffer._select_prompt_uids = partial(first_asked, self.replay_buffer)
         # verl calls it after each save.
         self.checkpoint_callback = self
 
@@ -97,6 +100,20 @@ class RlTrainer(PPOTrainerSync):
             super().on_step_end()
 
 
+def first_asked(
+    buffer: ReplayBuffer, partition_id: str, sampleable_keys: set[str], batch_size: int
+) -> tuple[list[str], dict[str, dict[str, Any]], dict[str, int]]:
+    """Of more prompts than a step needs, those that were asked first: as DAPO's algorithm has it, and the same ones
+    when the run is made again. verl takes them as they come out of a set of random names.
+    """
+    answers = dict(buffer.partitions[partition_id])
+    # Answers are listed in the order in which they were stored, a prompt's under the prompt's name. One without
+    # answers, as a server that fails leaves it, comes last.
+    asked = dict.fromkeys([*(key.split("_")[0] for key in answers), *sorted(sampleable_keys)])
+    chosen = [name for name in asked if name in sampleable_keys][:batch_size]
+    return chosen, answers, dict(buffer.prompt_global_steps[partition_id])
+
+
 def train(context: RunContext) -> None:
     """Carry out an RL plan; returns after the last step, or the one at which a stop was asked for."""
     config = rl_config(context.plan)
@@ -140,11 +157,15 @@ def _without_load_balancer() -> None:
 def _use_our_rows(context: RunContext) -> None:
     """verl builds its datasets through this function; held-out rows are the side process's business."""
 
-    def create(_files: Any, _config: Any, tokenizer: Any, _processor: Any, is_train: bool = True, **_: object) -> Any:
+    def create(_files: Any, config: Any, tokenizer: Any, _processor: Any, is_train: bool = True, **_: object) -> Any:
         if not is_train:
             return []
         plan = context.plan
-        return PromptRows(Path(plan.train_path), tokenizer, plan.max_tokens, context.report_left_out)
+        rows = PromptRows(Path(plan.train_path), tokenizer, plan.max_tokens, context.report_left_out)
+        if len(rows) < config.train_batch_size:
+            # verl leaves out a pass's last rows that fill no step, and divides by the number of steps.
+            raise TooFewRowsError(len(rows), config.train_batch_size)
+        return rows
 
     setattr(trainer_base, "create_rl_dataset", create)  # noqa: B010  (verl exports it not)
 

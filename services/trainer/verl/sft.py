@@ -14,7 +14,7 @@ from services.trainer.verl.ahead import AheadLoader
 from services.trainer.verl.checkpoints import resume_folder
 from services.trainer.verl.configuration import epochs_for, sft_config
 from services.trainer.verl.context import RunContext
-from services.trainer.verl.datasets import ConversationRows
+from services.trainer.verl.datasets import ConversationRows, TooFewRowsError
 from services.trainer.verl.fingerprints import check_position, write_position
 
 
@@ -59,7 +59,7 @@ class SftTrainer(sft_trainer_ray.SFTTrainer):
         self.train_dataloader = self._loader()
         self.steps_per_epoch = len(self.train_dataloader)
         if self.steps_per_epoch == 0:
-            raise ValueError(f"{len(self.train_dataset)} rows are fewer than a batch of {self.global_batch_size}")
+            raise TooFewRowsError(len(self.train_dataset), self.global_batch_size)
         self.config.trainer.total_epochs = epochs_for(self.total_training_steps, self.steps_per_epoch)
 
     def _loader(self) -> AheadLoader:

@@ -10,8 +10,10 @@ B answers, T tokens of prompt and answer, R of the answer, V the vocabulary.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,15 @@ from tests.fix_runner import AttemptMaker
 
 torch = pytest.importorskip("torch")
 
+from services.trainer.weights.sampling import Request, sample  # noqa: E402
+
 pytestmark = pytest.mark.slow
+
+
+def reward(pattern: str) -> dict[str, Any]:
+    return {"name": "regex", "params": {"pattern": pattern, "mode": "search"}}
+
+
 STEPS, PROMPTS, GROUP, LIMIT, SEED, RATE = 4, 4, 6, 6, 3, 2e-3
 # What the log-ratio to the model that the run starts from takes from the reward: so much that it is felt.
 KL = {"rloo": 0.5, "reinforce_plus_plus": 0.5}
@@ -35,7 +45,7 @@ PARAMS: dict[str, Any] = {
     "max_prompt_length": 16,
     "max_response_length": LIMIT,
     "validation": {"rows": 1, "max_new_tokens": 1},
-    "reward": {"name": "regex", "params": {"pattern": "[123]", "mode": "search"}},
+    "reward": reward("[123]"),
     "steps": STEPS,
     "seed": SEED,
 }
@@ -54,6 +64,23 @@ class Batch:
 
     def rows(self, start: int, stop: int) -> Batch:
         return Batch(*(value[start:stop] for value in vars(self).values()))
+
+
+@dataclass(frozen=True)
+class Answer:
+    prompt: list[int]
+    drawn: list[int]
+    reward: float
+
+
+def padded(answers: list[Answer]) -> Batch:
+    width = max(len(one.prompt) + len(one.drawn) for one in answers)
+    input_B_T, attended, mask = (torch.zeros(len(answers), width, dtype=torch.long) for _ in range(3))
+    for row, one in enumerate(answers):
+        stop = len(one.prompt) + len(one.drawn)
+        input_B_T[row, :stop] = torch.tensor([*one.prompt, *one.drawn])
+        attended[row, :stop], mask[row, len(one.prompt) : stop] = 1, 1
+    return Batch(input_B_T, attended, mask[:, 1:].float())
 
 
 def by_deviation(reward_B: Any, kl_B_R: Any, mask_B_R: Any) -> Any:
@@ -118,6 +145,8 @@ class Formula:
     objective: Callable[[Any, Batch], Any]
     aggregated: Callable[[Any, Any], Any]
     updates: int = 1
+    # Whether prompts whose answers all have the same reward are replaced by further ones.
+    replaced: bool = False
 
 
 FORMULAS = {
@@ -126,8 +155,9 @@ FORMULAS = {
     "gspo": (Formula(by_deviation, answer_objective, over_answers, updates=4), {}),
     # Sixteen updates, or as many as there are prompts.
     "dapo": (
-        Formula(by_deviation, token_objective(0.28), over_tokens, updates=4),
-        {"dynamic_sampling": False, "overlong_penalty": 0},
+        Formula(by_deviation, token_objective(0.28), over_tokens, updates=4, replaced=True),
+        # Rarely wrong, so that many prompts are replaced.
+        {"overlong_penalty": 0, "reward": reward("[1-8]"), "max_generation_batches": 40},
     ),
     "rloo": (Formula(left_out, token_objective(0.2), summed), {"kl_coefficient": KL["rloo"]}),
     "reinforce_plus_plus": (
@@ -140,18 +170,19 @@ FORMULAS = {
 class Loop:
     """The run's own seeds draw the answers; all the rest is here."""
 
-    def __init__(self, model: Path, formula: Formula) -> None:
+    def __init__(self, model: Path, formula: Formula, questions: Iterator[list[dict[str, str]]], pattern: str) -> None:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        self.formula = formula
+        self.formula, self.questions, self.pattern = formula, questions, pattern
         self.model: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
         self.reference: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
         self.tokenizer: Any = AutoTokenizer.from_pretrained(model)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=RATE, betas=(0.9, 0.999), weight_decay=0.01)
 
-    def step(self, number: int, questions: list[list[dict[str, str]]]) -> tuple[float, float]:
+    def step(self, number: int) -> tuple[float, float]:
         """The mean reward, and the gradient's norm, which is a mean over the step's updates."""
-        batch, reward_B = self._drawn(number, questions)
+        answers = self._answers(number)
+        reward_B, batch = torch.tensor([one.reward for one in answers]), padded(answers)
         with torch.no_grad():
             old_B_R, reference_B_R = (self._logprobs(batch, model) for model in (self.model, self.reference))
         advantage_B_R = self.formula.advantage(reward_B, old_B_R - reference_B_R, batch.mask_B_R)
@@ -160,30 +191,36 @@ class Loop:
         norms = [self._update(batch.rows(start, start + size)) for start in range(0, len(reward_B), size)]
         return float(reward_B.mean()), sum(norms) / len(norms)
 
-    def _drawn(self, number: int, questions: list[list[dict[str, str]]]) -> tuple[Batch, Any]:
+    def _answers(self, number: int) -> list[Answer]:
+        """Those of the first prompts that are kept; for each that is not, two more are asked, a step's at a time."""
         from services.trainer.verl.generation import StepBatch
-        from services.trainer.weights.sampling import Request, sample
 
-        template = self.tokenizer.apply_chat_template
+        groups: list[list[Answer]] = []
+        asked, owed, batch = PROMPTS, 0, 0
+        while True:
+            drawn = self._drawn([next(self.questions) for _ in range(asked)], StepBatch(number, batch).seed(SEED, 0))
+            kept = [one for one in drawn if not self.formula.replaced or len({answer.reward for answer in one}) > 1]
+            groups += kept
+            if len(groups) >= PROMPTS:
+                return [answer for group in groups[:PROMPTS] for answer in group]
+            owed += 2 * (len(drawn) - len(kept))
+            asked, batch = min(owed, PROMPTS), batch + 1
+            owed -= asked
+
+    def _drawn(self, questions: list[list[dict[str, str]]], seed: int) -> list[list[Answer]]:
         prompts = [
-            template(one, add_generation_prompt=True, tokenize=True, return_dict=False)
+            self.tokenizer.apply_chat_template(one, add_generation_prompt=True, tokenize=True, return_dict=False)
             for one in questions
             for _ in range(GROUP)
         ]
-        seed = torch.Generator().manual_seed(StepBatch(number).seed(SEED, 0))
-        end = self.tokenizer.eos_token_id
         requests = [Request(tuple(prompt), LIMIT) for prompt in prompts]
-        answers = sample(self.model.eval(), requests, frozenset({end}), self.tokenizer.pad_token_id, seed)
-        texts = [self.tokenizer.decode(one.tokens, skip_special_tokens=True) for one in answers]
-        reward_B = torch.tensor([float(any(digit in text for digit in "123")) for text in texts])
-        rows = [(prompt, one.tokens) for prompt, one in zip(prompts, answers, strict=True)]
-        width = max(len(prompt) + len(drawn) for prompt, drawn in rows)
-        input_B_T, attended, mask = (torch.zeros(len(rows), width, dtype=torch.long) for _ in range(3))
-        for row, (prompt, drawn) in enumerate(rows):
-            stop = len(prompt) + len(drawn)
-            input_B_T[row, :stop] = torch.tensor([*prompt, *drawn])
-            attended[row, :stop], mask[row, len(prompt) : stop] = 1, 1
-        return Batch(input_B_T, attended, mask[:, 1:].float()), reward_B
+        ends, pad = frozenset({self.tokenizer.eos_token_id}), self.tokenizer.pad_token_id
+        found = sample(self.model.eval(), requests, ends, pad, torch.Generator().manual_seed(seed))
+        answers = [
+            Answer(prompt, one.tokens, float(bool(re.search(self.pattern, self.tokenizer.decode(one.tokens)))))
+            for prompt, one in zip(prompts, found, strict=True)
+        ]
+        return [answers[start : start + GROUP] for start in range(0, len(answers), GROUP)]
 
     def _logprobs(self, batch: Batch, model: Any) -> Any:
         """0 where nothing was drawn."""
@@ -203,21 +240,22 @@ class Loop:
 @pytest.mark.parametrize("algorithm", list(FORMULAS))
 def test_a_run_takes_the_steps_of_a_plain_loop(attempts: AttemptMaker, tiny_model: Path, algorithm: str) -> None:
     formula, settings = FORMULAS[algorithm]
-    attempt = attempts(algorithm, algorithm, **PARAMS, **settings)
+    attempt = attempts(algorithm, algorithm, **{**PARAMS, **settings})
     ordered = attempts.of(attempt.folder, attempt.plan, verl={**attempt.plan.verl, "data.shuffle": False})
     records = ordered.run()
     assert isinstance(records[-1], End) and records[-1].outcome == "succeeded", records[-1]
     steps = [one.values for one in records if isinstance(one, Metrics) and "reward/mean" in one.values]
 
-    loop = Loop(tiny_model, formula)
     rows = [json.loads(line)["prompt"] for line in Path(attempt.plan.train_path).read_text().splitlines()]
+    loop = Loop(tiny_model, formula, cycle(rows), attempt.plan.reward.params["pattern"])
     for number, values in enumerate(steps, start=1):
-        reward, norm = loop.step(number, rows[(number - 1) * PROMPTS : number * PROMPTS])
-        assert values["reward/mean"] == pytest.approx(reward, abs=1e-6), number
+        mean, norm = loop.step(number)
+        assert values["reward/mean"] == pytest.approx(mean, abs=1e-6), number
         assert values["train/grad_norm"] == pytest.approx(norm, rel=1e-3), number
     assert len(steps) == STEPS
-    # Else the clips would not be seen.
+    # Else neither the clips would be seen, nor which prompts are taken of more than enough.
     assert formula.updates == 1 or max(values["actor/clip_fraction"] for values in steps) > 0
+    assert not formula.replaced or max(values.get("rollout/surplus_prompts", 0) for values in steps) > 0
     [saved] = [one for one in records if isinstance(one, Checkpoint) and one.state == "ready"]
     moved, apart = distances(tiny_model, loop.model, Path(saved.path))
     assert apart < 0.01 * moved

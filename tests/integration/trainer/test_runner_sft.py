@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -95,6 +96,26 @@ def test_a_failure_names_its_first_cause(attempts: AttemptMaker) -> None:
     assert (end.reason, end.step) == ("NO_TRAINABLE_ROWS", 0)
     assert "NoRowsError: all 64 rows are longer than 8 tokens" in end.message
     assert "max_length" in end.remedy and "Traceback" in end.traceback
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "params"),
+    [
+        ("sft", {"batch_size": 64, "max_length": 32}),
+        ("grpo", {"prompts_per_step": 64, "samples_per_prompt": 2, "max_prompt_length": 16, "max_response_length": 8}),
+    ],
+)
+def test_rows_that_are_left_out_may_leave_too_few(
+    attempts: AttemptMaker, algorithm: str, params: dict[str, Any]
+) -> None:
+    """When the job was made its 64 rows were enough; one of them turns out to be too long."""
+    attempt = attempts("few", algorithm, steps=2, **params)
+    path = Path(attempt.plan.train_path)
+    path.write_text(path.read_text().replace('"content": "', '"content": "' + "1" * 40, 1))
+    end = attempt.run()[-1]
+    assert isinstance(end, End) and (end.outcome, end.reason) == ("failed", "TOO_FEW_ROWS")
+    assert "63 rows are short enough, and a step takes 64" in end.message
+    assert "prompts_per_step" in end.remedy
 
 
 def test_a_run_that_wants_more_slots_than_there_are_fails_at_once(attempts: AttemptMaker) -> None:
