@@ -95,7 +95,7 @@ class Learning:
         return self._run(name, "sft", seed, self.maker.model, answers, {**_SFT, **params})
 
     def reinforced(self, algorithm: str, seed: int) -> Learnt:
-        return self._run(algorithm, algorithm, seed, self.base(seed), _prompts(18), PARAMS[algorithm])
+        return self._run(algorithm, algorithm, seed, self.base(seed), _prompts(26), PARAMS[algorithm])
 
     def _run(
         self, name: str, algorithm: str, seed: int, model: Path, rows: list[dict[str, Any]], params: dict[str, Any]
