@@ -23,6 +23,17 @@ app = typer.Typer(help="Models that jobs start from.", no_args_is_help=True)
 ModelArgument = Annotated[
     str, typer.Argument(metavar="MODEL", help="Its name, such as `tiny`.", autocompletion=completions.models)
 ]
+TokenizerOption = Annotated[
+    str, typer.Option(help="With --init: take the tokenizer of this model.", autocompletion=completions.models)
+]
+CheckpointOption = Annotated[
+    str,
+    typer.Option(
+        metavar="JOB[/step-N]",
+        help="A checkpoint; an adapter is merged into what it lies over.",
+        autocompletion=completions.jobs,
+    ),
+]
 
 
 @app.command("import")
@@ -34,17 +45,8 @@ def import_model(
         Path | None, typer.Option(help="From scratch: a transformers config (JSON) with its model_type.")
     ] = None,
     characters: Annotated[str, typer.Option(help="With --init: one token for each of these characters.")] = "",
-    checkpoint: Annotated[
-        str,
-        typer.Option(
-            metavar="JOB[/step-N]",
-            help="A checkpoint; an adapter is merged into what it lies over.",
-            autocompletion=completions.jobs,
-        ),
-    ] = "",
-    tokenizer: Annotated[
-        str, typer.Option(help="With --init: take the tokenizer of this model.", autocompletion=completions.models)
-    ] = "",
+    checkpoint: CheckpointOption = "",
+    tokenizer: TokenizerOption = "",
     seed: Annotated[int, typer.Option(help="With --init: of the random weights.")] = 0,
     label: Annotated[list[str] | None, typer.Option(help="key=value; may be given again.")] = None,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until it is ready.")] = True,

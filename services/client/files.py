@@ -104,6 +104,10 @@ class Partial:
         self._file.write(chunk)
         self.offset += len(chunk)
 
+    def position(self) -> int:
+        """Of the byte that is wanted next."""
+        return self.offset
+
     def finish(self, target: Path, sha256: str) -> None:
         """Give it its name. Raises DataLoss where size or hash (empty asks for none) is another: begin again."""
         self.close()

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from pathlib import Path
 
 from rlhf.trainer.v1 import trainer_service_pb2 as rpc
 from rlhf.type.v1.checkpoint_pb2 import Checkpoint
 
 from services.client import files, references
-from services.client._async.downloading import Download
+from services.client._async.downloading import fetch_all
 from services.client._async.resource import AsyncResource
 from services.client.files import OnProgress
 from services.mesh.errors import FailedPrecondition, NotFound
@@ -52,9 +52,11 @@ class AsyncCheckpoints(AsyncResource):
             state = Checkpoint.State.Name(found.state).removeprefix("STATE_")
             raise FailedPrecondition("CHECKPOINT_NOT_READY", f"{references.short(found.name)} is {state}")
 
-        def request(path: str, offset: int) -> rpc.DownloadCheckpointRequest:
-            return rpc.DownloadCheckpointRequest(name=found.name, path=path, offset_bytes=offset)
+        def opened(path: str, offset: Callable[[], int]) -> AsyncGenerator[rpc.DownloadCheckpointResponse, None]:
+            def request() -> rpc.DownloadCheckpointRequest:
+                return rpc.DownloadCheckpointRequest(name=found.name, path=path, offset_bytes=offset())
 
-        reply = rpc.DownloadCheckpointResponse
-        await Download(self._calls, "DownloadCheckpoint", request, reply, on_progress).run(found, folder, overwrite)
+            return self._calls.resume("DownloadCheckpoint", request, rpc.DownloadCheckpointResponse)
+
+        await fetch_all(found, folder, opened, overwrite, on_progress)
         return found

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import Protocol
 
-from google.protobuf.message import Message
 from rlhf.type.v1.checkpoint_pb2 import ArtifactFile
 
 from services.client import files
-from services.client._async.calls import AsyncCalls
 from services.client.aio import in_thread
 from services.client.files import OnProgress, Partial, Progress
 
@@ -34,43 +32,29 @@ class Artifact(Protocol):
     def files(self) -> Sequence[ArtifactFile]: ...
 
 
-class Download:
-    """Every file of an artifact by the RPC `rpc`, whose requests `request(path, offset_bytes)` makes."""
+# The replies with a file's bytes, by its path and from where the reader has got to.
+Opened = Callable[[str, Callable[[], int]], AsyncGenerator[Piece, None]]
 
-    def __init__(
-        self, calls: AsyncCalls, rpc: str, request: Callable[[str, int], Message], reply: type, on_progress: OnProgress
-    ) -> None:
-        self._calls = calls
-        self._rpc = rpc
-        self._request = request
-        self._reply = reply
-        self._on_progress = on_progress
 
-    async def run(self, found: Artifact, folder: Path, overwrite: bool) -> None:
-        """Each file is there when it has its SHA-256. What an earlier try left is gone on with.
+async def fetch_all(found: Artifact, folder: Path, opened: Opened, overwrite: bool, on_progress: OnProgress) -> None:
+    """Every file under `folder`, each there when it has its SHA-256. What an earlier try left is gone on with.
 
-        Raises AlreadyExists for other files of these names, DataLoss for bytes that do not have their hash,
-        InvalidArgument for a path that leads out of `folder`.
-        """
-        missing = await in_thread(_missing, found, folder, overwrite)
-        done = found.size_bytes - sum(file.size_bytes for file in missing)
-        for file in missing:
-            await self._file(found, file, folder, done)
-            done += file.size_bytes
-        await in_thread(files.remove_if_empty, folder / files.PARTIAL_FOLDER)
+    Raises AlreadyExists for other files of these names, DataLoss for bytes that do not have their hash, InvalidArgument
+    for a path that leads out of `folder`.
+    """
+    missing = await in_thread(_missing, found, folder, overwrite)
+    done = found.size_bytes - sum(file.size_bytes for file in missing)
+    for file in missing:
+        partial = await in_thread(Partial, folder / files.PARTIAL_FOLDER / file.sha256, file.size_bytes)
 
-    async def _file(self, found: Artifact, file: ArtifactFile, folder: Path, before: int) -> None:
-        """`before` counts the bytes of the files before it."""
-        path = folder / files.PARTIAL_FOLDER / file.sha256
-        partial = await in_thread(Partial, path, file.size_bytes)
+        def on_file_progress(progress: Progress, before: int = done) -> None:
+            on_progress(Progress("downloading", before + progress.done, found.size_bytes))
 
-        def on_file_progress(progress: Progress) -> None:
-            self._on_progress(Progress("downloading", before + progress.done, found.size_bytes))
-
-        opened = self._calls.resume(self._rpc, lambda: self._request(file.path, partial.offset), self._reply)
-        async with aclosing(opened) as replies:
+        async with aclosing(opened(file.path, partial.position)) as replies:
             await fetch(replies, partial, file.size_bytes, on_file_progress)
         await in_thread(partial.finish, files.place_in(folder, file.path), file.sha256)
+        done += file.size_bytes
+    await in_thread(files.remove_if_empty, folder / files.PARTIAL_FOLDER)
 
 
 def _missing(found: Artifact, folder: Path, overwrite: bool) -> tuple[ArtifactFile, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from pathlib import Path
 
 from google.protobuf.empty_pb2 import Empty
@@ -12,7 +12,7 @@ from rlhf.trainer.v1 import trainer_service_pb2 as rpc
 from rlhf.trainer.v1.model_pb2 import Model, ModelSource
 
 from services.client import files, references
-from services.client._async.downloading import Download
+from services.client._async.downloading import fetch_all
 from services.client._async.resource import AsyncResource
 from services.client.aio import sleep
 from services.client.files import OnProgress
@@ -80,11 +80,13 @@ class AsyncModels(AsyncResource):
             state = Model.State.Name(found.state).removeprefix("STATE_")
             raise FailedPrecondition("MODEL_NOT_READY", f"{references.short(found.name)} is {state}")
 
-        def request(path: str, offset: int) -> rpc.DownloadModelRequest:
-            return rpc.DownloadModelRequest(name=found.name, path=path, offset_bytes=offset)
+        def opened(path: str, offset: Callable[[], int]) -> AsyncGenerator[rpc.DownloadModelResponse, None]:
+            def request() -> rpc.DownloadModelRequest:
+                return rpc.DownloadModelRequest(name=found.name, path=path, offset_bytes=offset())
 
-        reply = rpc.DownloadModelResponse
-        await Download(self._calls, "DownloadModel", request, reply, on_progress).run(found, folder, overwrite)
+            return self._calls.resume("DownloadModel", request, rpc.DownloadModelResponse)
+
+        await fetch_all(found, folder, opened, overwrite, on_progress)
         return found
 
     async def delete(self, name: str) -> None:

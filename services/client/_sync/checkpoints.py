@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 from rlhf.trainer.v1 import trainer_service_pb2 as rpc
 from rlhf.type.v1.checkpoint_pb2 import Checkpoint
 
 from services.client import files, references
-from services.client._sync.downloading import Download
+from services.client._sync.downloading import fetch_all
 from services.client._sync.resource import Resource
 from services.client.files import OnProgress
 from services.mesh.errors import FailedPrecondition, NotFound
@@ -52,9 +52,11 @@ class Checkpoints(Resource):
             state = Checkpoint.State.Name(found.state).removeprefix("STATE_")
             raise FailedPrecondition("CHECKPOINT_NOT_READY", f"{references.short(found.name)} is {state}")
 
-        def request(path: str, offset: int) -> rpc.DownloadCheckpointRequest:
-            return rpc.DownloadCheckpointRequest(name=found.name, path=path, offset_bytes=offset)
+        def opened(path: str, offset: Callable[[], int]) -> Generator[rpc.DownloadCheckpointResponse, None]:
+            def request() -> rpc.DownloadCheckpointRequest:
+                return rpc.DownloadCheckpointRequest(name=found.name, path=path, offset_bytes=offset())
 
-        reply = rpc.DownloadCheckpointResponse
-        Download(self._calls, "DownloadCheckpoint", request, reply, on_progress).run(found, folder, overwrite)
+            return self._calls.resume("DownloadCheckpoint", request, rpc.DownloadCheckpointResponse)
+
+        fetch_all(found, folder, opened, overwrite, on_progress)
         return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
 
 from google.protobuf.empty_pb2 import Empty
@@ -12,7 +12,7 @@ from rlhf.trainer.v1 import trainer_service_pb2 as rpc
 from rlhf.trainer.v1.model_pb2 import Model, ModelSource
 
 from services.client import files, references
-from services.client._sync.downloading import Download
+from services.client._sync.downloading import fetch_all
 from services.client._sync.resource import Resource
 from services.client.files import OnProgress
 from services.client.sync import sleep
@@ -80,11 +80,13 @@ class Models(Resource):
             state = Model.State.Name(found.state).removeprefix("STATE_")
             raise FailedPrecondition("MODEL_NOT_READY", f"{references.short(found.name)} is {state}")
 
-        def request(path: str, offset: int) -> rpc.DownloadModelRequest:
-            return rpc.DownloadModelRequest(name=found.name, path=path, offset_bytes=offset)
+        def opened(path: str, offset: Callable[[], int]) -> Generator[rpc.DownloadModelResponse, None]:
+            def request() -> rpc.DownloadModelRequest:
+                return rpc.DownloadModelRequest(name=found.name, path=path, offset_bytes=offset())
 
-        reply = rpc.DownloadModelResponse
-        Download(self._calls, "DownloadModel", request, reply, on_progress).run(found, folder, overwrite)
+            return self._calls.resume("DownloadModel", request, rpc.DownloadModelResponse)
+
+        fetch_all(found, folder, opened, overwrite, on_progress)
         return found
 
     def delete(self, name: str) -> None:
