@@ -29,11 +29,54 @@ def comparisons(live_mesh: LiveMesh, tmp_path_factory: pytest.TempPathFactory) -
     return "comparisons"
 
 
-def test_a_reward_model_judges_and_is_no_language_model(live_mesh: LiveMesh, comparisons: str, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def judge(live_mesh: LiveMesh, comparisons: str) -> str:
+    """The job that has made a reward model."""
     data = ("--model", "tiny", "--dataset", comparisons, "--validation", comparisons)
     job = live_mesh.train("reward_model", *data, **PARAMS)
     found = live_mesh.ended(job)
     assert found["state"] == "JOB_STATE_SUCCEEDED", found
+    return job
+
+
+def test_a_reward_model_judges_and_starts_the_critic(live_mesh: LiveMesh, judge: str) -> None:
+    params = {
+        "reward__name": "model", "reward__params__model": judge, "critic__model": judge, "steps": 2,
+        "prompts_per_step": 8, "max_prompt_length": 16, "max_response_length": 8, "kl_coefficient": 0.05,
+    }  # fmt: skip
+    job = live_mesh.train("ppo", "--model", "tiny", "--dataset", "prompts", **params)
+    found = live_mesh.ended(job)
+    assert found["state"] == "JOB_STATE_SUCCEEDED", found
+    [made] = live_mesh.json("checkpoint", "list", judge)
+    assert found["inputs"]["rewardModels"] == {made["name"]: made["manifestSha256"]}
+    assert found["params"]["critic"]["model"] == made["name"]
+    [checkpoint] = live_mesh.json("checkpoint", "list", job)
+    assert checkpoint["provenance"]["rewardModels"] == found["inputs"]["rewardModels"]
+    assert made["manifestSha256"][:12] in live_mesh.rlhf("checkpoint", "show", job).stdout
+    dry = live_mesh.rlhf("job", "replay", job, "--dry-run")
+    assert "nothing was started" in dry.stdout + dry.stderr
+    plain = live_mesh.train("ppo", "--model", "tiny", "--dataset", "prompts", **{**params, "critic__model": None})
+    live_mesh.rlhf("job", "cancel", plain)
+    differs = live_mesh.json("job", "diff", job, plain)
+    assert "params.critic.model" in [item["field"] for item in differs["config"]]
+    refused = live_mesh.rlhf(
+        "train",
+        "ppo",
+        "--model",
+        "tiny",
+        "--dataset",
+        "prompts",
+        "--set",
+        "critic.model=tiny",
+        "--dry-run",
+        check=False,
+    )
+    assert refused.returncode and "--set critic.model" in refused.stdout + refused.stderr
+    assert "is a language model, which gives no scores" in " ".join((refused.stdout + refused.stderr).split())
+
+
+def test_a_reward_model_is_no_language_model(live_mesh: LiveMesh, judge: str, tmp_path: Path) -> None:
+    job = judge
     [checkpoint] = live_mesh.json("checkpoint", "list", job)
     assert (checkpoint["kind"], checkpoint["state"]) == ("KIND_REWARD", "STATE_READY")
     assert checkpoint["metrics"]["validation/accuracy"] > 0.9
