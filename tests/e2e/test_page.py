@@ -123,9 +123,11 @@ def test_settings_of_verl_are_taken_from_a_list_and_reward_models_by_name(signed
     page.locator('[id="field-reward.name"]').select_option("model")
     fill(page, "reward.params.model", "projects/default/models/none")
     fill(page, "learning_rate", "2")
+    fill(page, "placement.resources.gpu_count", "two")
     page.get_by_role("button", name="Check only").click()
     # What cannot be sent and what the mesh says, in one go.
     expect(page.get_by_text("5 fields are wrong")).to_be_visible()
+    assert field(page, "placement.resources.gpu_count") == "must be a whole number"
     assert field(page, f"verl_overrides.{memory}") == "must be a number"
     assert "there is no projects/default/models/none" in field(page, "reward.params.model")
     assert "less than or equal to 1" in field(page, "learning_rate")

@@ -162,7 +162,7 @@ describe("sortViolations", () => {
       [
         { field: "training_job.params.batch_size", description: "a" },
         { field: "training_job.params.lora.rank", description: "b" },
-        { field: "training_job.params.lora.target_modules.list[str].0", description: "c" },
+        { field: "training_job.params.lora.target_modules.0", description: "c" },
         { field: "trainingJob.baseModel", description: "d" },
         { field: "parent", description: "e" },
         { field: "training_job.params.batch_size", description: "f" },
@@ -170,7 +170,7 @@ describe("sortViolations", () => {
       places,
       "training_job",
     );
-    expect(sorted.byField).toEqual({ "params.batch_size": ["a", "f"], "params.lora.rank": ["b"], "params.lora": ["c"], base_model: ["d"] });
+    expect(sorted.byField).toEqual({ "params.batch_size": ["a", "f"], "params.lora.rank": ["b"], "params.lora": ["target_modules.0: c"], base_model: ["d"] });
     expect(sorted.ofForm).toEqual([{ field: "parent", description: "e" }]);
   });
 });

@@ -7,7 +7,7 @@ export interface Sorted {
 }
 
 /** `training_job.params.lora.rank` goes to the field `params.lora.rank`; where there is none, to the nearest one above
- * it (a violation of `target_modules.list[str].0` is that of `target_modules`), and else to the form.
+ * it, with the rest of the path before it (`0.params.pattern: …` beside `components`), and else to the form.
  *
  * `prefix` is what stands before every field of the message in question, `aliases` name fields that the form calls
  * otherwise.
@@ -22,9 +22,10 @@ export function sortViolations(
   for (const violation of violations) {
     const path = snake(violation.field);
     const below = path.startsWith(`${prefix}.`) ? path.slice(prefix.length + 1) : path;
-    const field = nearest(aliases[below] ?? below, fields);
+    const place = aliases[below] ?? below;
+    const field = nearest(place, fields);
     if (field === undefined) sorted.ofForm.push(violation);
-    else (sorted.byField[field] ??= []).push(violation.description);
+    else (sorted.byField[field] ??= []).push(place === field ? violation.description : `${place.slice(field.length + 1)}: ${violation.description}`);
   }
   return sorted;
 }

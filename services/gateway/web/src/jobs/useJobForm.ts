@@ -148,6 +148,9 @@ export function useJobForm(): JobForm {
 
   async function send(validateOnly: boolean): Promise<TrainingJob | null> {
     const found = read(fields.value, values);
+    for (const [key, text] of [["placement.resources.gpu_count", job.slots], ["priority", job.priority]] as const) {
+      if (!Number.isInteger(Number(text))) found.mistakes[key] = "form.notInteger";
+    }
     mistakes.value = found.mistakes;
     problem.value = null;
     // What is wrong with the rest is told in the same go.
