@@ -10,9 +10,9 @@ import asyncio
 import hashlib
 import shutil
 import uuid
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from services.mesh.artifacts import Manifest
 from services.mesh.collecting import CollectingStore
@@ -21,6 +21,8 @@ from services.mesh.worker import Retry
 from services.trainer.corruption import Corruption
 from services.trainer.entities import Layer
 from services.trainer.weights_process import WeightsProcess
+
+T = TypeVar("T")
 
 # Of a merge whose process dies; most often for want of memory, and then every time.
 _MERGE_ATTEMPTS = 3
@@ -81,6 +83,18 @@ class WeightsCache:
             return await self._artifacts.fetch(layer.manifest_sha256, self._folder / "models")
         except (NotFound, DataLoss) as error:
             raise await self._corruption.of_base(layer.name, layer.manifest_sha256, error) from error
+
+
+async def unless(cancelled: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None:
+    """What `work` comes to; None where `cancelled` comes first, and the work has been stopped."""
+    working, waiting = asyncio.ensure_future(work), asyncio.ensure_future(cancelled.wait())
+    try:
+        await asyncio.wait({working, waiting}, return_when=asyncio.FIRST_COMPLETED)
+        return await working if working.done() else None
+    finally:
+        for task in (working, waiting):
+            task.cancel()
+        await asyncio.gather(working, waiting, return_exceptions=True)
 
 
 def merged_key(layers: Sequence[Layer]) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from services.mesh.collecting import CollectingStore
-from services.mesh.errors import Aborted, FailedPrecondition
+from services.mesh.errors import NO_ROOM, Aborted, FailedPrecondition, ResourceExhausted
 from services.mesh.jobs import Jobs, Lease, State
 from services.mesh.postgres import Connection, Database
 from services.mesh.worker import Ending
@@ -54,6 +54,11 @@ class ImportHandler:
         folder.mkdir(parents=True)
         try:
             return await self._import(lease, folder)
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise
+            message = "there is no room left on the disk; free some and import it again under another name"
+            raise ResourceExhausted("DISK_FULL", message) from error
         finally:
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 

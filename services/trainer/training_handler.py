@@ -23,7 +23,7 @@ from services.mesh.postgres import Database
 from services.mesh.worker import Ending, Retry
 from services.trainer import spool
 from services.trainer.algorithms import algorithms
-from services.trainer.bringing import WeightsCache
+from services.trainer.bringing import WeightsCache, unless
 from services.trainer.checkpoint_intake import CheckpointIntake
 from services.trainer.dataset_client import DatasetClient
 from services.trainer.entities import Layer, SpoolPosition, TrainingSpec
@@ -93,7 +93,9 @@ class TrainingHandler:
             if run is None:
                 if cancelled.is_set() or lease.job.state is State.CANCELLING:
                     return Ending(State.CANCELLED)
-                run = await self._launch(lease)
+                run = await self._launch(lease, cancelled)
+                if run is None:
+                    return Ending(State.CANCELLED)
         except PlatformError as error:
             if client.is_transient(error):
                 raise Retry(str(error), _RETRY_SECONDS) from error
@@ -123,9 +125,12 @@ class TrainingHandler:
         run = self._run(lease, position.attempt)
         return run if (run.folder / "plan.json").exists() else None
 
-    async def _launch(self, lease: Lease) -> Run:
+    async def _launch(self, lease: Lease, cancelled: asyncio.Event) -> Run | None:
+        """None where the job was cancelled while its inputs came."""
         spec = TrainingSpec(**lease.job.spec)
-        inputs = await self._bring(lease, spec)
+        inputs = await unless(cancelled, self._bring(lease, spec))
+        if inputs is None:
+            return None
         resume = await self._keeper.resume_point(lease)
         async with self._database.transaction() as connection:
             attempt = await self._jobs.begin_attempt(connection, lease, resume.step if resume else 0)

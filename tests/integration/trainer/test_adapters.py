@@ -79,6 +79,17 @@ async def model_file(bench: Bench, name: str, path: str, offset: int = 0) -> byt
     return b"".join([reply.chunk async for reply in client.stream(bench.trainer.DownloadModel(request))])
 
 
+def merging(bench: Bench, does: str) -> None:
+    """Have the worker's Python do something else first, in a shell, where it is started to merge."""
+    path = Path(bench.values["RLHF_TRAINER_WORKER_PYTHON"])
+    lines = [line for line in path.read_text().splitlines() if "merge)" not in line]
+    path.write_text("\n".join([lines[0], f'case "$3" in merge) {does or ":"};; esac', *lines[1:], ""]))
+
+
+def is_process(pid: str) -> bool:
+    return Path(f"/proc/{pid.strip()}").exists()
+
+
 def same_answers(folder: Path, base: Path, adapters: Sequence[Path]) -> None:
     torch.testing.assert_close(logits(folder), logits(base, *adapters), atol=1e-5, rtol=1e-4)
 
@@ -202,6 +213,36 @@ async def test_an_adapter_that_does_not_fit_fails_the_job_with_why(
     assert f"{one.name} cannot be merged into {BASE}" in ended.error.message
     model = await import_(bench, one.name, "merged")
     assert model.state == model_pb2.Model.STATE_FAILED and "sets use_dora" in model.error.message
+
+
+async def test_a_job_that_is_cancelled_while_it_merges_ends_at_once_and_with_it_the_merge(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, tiny_model: Path, tmp_path: Path
+) -> None:
+    await store_model(bench, tiny_model)
+    one = await trained(bench, monkeypatch, adapter_over(tiny_model, tmp_path / "adapter"), BASE)
+    note = tmp_path / "pid"
+    merging(bench, f"echo $$ > {note}; exec sleep 1000")
+    name = await bench.create(base_model=one.name)
+    await bench.until(name, lambda job: job.phase == "merging" and note.exists() and bool(note.read_text()))
+    await client.call(bench.trainer.CancelTrainingJob(pb.CancelTrainingJobRequest(name=name)))
+    assert (await bench.ended(name)).state == job_state_pb2.JOB_STATE_CANCELLED
+    assert not is_process(note.read_text())
+    assert not list((bench.home / "cache" / "merged").glob("*/*"))
+
+
+async def test_a_merge_that_dies_is_tried_again_and_then_told(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, tiny_model: Path, tmp_path: Path
+) -> None:
+    """As one does that takes more memory than there is."""
+    await store_model(bench, tiny_model)
+    one = await trained(bench, monkeypatch, adapter_over(tiny_model, tmp_path / "adapter"), BASE)
+    note = tmp_path / "tries"
+    merging(bench, f"echo >> {note}; kill -9 $$")
+    ended = await bench.ended(await bench.create(base_model=one.name))
+    assert ended.state == job_state_pb2.JOB_STATE_FAILED and len(note.read_text().splitlines()) == 3
+    assert f"{one.name} was not merged into {BASE}" in ended.error.message and "memory" in ended.error.message
+    merging(bench, "")
+    assert (await bench.ended(await bench.create(base_model=one.name))).state == job_state_pb2.JOB_STATE_SUCCEEDED
 
 
 async def test_full_weights_and_reward_models_become_models_without_a_copy(
