@@ -167,10 +167,7 @@ def _embed(
     home: Home, options: Options, ports: Ports, marked: Mapping[str, str], services: Collection[str]
 ) -> _Embedded:
     """PostgreSQL, NATS and Ray, or the addresses of others."""
-    # They see none of our settings, secrets least of all.
-    bare = {
-        key: value for key, value in marked.items() if key == MARK or not key.startswith(("RLHF_", "RAY_", "OTEL_"))
-    }
+    bare = _bare(marked)
     programs: list[Program] = []
     environment: dict[str, str] = {}
     forks: list[Planned] = []
@@ -192,10 +189,8 @@ def _embed(
         ray_address = ray.address
         # On a GPU a start is vLLM's; and another Python has imports of its own.
         if options.warm_start and resources.device == "cpu" and not marked.get("RLHF_TRAINER_WORKER_PYTHON"):
-            socket = home.temporary / "forks"
-            environment[fork_server.VARIABLE] = str(socket)
-            # Its imports would delay Ray's own, and nothing else waits for it.
-            forks = [Planned(_fork_server(socket, bare, home.log(FORK_SERVER)), ("ray",))]
+            environment[fork_server.VARIABLE] = str(home.temporary / "forks")
+            forks = [_fork_server(home.temporary / "forks", bare, home.log(FORK_SERVER))]
     environment |= {
         "RLHF_POSTGRES_URL": postgres_url,
         "RLHF_NATS_URL": nats_url,
@@ -203,13 +198,8 @@ def _embed(
         "RLHF_TRAINER_SLOTS": str(resources.slots),
         "RLHF_TRAINER_DEVICE": resources.device,
     }
-    endpoints = {
-        "postgres_url": postgres_url,
-        "nats_url": nats_url,
-        "ray_address": ray_address,
-        "slots": resources.slots,
-        "device": resources.device,
-    }
+    endpoints: dict[str, Any] = {"postgres_url": postgres_url, "nats_url": nats_url, "ray_address": ray_address}
+    endpoints |= {"slots": resources.slots, "device": resources.device}
     return _Embedded([*(Planned(program) for program in programs), *forks], environment, endpoints)
 
 
@@ -220,13 +210,21 @@ def _slot_memory(resources: Resources, marked: Mapping[str, str]) -> dict[str, s
     return {_SLOT_MEMORY: str(resources.slot_memory_bytes)}
 
 
-def _fork_server(socket: Path, environment: Mapping[str, str], log: Path) -> Program:
-    return Program(
+def _bare(marked: Mapping[str, str]) -> dict[str, str]:
+    """The environment of embedded parts: they see none of our settings, secrets least of all."""
+    ours = ("RLHF_", "RAY_", "OTEL_")
+    return {key: value for key, value in marked.items() if key == MARK or not key.startswith(ours)}
+
+
+def _fork_server(socket: Path, environment: Mapping[str, str], log: Path) -> Planned:
+    program = Program(
         name=FORK_SERVER,
         arguments=(sys.executable, "-P", "-m", "services.trainer.verl.fork_server", str(socket)),
         environment={**environment, "PYTHONUNBUFFERED": "1"},
         log=log,
     )
+    # Its imports would delay Ray's own, and nothing else waits for it.
+    return Planned(program, ("ray",))
 
 
 @dataclass(frozen=True)
