@@ -99,20 +99,11 @@ def run_recipe(
     if wrong := _missing(found, params, validation):
         raise InvalidArgument(wrong)
     labels = {**_labels(found), **assignments.labels(label or [])}
+    read: dict[str, Any] = {"model": model, "dataset": dataset, "validation": validation, "params": params}
+    about: dict[str, Any] = {"name": name, "priority": priority, "gpus": gpus, "labels": labels}
 
     async def command(client: AsyncClient) -> TrainingJob:
-        return await client.training_jobs.create(
-            found.algorithm,
-            model=model,
-            dataset=dataset,
-            validation=validation,
-            params=params,
-            name=name,
-            priority=priority,
-            gpus=gpus,
-            labels=labels,
-            validate_only=dry_run,
-        )
+        return await client.training_jobs.create(found.algorithm, **read, **about, validate_only=dry_run)
 
     train.show_created(context, run(context, command), watch, dry_run, output_format)
 
