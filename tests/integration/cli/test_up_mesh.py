@@ -17,7 +17,9 @@ from services.cli.supervisor.state import Phase
 from services.mesh.embedded import procfs
 from tests.fix_mesh import Mesh, embedded_mesh
 
-PROCESSES = ["postgres", "nats", "ray", "dataset", "dataset.worker", "trainer", "trainer.worker", "gateway"]
+PROCESSES = [
+    "postgres", "nats", "ray", "fork-server", "dataset", "dataset.worker", "trainer", "trainer.worker", "gateway",
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -90,7 +90,7 @@ def test_services_learn_all_addresses_and_the_embedded_parts_no_secret(root: Hom
     plan = mesh.build(
         root, options(), {"PATH": "/bin", "RLHF_POSTGRES_URL": "", "RLHF_X": "secret", "RAY_ADDRESS": "x"}, ()
     )
-    assert [each.program.name for each in plan.foundations] == ["postgres", "nats", "ray"]
+    assert [each.program.name for each in plan.foundations] == ["postgres", "nats", "ray", "fork-server"]
     assert [each.program.name for each in plan.services] == [
         "dataset", "dataset.worker", "trainer", "trainer.worker", "gateway",
     ]  # fmt: skip
