@@ -33,8 +33,8 @@ PARAMS: dict[str, dict[str, Any]] = {
     "dapo": {
         **_GROUPS,
         "micro_batch_size": 16,
-        "learning_rate": 5e-4,
-        "steps": 20,
+        "learning_rate": 3e-4,
+        "steps": 24,
         "overlong_penalty": 0,
         "max_generation_batches": 40,
     },

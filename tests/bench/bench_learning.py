@@ -28,15 +28,16 @@ HEADER = "algorithm,seed,step,right"
 SAVE_EVERY_STEPS = 20
 
 
-def lines(names: list[str], seeds: int, learning: Learning) -> Iterator[str]:
+def lines(names: list[str], seeds: list[int], learning: Learning) -> Iterator[str]:
     """Run everything, an algorithm at a time."""
     yield HEADER
-    for seed in range(seeds):
-        learning.base(seed)
+    if names != ["sft"]:
+        for seed in seeds:
+            learning.base(seed)
     for name in names:
         started = time.monotonic()
-        runs = [_run(name, seed, learning) for seed in range(seeds)]
-        seconds = (time.monotonic() - started) / seeds
+        runs = [_run(name, seed, learning) for seed in seeds]
+        seconds = (time.monotonic() - started) / len(seeds)
         for run in runs:
             for step, right in _points(run):
                 yield f"{name},{run.seed},{step},{right:.4f}"
@@ -71,7 +72,7 @@ def curves(printed: Iterable[str]) -> dict[str, list[list[tuple[int, float]]]]:
     return {name: list(found[name].values()) for name in NAMES if name in found}
 
 
-def measured(names: list[str], seeds: int) -> list[str]:
+def measured(names: list[str], seeds: list[int]) -> list[str]:
     printed: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
@@ -92,7 +93,7 @@ def measured(names: list[str], seeds: int) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("names", nargs="*", default=NAMES, metavar="NAME", help=", ".join(NAMES))
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--svg", type=Path)
     parser.add_argument("--curves", type=Path, nargs="+")
     options = parser.parse_args()
