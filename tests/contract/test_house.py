@@ -23,8 +23,9 @@ ROOT = Path(__file__).parents[2]
 MODULES = sorted(path for path in (ROOT / "services").rglob("*.py") if "node_modules" not in path.parts)
 FUNCTION_LINES = 40
 FILE_LINES = 300
-# Runs inside Ray, whose workers get their rank and their devices by environment, as verl does.
-READ_ENVIRONMENT = ("services/mesh/settings.py", "services/trainer/verl/")
+# What runs inside Ray, whose workers get their rank and their devices by environment, as verl does; and who gives a
+# process the environment that another has asked for.
+READ_ENVIRONMENT = ("services/mesh/settings.py", "services/trainer/verl/", "services/mesh/fork_server/")
 # Each process by the module that wires it.
 PROCESSES = (
     "services.dataset.app", "services.dataset.worker", "services.trainer.app", "services.trainer.worker",
