@@ -29,7 +29,7 @@ _SINGLE = {**_SHARED, "prompts_per_step": 256, "samples_per_prompt": 1, "micro_b
 PARAMS: dict[str, dict[str, Any]] = {
     "grpo": _GROUPS,
     "dr_grpo": _GROUPS,
-    "gspo": {**_GROUPS, "micro_batch_size": 64},
+    "gspo": {**_GROUPS, "micro_batch_size": 64, "learning_rate": 1e-3},
     "dapo": {
         **_GROUPS,
         "micro_batch_size": 16,
