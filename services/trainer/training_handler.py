@@ -276,7 +276,7 @@ class TrainingHandler:
 
     def _run(self, lease: Lease, attempt: int) -> LocalRun:
         folder = self._keeper.folder(lease) / "attempts" / str(attempt)
-        return LocalRun(folder, self._settings.worker_python, self._environment)
+        return LocalRun(folder, self._settings.worker_python, self._environment, self._settings.fork_server)
 
 
 def retry_seconds(deaths: int) -> float:
