@@ -155,11 +155,14 @@ def join_ray(head: PrivateRay, cpus: int, gpus: int, store_bytes: int = 200_000_
     return PrivateRay(head.address, process)
 
 
+RUNNER = ("-m", "services.trainer.verl.runner")
+
+
 class Runner:
     """A runner's process: what a test wants of a Popen, and started as the worker does."""
 
-    def __init__(self, folder: Path, fork_server: Path | None) -> None:
-        arguments = ("-m", "services.trainer.verl.runner", str(folder))
+    def __init__(self, folder: Path, fork_server: Path | None, program: tuple[str, ...] = RUNNER) -> None:
+        arguments = (*program, str(folder))
         with (folder / "output.log").open("wb") as log:
             if fork_server is None:
                 command = [sys.executable, *arguments]
@@ -209,9 +212,11 @@ class Attempt:
     # Every runner of the test, ended with it whatever becomes of the test.
     started: list[Runner]
     fork_server: Path | None = None
+    # What is started, with the folder after it.
+    program: tuple[str, ...] = RUNNER
 
     def start(self) -> Runner:
-        process = Runner(self.folder, self.fork_server)
+        process = Runner(self.folder, self.fork_server, self.program)
         self.started.append(process)
         return process
 

@@ -16,6 +16,7 @@ from verl.utils.debug import marked_timer
 
 from services.trainer import rewards
 from services.trainer.spool import Sample, SampleBatch
+from services.trainer.verl import agent_answers
 from services.trainer.verl.checkpoints import resume_folder
 from services.trainer.verl.configuration import answers_in_batches, rl_config
 from services.trainer.verl.context import RunContext
@@ -84,6 +85,12 @@ class RlTrainer(PPOTrainerSync):
                 loader.state_dict = lambda: standing
                 self._save_checkpoint()
             raise
+
+    def _compute_advantage(self, batch: Any, metrics: dict[str, Any]) -> Any:
+        if not answers_in_batches(self._context.plan):
+            decode = partial(self.tokenizer.decode, skip_special_tokens=True)
+            agent_answers.report(batch, decode, self._context.reporter.add, partial(_show, self._context, self))
+        return super()._compute_advantage(batch, metrics=metrics)
 
     def _compute_values(self, batch: Any, metrics: dict[str, Any]) -> Any:
         # What verl has set for the reference's log-probabilities stays set, and a critic has no adapter to leave out.
@@ -181,8 +188,10 @@ def _manager(context: RunContext, config: Any, trainer: Any, judges: RunJudges |
             reward_loop_worker_handles=trainer.get_reward_handles(),
         )
 
-    def show(samples: list[Sample]) -> None:
-        context.spool.append(SampleBatch(step=trainer.global_steps, split="rollout", samples=samples))
-
     servers = [server for replica in trainer.llm_server_manager.get_replicas() for server in replica.servers]
+    show = partial(_show, context, trainer)
     return BatchGeneration(config, trainer.tokenizer, servers, judges, context.reporter.add, show)
+
+
+def _show(context: RunContext, trainer: Any, samples: list[Sample]) -> None:
+    context.spool.append(SampleBatch(step=trainer.global_steps, split="rollout", samples=samples))

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from services.trainer.plan import RewardSite
-from services.trainer.spool import Checkpoint, End, Metrics, Phase, Problem, Record
+from services.trainer.spool import Checkpoint, End, Metrics, Phase, Problem, Record, SampleBatch
 from tests.fix_judge import Answer, FakeJudge, chat, start
 from tests.fix_reward_model import tiny_reward_model as tiny_reward_model
-from tests.fix_runner import Attempt, AttemptMaker
+from tests.fix_runner import RUNNER, Attempt, AttemptMaker
 
 pytestmark = pytest.mark.slow
 PARAMS = {
@@ -23,6 +23,8 @@ PARAMS = {
     "max_prompt_length": 16,
     "max_response_length": 8,
 }
+# As with vLLM.
+AGENT_LOOP = (str(Path(__file__).with_name("agent_loop_run.py")),)
 JUDGE = "projects/default/models/judge"
 SUM = {
     "name": "weighted",
@@ -49,13 +51,25 @@ def site_of(attempts: AttemptMaker, made: Attempt, **site: Any) -> Attempt:
     return attempts.of(made.folder, made.plan, reward_site=RewardSite(**site))
 
 
-def test_a_sum_and_a_held_out_reward_are_series(attempts: AttemptMaker, tiny_reward_model: Path) -> None:
+@pytest.mark.parametrize("program", [RUNNER, AGENT_LOOP], ids=["in batches", "by verl's agent loop"])
+def test_a_sum_and_a_held_out_reward_are_series(
+    attempts: AttemptMaker, tiny_reward_model: Path, program: tuple[str, ...]
+) -> None:
     """Of the held-out reward nothing is trained; what is trained is the sum of what is shown."""
     held_out = {"name": "weighted", "params": {"components": [{"name": "exact"}, {"name": "repetition"}]}}
     made = attempts("sum", "grpo", steps=2, reward=SUM, held_out_reward=held_out, **PARAMS)
-    records = site_of(attempts, made, models={JUDGE: str(tiny_reward_model)}).run()
+    attempt = site_of(attempts, made, models={JUDGE: str(tiny_reward_model)})
+    attempt.program = program
+    records = attempt.run()
     assert end_of(records).outcome == "succeeded", end_of(records)
     assert list(steps(records)) == [1, 2]
+    shown = {r.step: r.samples for r in records if isinstance(r, SampleBatch) and r.split == "rollout"}
+    assert list(shown) == [1, 2]
+    for sample in (sample for samples in shown.values() for sample in samples):
+        parts = sample.parts
+        assert sample.score == pytest.approx(2 * parts["regex"] + 0.5 * parts["model"] + parts["short"], abs=1e-5)
+        assert len(sample.prompt) == 6 and sample.expected == "".join(sorted(sample.prompt))
+        assert bool(parts["regex"]) == ("1" in sample.completion)
     for values in steps(records).values():
         components = [values[f"reward/{name}/mean"] for name in ("regex", "model", "short")]
         assert values["reward/mean"] == pytest.approx(2 * components[0] + 0.5 * components[1] + components[2], abs=1e-5)
