@@ -15,6 +15,7 @@ import transfer_queue as tq
 
 from services.trainer.spool import Sample
 from services.trainer.verl.generation import SHOWN
+from services.trainer.verl.reward_function import failure
 
 # Of the held-out reward's score and parts, as the reward function names them.
 HELD_OUT = "held_out/"
@@ -29,9 +30,15 @@ def report(
     on_metrics: Callable[[Mapping[str, float]], None],
     on_samples: Callable[[list[Sample]], None],
 ) -> None:
-    """The means of the reward's parts over `batch`, a KVBatchMeta, and some of its answers."""
-    data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=_FIELDS)
+    """The means of the reward's parts over `batch`, a KVBatchMeta, and some of its answers.
+
+    Raises RewardError where one could not be judged.
+    """
+    data: Any = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=_FIELDS)
     given = [each["reward_extra_info"] for each in data["extra_fields"]]
+    for one in given:
+        if error := failure(one):
+            raise error
     on_metrics(means(given))
     columns = [list(data[name])[:SHOWN] for name in ("raw_prompt", "responses", "rm_scores", "reward_model", "index")]
     on_samples(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -12,6 +14,9 @@ import msgspec
 from services.trainer import rewards
 from services.trainer.plan import RewardSite, RewardSpec
 from services.trainer.verl.reward_actor import ActorScorer
+
+# Of an answer that could not be judged: why, as JSON.
+FAILED = "failed"
 
 
 def compute_score(
@@ -24,17 +29,33 @@ def compute_score(
     held_out_reward: str,
     site: str,
     **_: object,
-) -> dict[str, float]:
-    """verl's signature: one answer in, its score and parts out; those of the held-out reward under `held_out/`."""
+) -> dict[str, float | str]:
+    """verl's signature: one answer in, its score and parts out; those of the held-out reward under `held_out/`.
+
+    An error is an answer too (`FAILED`): verl would take one that is raised for a fault of the prompt, and ask another.
+    Its score is no number, so that no filter of groups can take it for that of an answer.
+    """
     extra = extra_info or {}
     prompt = [dict(turn) for turn in extra.get("prompt") or []]
     sample = rewards.RewardSample(prompt, solution_str, ground_truth, dict(extra.get("metadata") or {}))
-    score = _opened(reward, site).score([sample])[0]
-    values = {"score": score.score, **score.parts}
-    if held_out_reward:
-        held_out = _opened(held_out_reward, site).score([sample])[0]
-        values |= {"held_out/score": held_out.score, **{f"held_out/{part}": n for part, n in held_out.parts.items()}}
+    try:
+        score = _opened(reward, site).score([sample])[0]
+        values: dict[str, float | str] = {"score": score.score, **score.parts}
+        if held_out_reward:
+            held_out = _opened(held_out_reward, site).score([sample])[0]
+            values["held_out/score"] = held_out.score
+            values |= {f"held_out/{part}": value for part, value in held_out.parts.items()}
+    except rewards.RewardError as error:
+        return {"score": math.nan, FAILED: msgspec.json.encode((str(error), error.reason, error.remedy)).decode()}
     return values
+
+
+def failure(values: Mapping[str, Any]) -> rewards.RewardError | None:
+    """What was wrong with an answer's reward, of what `compute_score` gave for it."""
+    if FAILED not in values:
+        return None
+    message, reason, remedy = msgspec.json.decode(values[FAILED], type=tuple[str, str, str])
+    return rewards.RewardError(message, reason=reason, remedy=remedy)
 
 
 _opening = threading.Lock()

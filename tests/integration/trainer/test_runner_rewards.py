@@ -123,6 +123,16 @@ def test_a_judge_that_is_away_is_waited_for_and_the_run_can_be_stopped(attempts:
     assert {r.step for r in records if isinstance(r, Checkpoint) and r.state == "ready"} == {end.step}
 
 
+def test_verls_agent_loop_asks_no_other_prompt_for_one_that_was_not_judged(attempts: AttemptMaker) -> None:
+    source = "def score(samples):\n    assert '1' not in samples[0]['completion'], 'no ones'\n    return [0.0]\n"
+    made = attempts("raises", "grpo", steps=50, reward={"name": "custom", "params": {"source": source}}, **PARAMS)
+    attempt = site_of(attempts, made, custom_code="allow")
+    attempt.program = AGENT_LOOP
+    end = end_of(attempt.run())
+    assert (end.outcome, end.reason) == ("failed", "REWARD_FAILED")
+    assert "AssertionError: no ones" in end.message and "rlhf reward test" in end.remedy
+
+
 def test_a_reward_that_raises_ends_the_run_naming_the_sample(attempts: AttemptMaker) -> None:
     source = (
         "calls = 0\ndef score(samples):\n    global calls\n    calls += 1\n    assert calls < 2, 'out of order'\n"
