@@ -98,11 +98,16 @@ class Writer:
         return answer.status, found
 
 
-def fill_the_log(mesh: LiveMesh) -> None:
-    """Write into PostgreSQL's log alone, until it needs a file more and there is no room."""
+def administrator(mesh: LiveMesh) -> psycopg.Connection:
+    """To be made while there is room: the first connection to a database writes a file."""
     address = next(each["address"] for each in mesh.json("status")["processes"] if each["name"] == "postgres")
     server = Postgres(mesh.home / "postgres", int(address.rpartition(":")[2]))
-    with pytest.raises(psycopg.OperationalError), psycopg.connect(server.administrator_url) as connection:
+    return psycopg.connect(server.administrator_url, autocommit=True)
+
+
+def fill_the_log(mesh: LiveMesh, connection: psycopg.Connection) -> None:
+    """Write into PostgreSQL's log alone, until it needs a file more and there is no room."""
+    with pytest.raises(psycopg.OperationalError):
         for _ in range(DISK_MIB):
             connection.execute("SELECT pg_logical_emit_message(false, 'ballast', repeat('x', 1000000))")
     assert "PANIC" in Home(mesh.home).log("postgres").read_text()
@@ -128,8 +133,9 @@ def test_a_full_disk_of_postgres_stops_no_training_and_loses_nothing(mesh: LiveM
     job = mesh.train("sft", *SFT, **SFT_PARAMS, steps=4000, epochs=1000, save_every_steps=4000)
     mesh.until(job, lambda found: int(found["stepCount"]) >= 1)
     assert writer.write()
-    fill(ballast)
-    refuses_clearly(mesh, job, ballast, writer)
+    with administrator(mesh) as connection:
+        fill(ballast)
+        refuses_clearly(mesh, job, ballast, writer, connection)
     ballast.unlink()
     wait_until(lambda: postgres_row(mesh)["state"] == "ready", "PostgreSQL to be back", 60)
     wait_until(writer.write, "a write", 60)
@@ -141,12 +147,12 @@ def test_a_full_disk_of_postgres_stops_no_training_and_loses_nothing(mesh: LiveM
     assert len(set(names) - writer.accepted) <= 1
 
 
-def refuses_clearly(mesh: LiveMesh, job: str, ballast: Path, writer: Writer) -> None:
+def refuses_clearly(mesh: LiveMesh, job: str, ballast: Path, writer: Writer, connection: psycopg.Connection) -> None:
     run = mesh.run_pid(job)
     wait_until(lambda: not writer.write() and writer.refused[-1][1] == "DATABASE_DISK_FULL", "a table to be full", 60)
     assert "free some space" in writer.refused[-1][2]
     assert set(writer.listed()) >= writer.accepted, "what is there can be read"
-    fill_the_log(mesh)
+    fill_the_log(mesh, connection)
     fill(ballast)
     if pid := postgres_row(mesh)["pid"]:  # it may be down already, which depends on where its log stood
         os.kill(pid, signal.SIGKILL)
