@@ -36,7 +36,7 @@ from tests.bench.bench_training import interval
 from tests.bench.models import MODELS, make_model
 from tests.bench.peer_trl import Settings, Step
 from tests.bench.processes import cpu_seconds
-from tests.fix_runner import ENVIRONMENT, Attempt, AttemptMaker, PrivateRay, start_ray, write_rows
+from tests.fix_runner import ENVIRONMENT, Attempt, AttemptMaker, PrivateRay, Runner, start_ray, write_rows
 
 WARMING_STEPS = 3
 LEAST_STEPS = 3
@@ -68,7 +68,7 @@ class Side:
     """A training that is stopped and goes on by signals. `noted` gives its steps: their time and their tokens."""
 
     name: str
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes] | Runner
     started: float
     noted: Callable[[], list[tuple[int, float]]]
     log: Path
