@@ -15,6 +15,7 @@ from services.mesh.errors import DataLoss, FailedPrecondition, InvalidArgument, 
 from services.mesh.jobs import Job, Jobs, State
 from services.mesh.labels import check_labels
 from services.mesh.pages import Page, PageRequest
+from services.mesh.partly import found_or_told
 from services.mesh.postgres import Connection, Database
 from services.mesh.requests import RequestKey, claim, earlier
 from services.trainer.corruption import Corruption
@@ -143,13 +144,8 @@ class Models:
         """What makes the weights of a checkpoint, from the full ones up; none of another source."""
         if "checkpoint" not in source:
             return ()
-        try:
-            return (await self._checkpoint(source["checkpoint"])).layers
-        except NotFound as error:
-            violations.append(Violation("model.source.checkpoint", str(error)))
-        except InvalidArgument as error:
-            violations += [Violation("model.source.checkpoint", one.description) for one in error.violations]
-        return ()
+        found = await found_or_told(self._checkpoint(source["checkpoint"]), "model.source.checkpoint", violations)
+        return found.layers if found is not None else ()
 
     async def _check_init(self, init: dict[str, Any]) -> list[Violation]:
         found = []
