@@ -43,7 +43,7 @@ class Options:
     # Whoever gives no sign of life for so long is killed and started again.
     patience_seconds: float = 60.0
     telemetry: TelemetrySettings = field(default_factory=TelemetrySettings)
-    # Whether a server keeps the imports of trainings ready, some 400 MB of them.
+    # Whether a server keeps the imports of trainings ready, some 460 MiB of them.
     warm_start: bool = True
 
     @classmethod
