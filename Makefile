@@ -7,13 +7,17 @@ INSTALLED := $(VENV)/.installed
 # `make demo MODEL=smollm2`, `make demo SHORT=1`
 DEMO_FLAGS := $(if $(MODEL),--model $(MODEL)) $(if $(SHORT),--short)
 
-.PHONY: demo test check check-page page format proto client clean
+.PHONY: demo test test-long check check-page page format proto client clean
 
 demo: $(INSTALLED)
 	$(BIN)/rlhf demo $(DEMO_FLAGS)
 
 test: $(INSTALLED) page
 	$(BIN)/python -m pytest --cov --cov-report=term
+
+# What takes minutes by nature, and so is no part of `test`.
+test-long: $(INSTALLED) page
+	$(BIN)/python -m pytest -m long --durations=20
 
 # Style, types, import rules, contract. tests/contract holds what a linter can't say.
 check: $(INSTALLED) check-page
