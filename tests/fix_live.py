@@ -124,8 +124,10 @@ def alive(pid: int) -> bool:
 
 @pytest.fixture(scope="session")
 def live_mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveMesh]:
-    """Two slots, a tiny model `tiny`, datasets `examples`, `prompts` and `held-out` of sorted digits."""
-    with live_home(tmp_path_factory.mktemp("live")) as mesh:
+    """Two slots, a user's own code allowed, a tiny model `tiny`, datasets `examples`, `prompts` and `held-out` of
+    sorted digits.
+    """
+    with live_home(tmp_path_factory.mktemp("live"), RLHF_TRAINER_CUSTOM_CODE="allow") as mesh:
         yield mesh
 
 

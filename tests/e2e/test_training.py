@@ -65,10 +65,17 @@ def test_grpo_learns_from_its_reward_and_its_checkpoint_loads(live_mesh: LiveMes
 
 
 def test_two_rl_jobs_side_by_side_do_not_meet(live_mesh: LiveMesh) -> None:
-    jobs = [live_mesh.train("grpo", *GRPO, **GRPO_PARAMS, steps=4, seed=seed) for seed in (1, 2)]
+    """One of them with a reward in Python, which runs in a process of its own under what `rlhf up` leaves to it."""
+    source = "def score(samples): return [{'score': 0.5, 'parts': {'answered': 1}} for one in samples]"
+    own = {"reward__name": "custom", "reward__params__source": source}
+    [verdict] = live_mesh.json("reward", "test", "custom", f"--set=source={source}", "--completion", "x")["verdicts"]
+    assert (verdict["score"], verdict["parts"]) == (0.5, {"answered": 1}), verdict
+    jobs = [live_mesh.train("grpo", *GRPO, **GRPO_PARAMS, steps=4, seed=1, **reward) for reward in ({}, own)]
     for job in jobs:
-        assert live_mesh.ended(job)["state"] == "JOB_STATE_SUCCEEDED"
+        found = live_mesh.ended(job)
+        assert found["state"] == "JOB_STATE_SUCCEEDED", found
         assert steps_of(live_mesh, job, "reward/mean") == [1, 2, 3, 4]
+    assert steps_of(live_mesh, jobs[1], "reward/answered/mean") == [1, 2, 3, 4]
 
 
 def test_cancel_leaves_no_process_and_no_slot_taken(live_mesh: LiveMesh) -> None:

@@ -32,12 +32,17 @@ _LARGEST_REPLY_BYTES = 16 << 20
 _START_SECONDS = 60.0
 _POLL_SECONDS = 0.2
 _SHOWN_CHARACTERS = 2_000
+# Of what it has written to stderr: the end, which is where a traceback says what happened.
+_KEPT_ERROR_BYTES = 4_000
+_PIPE_BYTES = 1 << 16
 # What an interpreter and the wheels in its environment need besides their own folders.
 _SYSTEM = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib", "/etc/ld.so.cache", "/usr/share/zoneinfo")
 # One library thread: more are not allowed inside.
 _ENVIRONMENT = {
     **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"),
     "LANG": "C.UTF-8",
+    # The one folder that the code may write to: libraries look for a home to keep their caches in.
+    "HOME": "/tmp",  # noqa: S108
 }
 _numbers = itertools.count(os.getpid())
 _ISOLATION_REMEDY = (
@@ -74,13 +79,15 @@ class Cage:
         self._settings = settings
         self._check = check
         self._inner = 0
+        # The end of what it wrote to stderr.
+        self._errors = b""
         watch, self._watched = os.pipe()
         try:
             self._process = subprocess.Popen(  # noqa: S603 - our own interpreter
                 [sys.executable, "-I", "-B", str(_SCRIPT), str(watch)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
                 env=_ENVIRONMENT,
                 cwd="/",
                 pass_fds=[watch],
@@ -93,7 +100,9 @@ class Cage:
         except CageTimeout:
             raise RewardError(f"its code does not come to an end within {_START_SECONDS:.0f} s") from None
         except CageDied:
-            raise RewardError(f"its process died at the start ({self._ending()})") from None
+            message = f"its process died at the start ({self.died()})"
+            self.close()
+            raise RewardError(message) from None
         except BaseException:
             self.close()
             raise
@@ -166,7 +175,8 @@ class Cage:
             if left <= 0:
                 self.close()
                 raise CageTimeout
-            if not select.select([descriptor], [], [], min(left, _POLL_SECONDS))[0]:
+            readable = self._readable(descriptor, min(left, _POLL_SECONDS))
+            if not readable:
                 self._check()
                 continue
             part = os.read(descriptor, size - len(data))
@@ -174,6 +184,24 @@ class Cage:
                 raise CageDied
             data += part
         return data
+
+    def _readable(self, descriptor: int, seconds: float) -> bool:
+        """Whether there is something to read within so long. Empties stderr meanwhile, whose pipe would fill."""
+        errors = self._process.stderr
+        assert errors is not None
+        waiting = [descriptor] if errors.closed else [descriptor, errors.fileno()]
+        found = select.select(waiting, [], [], seconds)[0]
+        if descriptor not in found and found:
+            self._keep_errors()
+        return descriptor in found
+
+    def _keep_errors(self) -> None:
+        """Read once from stderr, where there is something or its end."""
+        assert self._process.stderr is not None
+        part = os.read(self._process.stderr.fileno(), _PIPE_BYTES)
+        self._errors = (self._errors + part)[-_KEPT_ERROR_BYTES:]
+        if not part:
+            self._process.stderr.close()
 
     def _ending(self) -> str:
         """How it ended, in words."""
@@ -188,7 +216,13 @@ class Cage:
         return f"exit status {status}"
 
     def died(self) -> str:
-        return self._ending()
+        """How it ended, and what it wrote to stderr before."""
+        ending, errors = self._ending(), self._process.stderr
+        assert errors is not None
+        while not errors.closed and select.select([errors], [], [], 0)[0]:
+            self._keep_errors()
+        told = self._errors.decode(errors="replace").strip()[-_SHOWN_CHARACTERS:]
+        return f"{ending}; stderr: {told}" if told else ending
 
     def close(self) -> None:
         """End it, and whatever it has started."""
@@ -208,7 +242,7 @@ class Cage:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):
+        for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
             assert pipe is not None
             with suppress(BrokenPipeError):
                 pipe.close()

@@ -12,6 +12,7 @@ inner process, {"caged"}, after which it may be the code that speaks, {"ready"},
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
@@ -51,8 +52,9 @@ class _NoIsolation(Exception):
 
 
 def main(watch: int) -> None:
+    # Whoever starts us may close to others what he makes; what we make is for another user.
+    os.umask(0o022)
     settings = _read()
-    assert settings is not None
     try:
         if settings["isolated"]:
             _unshare()
@@ -132,12 +134,12 @@ def _enter_cage(visible: list[str]) -> None:
 
 
 def _bind(source: str, target: str) -> None:
-    if not os.path.exists(source):  # noqa: PTH110
-        return
     if os.path.isdir(source):  # noqa: PTH112
         os.makedirs(target, exist_ok=True)  # noqa: PTH103
-    else:
+    elif os.path.exists(source):  # noqa: PTH110
         _touch(target)
+    else:
+        return
     _mount(source, target, None, _MS_BIND | _MS_REC)
 
 
@@ -160,9 +162,18 @@ def _give_up(settings: dict[str, Any]) -> None:
         (resource.RLIMIT_NOFILE, 64),
         (resource.RLIMIT_CORE, 0),
     ):
-        resource.setrlimit(limit, (value, value))
+        # No limit is -1; a lower one than ours stays, which only root could raise.
+        least = min(value, resource.getrlimit(limit)[1] % 2**64)
+        resource.setrlimit(limit, (least, least))
     if settings["own_user"]:
-        _become(_FIRST_USER + settings["number"] % _USERS)
+        # Who may not take another, as in a namespace of users, keeps his, which nothing in the cage belongs to.
+        with contextlib.suppress(OSError):
+            user = _FIRST_USER + settings["number"] % _USERS
+            os.setgroups([])
+            os.setresgid(user, user, user)
+            os.setresuid(user, user, user)
+    if closed := [path for path in settings["visible"] if os.path.exists(path) and not os.access(path, os.R_OK)]:  # noqa: PTH110
+        raise _NoIsolation(f"closed to the user that the code runs as: `chmod -R o+rX {closed[0]}` opens it")
     header, none = struct.pack("=II", 0x20080522, 0), bytes(24)
     _call("capset", _libc.syscall(_number(_SYS_CAPSET), header, none))
     _call("no_new_privs", _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
@@ -170,15 +181,6 @@ def _give_up(settings: dict[str, Any]) -> None:
     _libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
     # Cleared by the change of user.
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-def _become(user: int) -> None:
-    try:
-        os.setgroups([])
-        os.setresgid(user, user, user)
-        os.setresuid(user, user, user)
-    except OSError:
-        pass  # who may not take another, as in a namespace of users, keeps his, which nothing in the cage belongs to
 
 
 def _forbid() -> None:
@@ -200,8 +202,8 @@ def _forbid() -> None:
 
 def _serve(source: str) -> None:
     requests, replies, nothing = os.dup(0), os.dup(1), os.open("/dev/null", os.O_RDWR)
-    for descriptor in (0, 1, 2):
-        # What the code prints goes nowhere: a batch of it would fill a disk.
+    for descriptor in (0, 1):
+        # What the code prints goes nowhere: a batch of it would fill a disk. Of stderr cage.py keeps the end.
         os.dup2(nothing, descriptor)
     score = None
     try:
@@ -265,8 +267,7 @@ def _read(descriptor: int = 0) -> Any:
 def _exactly(descriptor: int, size: int) -> bytes:
     data = b""
     while len(data) < size:
-        part = os.read(descriptor, size - len(data))
-        if not part:
+        if not (part := os.read(descriptor, size - len(data))):
             return b""
         data += part
     return data
@@ -285,8 +286,7 @@ def _mount(source: str | None, target: str, kind: str | None, flags: int, option
 
 
 def _number(table: dict[str, int]) -> ctypes.c_long:
-    machine = os.uname().machine
-    if machine not in table:
+    if (machine := os.uname().machine) not in table:
         raise _NoIsolation(f"not known on {machine}")
     return ctypes.c_long(table[machine])
 

@@ -278,6 +278,62 @@ def test_without_privileges_it_is_isolated_just_so() -> None:
     assert done.stdout.strip() == "1.0", done.stderr
 
 
+INHERITED = ["umask 077", "umask 777; ulimit -n 40; ulimit -v 1500000; unset HOME PATH LANG"]
+
+
+@isolated
+@pytest.mark.parametrize("inherited", INHERITED)
+@pytest.mark.parametrize("user", ["", "unshare --user --map-user=1000 --map-group=1000"], ids=["", "unprivileged"])
+def test_what_its_parent_has_set_changes_nothing(inherited: str, user: str) -> None:
+    """`rlhf up` closes to others whatever its processes make (umask 077)."""
+    source = (
+        "import os, sys, tempfile, numpy\nfrom pathlib import Path\n"
+        "null = [open(f'/dev/{name}', 'rb').read(0) for name in ('null', 'zero', 'urandom')]\n"
+        "(Path.home() / 'cache').write_text('x')\n"
+        "with tempfile.TemporaryFile() as file: file.write(b'x')\n"
+        "def score(samples): return [7]"
+    )
+    program = (
+        "from services.trainer import rewards\nfrom services.trainer.plan import RewardSite\n"
+        f"params = {{'source': {source!r}}}\n"
+        "with rewards.opened('custom', params, rewards.Surroundings(RewardSite(custom_code='allow'))) as judge:\n"
+        "    print(judge.score([rewards.RewardSample('', '', None)])[0].score)\n"
+    )
+    words = [f'{inherited} 2>/dev/null; exec /usr/bin/env PYTHONPATH="$2" $3 "$0" -c "$1"']
+    command = ["/bin/sh", "-c", *words, sys.executable, program, str(ROOT), user]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if "unshare" in done.stderr.partition("\n")[0]:
+        pytest.skip("this machine makes no namespace of users")
+    assert done.stdout.strip() == "7.0", done.stderr
+
+
+@isolated
+def test_what_it_wrote_to_stderr_is_in_the_error_of_its_death() -> None:
+    """Its end, however much it was, and whoever wrote it: the code, the interpreter or a library."""
+    said = "import os, sys\ndef die():\n    print('x' * 300_000, 'the reason', file=sys.stderr)\n    os._exit(3)\n"
+    for source in (f"{said}die()", f"{said}def score(samples): die()"):
+        told = str(failure(source))
+        assert "exit status 3; stderr: xxx" in told and told.count("the reason") == 1 and len(told) < 3_000, told
+
+
+@isolated
+def test_more_on_stderr_than_a_pipe_holds_stops_nobody() -> None:
+    head = "import sys\nprint('x' * 300_000, file=sys.stderr)\n"
+    assert [one.score for one in score(head + each("print('x' * 300_000, file=sys.stderr)\nworth = 1"))] == [1] * 3
+
+
+@isolated
+@pytest.mark.skipif(os.geteuid() != 0, reason="its user is ours where we are not root")
+def test_an_interpreter_that_is_closed_to_its_user_is_told_with_the_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o700)
+    monkeypatch.setattr(cage, "_SYSTEM", (*cage._SYSTEM, str(closed)))
+    error = failure(each("worth = 1"))
+    assert error.reason == "REWARD_NOT_ISOLATED" and f"chmod -R o+rX {closed}" in str(error), error
+
+
 def no_isolation(*_: object) -> Any:
     raise RewardError("no namespaces", reason="REWARD_NOT_ISOLATED", remedy="as it stands")
 
