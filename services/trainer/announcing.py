@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from rlhf.event.v1 import checkpoint_changed_pb2
+from rlhf.event.v1 import checkpoint_changed_pb2, training_job_warned_pb2
 
+from services.mesh import job_warnings
 from services.mesh.events import EventLog
+from services.mesh.job_warnings import JobWarning, JobWarnings
 from services.mesh.jobs import Announce, Job, Jobs, State
 from services.mesh.postgres import Connection, Database
 from services.trainer import models, wire
@@ -18,13 +20,24 @@ def jobs_of(database: Database, log: EventLog) -> Jobs:
     async def announce(connection: Connection, job: Job, before: State | None) -> None:
         if job.kind == TRAINING:
             attempts = (await jobs.attempts(connection, [job.uid]))[job.uid]
-            await log.add(connection, job.name, job.sequence, wire.job_changed(job, attempts, before))
+            warnings = (await job_warnings.of(connection, [job.uid]))[job.uid]
+            await log.add(connection, job.name, job.sequence, wire.job_changed(job, attempts, warnings, before))
         else:
             await models.ended(connection, job)
 
     announce_typed: Announce = announce
     jobs = Jobs(database, announce_typed)
     return jobs
+
+
+def warnings_of(jobs: Jobs, log: EventLog) -> JobWarnings:
+    """The warnings of the trainer's jobs: the first of its kind in an attempt is an event of its job."""
+
+    async def announce(connection: Connection, job: Job, warning: JobWarning) -> None:
+        event = training_job_warned_pb2.TrainingJobWarned(training_job=job.name, warning=wire.warning(warning))
+        await log.add(connection, job.name, await jobs.next_sequence(connection, job.uid), event)
+
+    return JobWarnings(announce)
 
 
 class CheckpointAnnouncer:

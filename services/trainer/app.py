@@ -82,13 +82,14 @@ def build_worker(settings: Settings) -> Process:
     datasets = DatasetClient(settings.dataset_target, identity.read_token(settings.mesh.token_file))
     announce = announcing.CheckpointAnnouncer(jobs, log)
     intake = CheckpointIntake(artifacts, announce)
+    warnings = announcing.warnings_of(jobs, log)
     keeper = Keeper(database, jobs, artifacts, announce, settings.jobs_folder)
     corruption = Corruption(database, artifacts, announce)
     environment = _training_environment()
     weights_process = WeightsProcess(settings.worker_python, environment)
     weights = WeightsCache(artifacts, corruption, weights_process, settings.cache_folder)
     handlers = {
-        TRAINING: TrainingHandler(settings, database, jobs, weights, datasets, intake, keeper, environment),
+        TRAINING: TrainingHandler(settings, database, jobs, warnings, weights, datasets, intake, keeper, environment),
         IMPORT: ImportHandler(settings, database, jobs, artifacts, weights, weights_process),
     }
     worker = Worker(

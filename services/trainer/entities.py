@@ -8,6 +8,8 @@ from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
+from services.mesh.job_warnings import JobWarning
+
 LATEST = "latest"
 
 
@@ -144,11 +146,15 @@ class TrainingSpec:
     disk_forecast: dict[str, Any] | None = None
     # What the base model lies over if it is an adapter, the full weights first.
     base_under: tuple[Layer, ...] = ()
+    # What was found when it was checked and does not forbid it: of attempt 0.
+    warnings: tuple[JobWarning, ...] = ()
 
     def __post_init__(self) -> None:
         # Of a stored job they are JSON objects.
         layers = (one if isinstance(one, Layer) else Layer(**one) for one in self.base_under)
         object.__setattr__(self, "base_under", tuple(layers))
+        warnings = (one if isinstance(one, JobWarning) else JobWarning(**one) for one in self.warnings)
+        object.__setattr__(self, "warnings", tuple(warnings))
 
     @property
     def base_layers(self) -> tuple[Layer, ...]:

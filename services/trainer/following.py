@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from services.mesh.errors import Aborted
 from services.mesh.job import Lease, storable
+from services.mesh.job_warnings import JobWarning, JobWarnings, Severity
 from services.mesh.jobs import Jobs
 from services.mesh.postgres import Connection, Database
 from services.trainer import plan as plans
@@ -47,6 +48,7 @@ class _Batch:
     samples: list[Sample] = field(default_factory=list)
     lines: list[LogLine] = field(default_factory=list)
     checkpoints: list[Checkpoint] = field(default_factory=list)
+    warnings: list[JobWarning] = field(default_factory=list)
     progress: dict[str, Any] = field(default_factory=dict)
     spans: list[spool.Span] = field(default_factory=list)
     end: spool.End | None = None
@@ -63,9 +65,12 @@ class Advance(NamedTuple):
 class Follower:
     """Reads one run on behalf of the holder of a lease."""
 
-    def __init__(self, database: Database, jobs: Jobs, intake: CheckpointIntake, lease: Lease, run: Run) -> None:
+    def __init__(
+        self, database: Database, jobs: Jobs, warnings: JobWarnings, intake: CheckpointIntake, lease: Lease, run: Run
+    ) -> None:
         self._database = database
         self._jobs = jobs
+        self._warnings = warnings
         self._intake = intake
         self._lease = lease
         self._run = run
@@ -154,19 +159,20 @@ class Follower:
         elif isinstance(record, spool.Span):
             batch.spans.append(record)
         elif isinstance(record, spool.Problem):
-            _take_lines([f"[{record.severity}] {record.message} {record.remedy}".rstrip()], at, batch)
+            batch.warnings.append(_warning(record, at, batch.position.attempt))
         else:
             batch.end = record
 
     async def _store(self, read_at: SpoolPosition, batch: _Batch) -> None:
         uid = self._lease.job.uid
         async with self._database.transaction() as connection:
-            await self._jobs.held(connection, self._lease)
+            job = await self._jobs.held(connection, self._lease)
             if await store.position(connection, uid) != read_at:
                 raise Aborted("SPOOL_MOVED", "somebody else has read on meanwhile", job=self._lease.job.name)
             await _store_series(connection, uid, batch)
             for checkpoint in batch.checkpoints:
                 await self._intake.store(connection, checkpoint)
+            await self._warnings.add(connection, job, batch.warnings)
             await store.set_position(connection, uid, batch.position)
             if batch.progress:
                 await self._jobs.report(connection, self._lease, batch.progress)
@@ -180,6 +186,22 @@ async def _store_series(connection: Connection, uid: Any, batch: _Batch) -> None
         await store.add_logs(connection, uid, batch.lines)
     if batch.samples:
         await store.add_samples(connection, uid, batch.samples)
+
+
+def _warning(record: spool.Problem, at: datetime, attempt: int) -> JobWarning:
+    return JobWarning(
+        reason=record.reason,
+        key=record.key,
+        severity=Severity(record.severity.upper()),
+        message=record.message,
+        remedy=record.remedy,
+        first_step=record.step,
+        last_step=record.step,
+        count=record.count,
+        attempt=attempt,
+        first_time=at,
+        last_time=at,
+    )
 
 
 def _take_metrics(record: spool.Metrics, at: datetime, batch: _Batch) -> None:

@@ -15,7 +15,7 @@ from rlhf.type.v1 import checkpoint_pb2
 from services.mesh.messages import struct
 from services.mesh.pages import PageRequest
 from services.mesh.requests import RequestKey
-from services.trainer import wire
+from services.trainer import series_wire, wire
 from services.trainer.algorithms import algorithms
 from services.trainer.checkpoints import Checkpoints
 from services.trainer.entities import LogLine, MetricPoint
@@ -104,17 +104,17 @@ class Servicer(TrainerServiceServicer):
     ) -> AsyncIterator[pb.StreamMetricsResponse]:
         wanted, after = request.metrics, request.after_ordinal
         async for batch in self._series.metrics(request.name, after, wanted, request.stored_only):
-            yield self._once(batch, wire.metric_points)
+            yield self._once(batch, series_wire.metric_points)
 
     async def StreamLogs(self, request: pb.StreamLogsRequest, context: Any) -> AsyncIterator[pb.StreamLogsResponse]:
         async for batch in self._series.logs(request.name, request.after_ordinal, request.stored_only):
-            yield self._once(batch, wire.log_lines)
+            yield self._once(batch, series_wire.log_lines)
 
     async def ListSamples(self, request: pb.ListSamplesRequest, context: Any) -> pb.ListSamplesResponse:
         step = request.step if request.HasField("step") else None
         page_request = _page(request, request.parent, step, request.split)
         page = await self._series.samples(request.parent, step, request.split, page_request)
-        return pb.ListSamplesResponse(samples=map(wire.sample, page.items), next_page_token=page.next_token)
+        return pb.ListSamplesResponse(samples=map(series_wire.sample, page.items), next_page_token=page.next_token)
 
     async def GetCheckpoint(self, request: pb.GetCheckpointRequest, context: Any) -> checkpoint_pb2.Checkpoint:
         return wire.checkpoint(*await self._checkpoints.get(request.name))

@@ -22,6 +22,7 @@ from services.trainer.plan import CheckpointKind
 # Lines that wait for a full disk to have room again; beyond this the oldest are given up and counted.
 PENDING_LINES = 10_000
 _DRAIN_PAUSE_SECONDS = 0.2
+_DISK_REMEDY = "look whether the disk of the home is full or failing; training itself was not touched"
 
 
 class _Record(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
@@ -101,9 +102,18 @@ class Software(_Record, frozen=True, kw_only=True, tag="software"):
 
 
 class Problem(_Record, frozen=True, kw_only=True, tag="problem"):
+    """A warning of the job. `reason` is a stable UPPER_SNAKE_CASE word, `key` tells apart what shares one; the same of
+    both is counted. `step` are the optimizer steps completed, 0 where it belongs to none.
+    """
+
     severity: Literal["info", "warning", "error"]
+    # A spool of before it was there has none.
+    reason: Annotated[str, msgspec.Meta(pattern="^[A-Z][A-Z0-9_]{1,62}$")] = "UNSPECIFIED"
     message: str
     remedy: str = ""
+    key: str = ""
+    step: Annotated[int, msgspec.Meta(ge=0)] = 0
+    count: Annotated[int, msgspec.Meta(ge=1)] = 1
 
 
 class End(_Record, frozen=True, kw_only=True, tag="end"):
@@ -184,7 +194,7 @@ class SpoolWriter:
     def _flush(self) -> None:
         try:
             if self.lost:
-                self._write(encode(Problem(severity="warning", message=f"{self.lost} records could not be written")))
+                self._write(encode(_lost(self.lost)))
                 self.lost = 0
             while self._pending:
                 self._write(self._pending[0])
@@ -238,4 +248,9 @@ def _decode_or_report(line: bytes, position: int) -> Record:
         return decode(line)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         message = f"a broken line of {len(line)} bytes at byte {position} of the spool was skipped: {error}"
-        return Problem(severity="warning", message=message)
+        return Problem(severity="warning", reason="RECORD_BROKEN", message=message, remedy=_DISK_REMEDY)
+
+
+def _lost(count: int) -> Problem:
+    message = f"{count} records of the run could not be written; its metrics, samples or warnings have a gap"
+    return Problem(severity="warning", reason="RECORDS_LOST", message=message, remedy=_DISK_REMEDY, count=count)

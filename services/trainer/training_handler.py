@@ -18,6 +18,7 @@ from services.mesh.errors import (
     ResourceExhausted,
     Unavailable,
 )
+from services.mesh.job_warnings import JobWarnings
 from services.mesh.jobs import Jobs, Lease, State
 from services.mesh.postgres import Database
 from services.mesh.worker import Ending, Retry
@@ -72,6 +73,7 @@ class TrainingHandler:
         settings: Settings,
         database: Database,
         jobs: Jobs,
+        warnings: JobWarnings,
         weights: WeightsCache,
         datasets: DatasetClient,
         intake: CheckpointIntake,
@@ -81,6 +83,7 @@ class TrainingHandler:
         self._settings = settings
         self._database = database
         self._jobs = jobs
+        self._warnings = warnings
         self._weights = weights
         self._datasets = datasets
         self._intake = intake
@@ -192,7 +195,7 @@ class TrainingHandler:
         return algorithm.plan(params.parse(algorithm.Params, spec.params), plan_inputs)
 
     async def _follow(self, lease: Lease, run: Run, cancelled: asyncio.Event) -> Ending:
-        follower = Follower(self._database, self._jobs, self._intake, lease, run)
+        follower = Follower(self._database, self._jobs, self._warnings, self._intake, lease, run)
         with follower.lag.observed():
             return await self._read_on(follower, lease, run, cancelled)
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
-from services.mesh import names
+from services.mesh import job_warnings, names
 from services.mesh.collecting import CollectingStore
 from services.mesh.errors import DataLoss, InvalidArgument, NotFound, Violation
 from services.mesh.events import EventLog, StoredEvent
+from services.mesh.job_warnings import JobWarning
 from services.mesh.jobs import TERMINAL, Attempt, Job, Jobs, State, job_topic
 from services.mesh.pages import Page, PageRequest
 from services.mesh.postgres import Connection, Database, wait
@@ -34,11 +35,12 @@ HEARTBEAT_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """A job with its attempts."""
+    """A job with its attempts, and with what its runs warned of."""
 
     job: Job
     spec: TrainingSpec
     attempts: list[Attempt]
+    warnings: list[JobWarning] = field(default_factory=list)
 
 
 class TrainingJobs:
@@ -92,25 +94,28 @@ class TrainingJobs:
     async def get(self, name: str) -> TrainingJob:
         names.parse(names.TRAINING_JOB, name)
         async with self._database.transaction() as connection:
-            job = await self._jobs.get(connection, name)
-            attempts = await self._jobs.attempts(connection, [job.uid])
-        return _training_job(job, attempts[job.uid])
+            return await self._whole(connection, await self._jobs.get(connection, name))
 
     async def list(self, parent: str, states: Iterable[State], page: PageRequest) -> Page[TrainingJob]:
         """Newest first."""
         names.parse(names.PROJECT, parent, "parent")
         async with self._database.transaction() as connection:
             found = await self._jobs.list(connection, TRAINING, parent, states, page)
-            attempts = await self._jobs.attempts(connection, [job.uid for job in found.items])
-        return Page([_training_job(job, attempts[job.uid]) for job in found.items], found.next_token)
+            uids = [job.uid for job in found.items]
+            attempts, warnings = await self._jobs.attempts(connection, uids), await job_warnings.of(connection, uids)
+        whole = [_training_job(job, attempts[job.uid], warnings[job.uid]) for job in found.items]
+        return Page(whole, found.next_token)
 
     async def cancel(self, name: str) -> TrainingJob:
         """Raises FailedPrecondition from an end state."""
         names.parse(names.TRAINING_JOB, name)
         async with self._database.transaction() as connection:
-            job = await self._jobs.cancel(connection, name)
-            attempts = await self._jobs.attempts(connection, [job.uid])
-        return _training_job(job, attempts[job.uid])
+            return await self._whole(connection, await self._jobs.cancel(connection, name))
+
+    async def _whole(self, connection: Connection, job: Job) -> TrainingJob:
+        attempts = await self._jobs.attempts(connection, [job.uid])
+        warnings = await job_warnings.of(connection, [job.uid])
+        return _training_job(job, attempts[job.uid], warnings[job.uid])
 
     async def events(self, name: str, after_sequence: int, stored_only: bool) -> AsyncIterator[StoredEvent | None]:
         """Every event after `after_sequence`, then each as it happens, until the job has ended. None is a beat."""
@@ -234,7 +239,7 @@ _WRONG_KIND = {
 }
 
 
-def _training_job(job: Job, attempts: list[Attempt]) -> TrainingJob:
+def _training_job(job: Job, attempts: list[Attempt], warnings: list[JobWarning]) -> TrainingJob:
     if job.kind != TRAINING:
         raise NotFound("JOB_NOT_FOUND", f"there is no {job.name}", name=job.name)
-    return TrainingJob(job, TrainingSpec(**job.spec), attempts)
+    return TrainingJob(job, TrainingSpec(**job.spec), attempts, warnings)

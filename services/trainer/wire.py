@@ -7,29 +7,31 @@ from datetime import datetime
 from typing import Any
 
 from google.rpc import error_details_pb2
-from rlhf.event.v1 import checkpoint_changed_pb2, training_job_changed_pb2
+from rlhf.event.v1 import checkpoint_changed_pb2, training_job_changed_pb2, training_job_warned_pb2
 from rlhf.trainer.v1 import model_pb2, reward_sample_pb2, trainer_service_pb2, training_job_pb2
-from rlhf.type.v1 import checkpoint_pb2, job_state_pb2, log_line_pb2, metric_point_pb2, placement_pb2, sample_pb2
+from rlhf.type.v1 import (
+    checkpoint_pb2,
+    job_state_pb2,
+    job_warning_pb2,
+    placement_pb2,
+)
 
 from services.mesh import params, registry
 from services.mesh.artifacts import ArtifactFile, Manifest
 from services.mesh.errors import InvalidArgument
 from services.mesh.events import StoredEvent
+from services.mesh.job_warnings import JobWarning
 from services.mesh.jobs import Attempt, Job, State
 from services.mesh.messages import status, struct, timestamp, to_struct
 from services.trainer.algorithms import Algorithm, describing
 from services.trainer.entities import (
     Checkpoint,
-    LogLine,
-    MetricPoint,
     Model,
     NewModel,
     NewTrainingJob,
     RewardVerdict,
-    Sample,
     TrainingSpec,
 )
-from services.trainer.feeds import Batch
 from services.trainer.rewards import Reward, RewardSample
 from services.trainer.training_jobs import TrainingJob
 
@@ -115,14 +117,21 @@ def training_job(found: TrainingJob) -> training_job_pb2.TrainingJob:
     message.total_step_count = job.progress.get("total_step_count", 0)
     message.sequence = job.sequence
     message.software.update(job.progress.get("software", {}))
+    # Those of attempt 0 stand in the spec.
+    for found_at_create in message.warnings:
+        found_at_create.first_time.FromDatetime(job.create_time)
+        found_at_create.last_time.FromDatetime(job.create_time)
+    message.warnings.extend(map(warning, found.warnings))
     for field in ("create_time", "start_time", "end_time"):
         if moment := getattr(job, field):
             getattr(message, field).FromDatetime(moment)
     return message
 
 
-def job_changed(job: Job, attempts: list[Attempt], before: State | None) -> training_job_changed_pb2.TrainingJobChanged:
-    found = TrainingJob(job, TrainingSpec(**job.spec), attempts)
+def job_changed(
+    job: Job, attempts: list[Attempt], warnings: list[JobWarning], before: State | None
+) -> training_job_changed_pb2.TrainingJobChanged:
+    found = TrainingJob(job, TrainingSpec(**job.spec), attempts, warnings)
     previous = job_state(before) if before else job_state_pb2.JOB_STATE_UNSPECIFIED
     return training_job_changed_pb2.TrainingJobChanged(training_job=training_job(found), previous_state=previous)
 
@@ -133,6 +142,9 @@ def job_event(event: StoredEvent) -> list[trainer_service_pb2.StreamJobEventsRes
     if event.type == checkpoint_changed_pb2.CheckpointChanged.DESCRIPTOR.full_name:
         checkpoint = event.message(checkpoint_changed_pb2.CheckpointChanged).checkpoint
         return [trainer_service_pb2.StreamJobEventsResponse(checkpoint=checkpoint, last_sequence=last)]
+    if event.type == training_job_warned_pb2.TrainingJobWarned.DESCRIPTOR.full_name:
+        found = event.message(training_job_warned_pb2.TrainingJobWarned).warning
+        return [trainer_service_pb2.StreamJobEventsResponse(warning=found, last_sequence=last)]
     job = event.message(training_job_changed_pb2.TrainingJobChanged).training_job
     sent = [trainer_service_pb2.StreamJobEventsResponse(training_job=job, last_sequence=last)]
     if error := _job_error(job, event.create_time):
@@ -174,6 +186,22 @@ def checked_job(spec: TrainingSpec) -> training_job_pb2.TrainingJob:
             reward_models=spec.reward_models,
         ),
         disk_forecast=training_job_pb2.DiskForecast(**spec.disk_forecast) if spec.disk_forecast else None,
+        warnings=map(warning, spec.warnings),
+    )
+
+
+def warning(found: JobWarning) -> job_warning_pb2.JobWarning:
+    return job_warning_pb2.JobWarning(
+        reason=found.reason,
+        severity=job_warning_pb2.JobWarning.Severity.Value(f"SEVERITY_{found.severity}"),
+        message=found.message,
+        remedy=found.remedy,
+        first_step=found.first_step,
+        last_step=found.last_step,
+        count=found.count,
+        attempt=found.attempt,
+        first_time=timestamp(found.first_time),
+        last_time=timestamp(found.last_time),
     )
 
 
@@ -203,48 +231,6 @@ def checkpoint(row: Checkpoint, manifest: Manifest | None = None) -> checkpoint_
         training_state=checkpoint_pb2.Checkpoint.TrainingState.Value(f"TRAINING_STATE_{row.training_state}"),
         state_reason=row.state_reason,
         provenance=checkpoint_pb2.Provenance(**row.provenance) if row.provenance else None,
-    )
-
-
-def metric_point(point: MetricPoint) -> metric_point_pb2.MetricPoint:
-    return metric_point_pb2.MetricPoint(
-        metric=point.metric,
-        step=point.step,
-        value=point.value,
-        observe_time=timestamp(point.observe_time),
-        attempt=point.attempt,
-        ordinal=point.ordinal,
-    )
-
-
-def metric_points(batch: Batch[MetricPoint]) -> trainer_service_pb2.StreamMetricsResponse:
-    points = map(metric_point, batch.items)
-    return trainer_service_pb2.StreamMetricsResponse(points=points, last_ordinal=batch.through)
-
-
-def log_lines(batch: Batch[LogLine]) -> trainer_service_pb2.StreamLogsResponse:
-    return trainer_service_pb2.StreamLogsResponse(lines=map(log_line, batch.items), last_ordinal=batch.through)
-
-
-def log_line(line: LogLine) -> log_line_pb2.LogLine:
-    return log_line_pb2.LogLine(
-        text=line.text, observe_time=timestamp(line.observe_time), attempt=line.attempt, ordinal=line.ordinal
-    )
-
-
-def sample(row: Sample) -> sample_pb2.Sample:
-    return sample_pb2.Sample(
-        split=row.split,
-        step=row.step,
-        row_index=row.row_index,
-        prompt=row.prompt,
-        completion=row.completion,
-        answer=row.answer,
-        score=row.score,
-        parts=row.parts,
-        observe_time=timestamp(row.observe_time),
-        attempt=row.attempt,
-        ordinal=row.ordinal,
     )
 
 

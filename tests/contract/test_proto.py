@@ -16,7 +16,12 @@ import pytest
 from google.api import annotations_pb2, field_behavior_pb2, resource_pb2
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, FileDescriptor, MethodDescriptor, ServiceDescriptor
 from rlhf.dataset.v1 import dataset_service_pb2
-from rlhf.event.v1 import checkpoint_changed_pb2, dataset_version_created_pb2, training_job_changed_pb2
+from rlhf.event.v1 import (
+    checkpoint_changed_pb2,
+    dataset_version_created_pb2,
+    training_job_changed_pb2,
+    training_job_warned_pb2,
+)
 from rlhf.trainer.v1 import trainer_service_pb2
 
 ROOT = Path(__file__).parents[2]
@@ -27,7 +32,13 @@ SERVICES: list[ServiceDescriptor] = [
 ]
 METHODS: list[MethodDescriptor] = [method for service in SERVICES for method in service.methods]
 EVENTS: list[FileDescriptor] = [
-    module.DESCRIPTOR for module in (checkpoint_changed_pb2, dataset_version_created_pb2, training_job_changed_pb2)
+    module.DESCRIPTOR
+    for module in (
+        checkpoint_changed_pb2,
+        dataset_version_created_pb2,
+        training_job_changed_pb2,
+        training_job_warned_pb2,
+    )
 ]
 # Served by hand over HTTP, as the comment of each says: bytes go in or come out.
 BY_HAND = {"WriteUpload", "DownloadDataset", "DownloadCheckpoint", "DownloadModel"}

@@ -152,9 +152,9 @@ class TrainingJobs(Resource):
     def events(
         self, name: str, *, after_sequence: int = 0, follow: bool = True, timeout_seconds: float | None = None
     ) -> Generator[rpc.StreamJobEventsResponse, None]:
-        """States, checkpoints and errors after `after_sequence` (a `last_sequence`, or the `sequence` of a job), until
-        the job has ended; without `follow` those until now. Goes on after a broken connection: nothing is missed or
-        comes twice. Raises DeadlineExceeded after `timeout_seconds`."""
+        """States, checkpoints, errors and warnings after `after_sequence` (a `last_sequence`, or the `sequence` of a
+        job), until the job has ended; without `follow` those until now. Goes on after a broken connection: nothing is
+        missed or comes twice. Raises DeadlineExceeded after `timeout_seconds`."""
         full, cursor = self._full(name), after_sequence
         deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
 

@@ -59,6 +59,20 @@ EXAMPLES: Mapping[str, Mapping[str, Any]] = {
             "rewardModels": {},
         },
         "software": {"rlhf-mesh": "0.1.0", "verl": "0.9.1", "torch": "2.13.0"},
+        "warnings": [
+            {
+                "reason": "ROWS_LEFT_OUT",
+                "severity": "SEVERITY_WARNING",
+                "message": "12 of 512 training rows are longer than 64 tokens and are left out",
+                "remedy": "raise max_length",
+                "firstStep": "0",
+                "lastStep": "0",
+                "count": "1",
+                "attempt": 1,
+                "firstTime": _TIME,
+                "lastTime": _TIME,
+            }
+        ],
     },
     "ImportModelRequest": {
         "model": {"source": {"hub": "hf:HuggingFaceTB/SmolLM2-135M"}},

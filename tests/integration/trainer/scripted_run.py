@@ -37,6 +37,11 @@ def main(folder: Path) -> None:
         values = {"train/loss": 1.0 / step, "train/grad_norm": float("nan")}
         writer.append(spool.Metrics(step=step, values=values))
         writer.append(spool.Phase(phase="training", step=step, total_steps=plan.total_steps))
+        if step in script.get("warn_at", []):
+            said = f"at {step}\0"
+            writer.append(
+                spool.Problem(severity="warning", reason="GRADIENT_ZERO", message=said, remedy="r", step=step)
+            )
         if step in script.get("save_at", []):
             save(folder, writer, step, spoil=step in script.get("spoil_at", []))
         if step in script.get("stopped_and_killed_at", []):

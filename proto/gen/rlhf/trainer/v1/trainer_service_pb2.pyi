@@ -13,6 +13,7 @@ from rlhf.trainer.v1 import reward_sample_pb2 as reward_sample_pb2
 from rlhf.trainer.v1 import training_job_pb2 as training_job_pb2
 from rlhf.type.v1 import checkpoint_pb2 as checkpoint_pb2
 from rlhf.type.v1 import job_state_pb2 as job_state_pb2
+from rlhf.type.v1 import job_warning_pb2 as job_warning_pb2
 from rlhf.type.v1 import log_line_pb2 as log_line_pb2
 from rlhf.type.v1 import metric_point_pb2 as metric_point_pb2
 from rlhf.type.v1 import sample_pb2 as sample_pb2
@@ -336,6 +337,7 @@ class StreamJobEventsResponse(message.Message):
     TRAINING_JOB_FIELD_NUMBER: builtins.int
     CHECKPOINT_FIELD_NUMBER: builtins.int
     JOB_ERROR_FIELD_NUMBER: builtins.int
+    WARNING_FIELD_NUMBER: builtins.int
     LAST_SEQUENCE_FIELD_NUMBER: builtins.int
     last_sequence: builtins.int
     """Resume after it. Rises, but is not dense."""
@@ -353,19 +355,24 @@ class StreamJobEventsResponse(message.Message):
         the two is sent the error again.
         """
 
+    @builtins.property
+    def warning(self) -> job_warning_pb2.JobWarning:
+        """What a run warns of for the first time in its attempt."""
+
     def __init__(
         self,
         *,
         training_job: training_job_pb2.TrainingJob | None = ...,
         checkpoint: checkpoint_pb2.Checkpoint | None = ...,
         job_error: training_job_pb2.JobError | None = ...,
+        warning: job_warning_pb2.JobWarning | None = ...,
         last_sequence: builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = typing.Literal["checkpoint", b"checkpoint", "event", b"event", "job_error", b"job_error", "training_job", b"training_job"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["checkpoint", b"checkpoint", "event", b"event", "job_error", b"job_error", "training_job", b"training_job", "warning", b"warning"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["checkpoint", b"checkpoint", "event", b"event", "job_error", b"job_error", "last_sequence", b"last_sequence", "training_job", b"training_job"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["checkpoint", b"checkpoint", "event", b"event", "job_error", b"job_error", "last_sequence", b"last_sequence", "training_job", b"training_job", "warning", b"warning"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = typing.Literal["training_job", "checkpoint", "job_error"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = typing.Literal["training_job", "checkpoint", "job_error", "warning"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 

@@ -11,6 +11,7 @@ from google.protobuf import timestamp_pb2 as timestamp_pb2
 from google.protobuf.internal import containers as containers
 from google.rpc import status_pb2 as status_pb2
 from rlhf.type.v1 import job_state_pb2 as job_state_pb2
+from rlhf.type.v1 import job_warning_pb2 as job_warning_pb2
 from rlhf.type.v1 import placement_pb2 as placement_pb2
 import builtins as builtins
 import sys
@@ -91,6 +92,7 @@ class TrainingJob(message.Message):
     END_TIME_FIELD_NUMBER: builtins.int
     DISK_FORECAST_FIELD_NUMBER: builtins.int
     SOFTWARE_FIELD_NUMBER: builtins.int
+    WARNINGS_FIELD_NUMBER: builtins.int
     name: builtins.str
     algorithm: builtins.str
     """A name from ListAlgorithms: `sft`, `grpo`."""
@@ -109,7 +111,7 @@ class TrainingJob(message.Message):
     """Optimizer steps completed. Moves without a new sequence."""
     total_step_count: builtins.int
     sequence: builtins.int
-    """Rises with every event: a change of state, or one of a checkpoint."""
+    """Rises with every event: a change of state, one of a checkpoint, a new warning."""
     @builtins.property
     def params(self) -> struct_pb2.Struct:
         """Checked against the algorithm's own parameters; answers hold the defaults that were filled in."""
@@ -144,6 +146,12 @@ class TrainingJob(message.Message):
     def software(self) -> containers.ScalarMap[builtins.str, builtins.str]:
         """Version by package of what trains, of the last attempt; `commit` where the code's is known."""
 
+    @builtins.property
+    def warnings(self) -> containers.RepeatedCompositeFieldContainer[job_warning_pb2.JobWarning]:
+        """What its owner should know, in the order it was found: at Create (attempt 0; told by validate_only, too), then by each
+        attempt. At most 50 that differ.
+        """
+
     def __init__(
         self,
         *,
@@ -169,10 +177,11 @@ class TrainingJob(message.Message):
         end_time: timestamp_pb2.Timestamp | None = ...,
         disk_forecast: DiskForecast | None = ...,
         software: abc.Mapping[builtins.str, builtins.str] | None = ...,
+        warnings: abc.Iterable[job_warning_pb2.JobWarning] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["create_time", b"create_time", "disk_forecast", b"disk_forecast", "end_time", b"end_time", "error", b"error", "inputs", b"inputs", "params", b"params", "placement", b"placement", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["algorithm", b"algorithm", "attempts", b"attempts", "base_model", b"base_model", "create_time", b"create_time", "dataset_version", b"dataset_version", "disk_forecast", b"disk_forecast", "end_time", b"end_time", "error", b"error", "inputs", b"inputs", "labels", b"labels", "name", b"name", "params", b"params", "phase", b"phase", "placement", b"placement", "priority", b"priority", "sequence", b"sequence", "software", b"software", "start_time", b"start_time", "state", b"state", "step_count", b"step_count", "total_step_count", b"total_step_count", "validation_dataset_version", b"validation_dataset_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["algorithm", b"algorithm", "attempts", b"attempts", "base_model", b"base_model", "create_time", b"create_time", "dataset_version", b"dataset_version", "disk_forecast", b"disk_forecast", "end_time", b"end_time", "error", b"error", "inputs", b"inputs", "labels", b"labels", "name", b"name", "params", b"params", "phase", b"phase", "placement", b"placement", "priority", b"priority", "sequence", b"sequence", "software", b"software", "start_time", b"start_time", "state", b"state", "step_count", b"step_count", "total_step_count", b"total_step_count", "validation_dataset_version", b"validation_dataset_version", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
