@@ -102,9 +102,11 @@ def critic_model(module: Any) -> None:
 
 
 def engines(module: Any) -> None:
+    from services.trainer.verl.adapters import mend_adapters
     from services.trainer.verl.fingerprints import watch_engine
 
     lora_dropout(module)
+    mend_adapters(module)
     watch_engine(module)
     classifier_engine(module)
 

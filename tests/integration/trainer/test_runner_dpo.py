@@ -4,14 +4,17 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from services.trainer import plan as plans
 from services.trainer.spool import Checkpoint, End, Metrics, Phase
 from tests.fix_runner import AttemptMaker
+from tests.fix_stored import store_as
 
 pytestmark = pytest.mark.slow
 # 64 pairs are four batches, each of two micro batches.
@@ -71,21 +74,34 @@ def assert_same(found: dict[int, dict[str, float]], expected: dict[int, dict[str
         assert found[step] == pytest.approx(values, abs=tolerance), step
 
 
-def test_an_adapters_reference_is_the_base_model(attempts: AttemptMaker, tiny_model: Path) -> None:
+# Each loss switches the adapter off for its reference before the first step. One in CI: what it is asked is the same.
+@pytest.mark.parametrize(
+    "loss_type", ["ipo", *(pytest.param(name, marks=pytest.mark.long) for name in ("sigmoid", "hinge"))]
+)
+def test_an_adapter_over_a_bf16_base_learns_in_every_step(
+    attempts: AttemptMaker, tiny_model: Path, tmp_path: Path, loss_type: str
+) -> None:
+    base = store_as(tiny_model, tmp_path / "base", torch.bfloat16)
     lora = {"rank": 4, "alpha": 8}
-    attempt = attempts("adapter", "dpo", steps=2, loss_type="ipo", beta=0.5, lora=lora, **PARAMS)
+    maker = replace(attempts, model=base)
+    attempt = maker("adapter", "dpo", steps=5, save_every_steps=1, loss_type=loss_type, beta=0.5, lora=lora, **PARAMS)
     records = attempt.run()
     steps = series(records)
     # Both log-ratios are 0 at first.
-    assert steps[1]["train/loss"] == pytest.approx(1, abs=1e-5) and steps[2]["train/loss"] < 1
-    assert ready(records)[2].kind == "adapter"
+    first = {"ipo": 1.0, "sigmoid": math.log(2), "hinge": 1.0}[loss_type]
+    assert steps[1]["train/loss"] == pytest.approx(first, abs=1e-5) and steps[5]["train/loss"] < first
+    assert min(values["train/grad_norm"] for values in steps.values()) > 0
+    checkpoints = ready(records)
+    assert {step: one.kind for step, one in checkpoints.items()} == dict.fromkeys(range(1, 6), "adapter")
+    weights = {(Path(one.path) / "adapter_model.safetensors").read_bytes() for one in checkpoints.values()}
+    assert len(weights) == 5, "each step changes the adapter"
 
-    references = kept_references(Path(ready(records)[2].training_state_path))
+    references = kept_references(Path(checkpoints[2].training_state_path))
     met = [pair for pair, values in enumerate(references) if not math.isnan(values[0])]
-    # Only those that two steps of 16 are made of.
-    assert len(met) == 32 and len(references) == 64
-    expected = base_logps(tiny_model, Path(attempt.plan.train_path), met)
-    assert [references[pair] for pair in met] == [pytest.approx(values, abs=1e-4) for values in expected]
+    # Those that a pass of four steps and the first of the next are made of.
+    assert met == list(range(64))
+    expected = base_logps(base, Path(attempt.plan.train_path), met[:8])
+    assert [references[pair] for pair in met[:8]] == [pytest.approx(values, abs=1e-4) for values in expected]
 
 
 def kept_references(state: Path) -> list[list[float]]:
@@ -102,7 +118,7 @@ def base_logps(model: Path, train: Path, pairs: list[int]) -> list[list[float]]:
     from services.trainer.verl.pair_rows import PairRows
     from services.trainer.weights.answering import Answerer
 
-    loaded = Answerer(model)
+    loaded = Answerer(model, dtype="float32")
     rows = PairRows(train, loaded.tokenizer, 32, lambda *_: None)
 
     def logp(tokens_T: Any, mask_T: Any) -> float:
