@@ -152,6 +152,14 @@ class LaunchPlan:
         return "adapter" if self.adapter else "full"
 
     @property
+    def computes_in(self) -> Literal["auto", "float32", "bfloat16"]:
+        """What the language model is trained in, as torch calls it; `auto` where the plan leaves it open."""
+        for name in ("engine.mixed_precision", "actor_rollout_ref.actor.fsdp_config.mixed_precision"):
+            if name in self.verl:
+                return "float32" if self.verl[name]["param_dtype"] == "fp32" else "bfloat16"
+        return "auto"
+
+    @property
     def start_step(self) -> int:
         """How many steps have been taken when the run begins."""
         return self.resume_from.step if self.resume_from else 0

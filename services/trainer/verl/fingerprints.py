@@ -19,6 +19,7 @@ import msgspec
 import numpy as np
 import torch
 
+from services.trainer.weights import adapter_sums
 from services.trainer.weights.probe import PROBE_FILE, Probe, probe_tokens, shown
 
 # Sums in another order than they were first taken in.
@@ -151,6 +152,8 @@ def _write_probe(engine: Any, path: Path) -> None:
         return
     training = engine.module.training
     with engine.eval_mode(), torch.no_grad():
+        _reshard(engine.module)
+        adapter = adapter_sums.of_model(engine.module)
         device = next(engine.module.parameters()).device.type
         computing = nullcontext() if dtype == torch.float32 else torch.autocast(device, dtype=dtype)
         with computing:
@@ -158,5 +161,12 @@ def _write_probe(engine: Any, path: Path) -> None:
             output = engine.module(input_ids=input_ids, attention_mask=torch.ones_like(input_ids), use_cache=False)
     engine.module.train(training)
     if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
-        found = Probe(dtype=str(dtype).removeprefix("torch."), logprobs=shown(output.logits))
+        found = Probe(dtype=str(dtype).removeprefix("torch."), logprobs=shown(output.logits), adapter=adapter)
         path.write_bytes(msgspec.json.encode(found))
+
+
+def _reshard(module: Any) -> None:
+    """Give up what a pass has gathered: in what it computes in, which may be shorter than what is trained."""
+    for part in module.modules():
+        if hasattr(part, "reshard"):
+            part.reshard()

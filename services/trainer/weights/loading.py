@@ -22,12 +22,12 @@ def tokenizer(folder: Path) -> Any:
     return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
 
 
-def language_model(folder: Path) -> Any:
-    """On the CPU, in the precision it is stored in. Raises what transformers raises, and ValueError for what is not
-    whole."""
+def language_model(folder: Path, dtype: str = "auto") -> Any:
+    """On the CPU, in `dtype`, or the precision it is stored in. Raises what transformers raises, and ValueError for
+    what is not whole."""
     from transformers import AutoModelForCausalLM
 
-    return _whole(AutoModelForCausalLM, folder)
+    return _whole(AutoModelForCausalLM, folder, dtype)
 
 
 def reward_model(folder: Path) -> Any:
@@ -40,13 +40,13 @@ def reward_model(folder: Path) -> Any:
     return model
 
 
-def _whole(auto: Any, folder: Path) -> Any:
+def _whole(auto: Any, folder: Path, dtype: str = "auto") -> Any:
     model, report = auto.from_pretrained(
         folder,
         trust_remote_code=False,
         local_files_only=True,
         use_safetensors=True,
-        dtype="auto",
+        dtype=dtype,
         attn_implementation="sdpa",
         output_loading_info=True,
     )

@@ -17,10 +17,18 @@ if TYPE_CHECKING:
 
 PROBE_FILE = "probe.json"
 TOKENS, SHOWN = 16, 8
-# Larger differences than rounding makes: of one kernel and another, and of adapters merged or not. Weights of something
-# else differ by as much as their logits vary: by 1 and more.
+# Larger differences than rounding makes, of one kernel and another that both compute in this type from the same weights
+# in it. Weights of something else differ by as much as their logits vary: by 1 and more.
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.5, "float16": 0.1}
 _STRIDE, _SHOWN_STRIDE = 7919, 104_729
+
+
+class AdapterSums(msgspec.Struct, frozen=True):
+    """Of an adapter's tensors, named `<layer>.lora_A` and `<layer>.lora_B`, and the scales of its layers, each named
+    once; see adapter_sums.py."""
+
+    tensors: dict[str, list[float]]
+    scales: list[float]
 
 
 class Probe(msgspec.Struct, frozen=True):
@@ -28,6 +36,7 @@ class Probe(msgspec.Struct, frozen=True):
 
     dtype: str
     logprobs: list[list[float]]
+    adapter: AdapterSums | None = None
 
 
 def probe_tokens(vocabulary_size: int, context_length: int | None) -> list[int]:

@@ -127,6 +127,10 @@ class Checker:
         """How far the saved weights are from those in training, by their answers. Raises ValueError: too far."""
         if request.probe is None:
             return {}
+        if request.probe.adapter is not None:
+            from services.trainer.weights import adapter_sums
+
+            adapter_sums.check(Path(request.path), request.probe.adapter)
         found = difference(request.probe.logprobs, ask(model), request.probe.dtype)
         allowed = TOLERANCE[request.probe.dtype]
         if not found <= allowed:
@@ -139,9 +143,14 @@ class Checker:
     def _sample(self, request: CheckRequest) -> dict[str, float]:
         from services.trainer.weights.answering import Answerer
 
-        base = Path(self._plan.model_path) if request.kind == "adapter" else None
-        answerer = Answerer(Path(request.path), base)
+        if request.kind == "adapter":
+            answerer = Answerer(Path(request.path), Path(self._plan.model_path), self._plan.computes_in)
+        else:
+            # In a shorter type than it is stored in nobody uses it.
+            stored = "auto" if self._plan.computes_in != "float32" else "float32"
+            answerer = Answerer(Path(request.path), dtype=stored)
         compared = self._compared(request, answerer.model)
+        answerer.merge_adapter()
         validation = self._plan.validation
         if not request.sample or validation is None or self._plan.validation_path is None:
             return compared

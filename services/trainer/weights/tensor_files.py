@@ -44,7 +44,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
     """By name. Raises UnusableModelError for a file that is missing, cut short or no safetensors file."""
-    return {tensor.name: tensor for path in weight_files(folder) for tensor in _header(path)}
+    return {tensor.name: tensor for path in weight_files(folder) for tensor in header(path)}
 
 
 def update(tensor: StoredTensor, left: Tensor, right: Tensor, scale: float) -> None:
@@ -67,7 +67,7 @@ def update(tensor: StoredTensor, left: Tensor, right: Tensor, scale: float) -> N
             file.write(merged.contiguous().view(torch.uint8).numpy().tobytes())
 
 
-def _header(path: Path) -> list[StoredTensor]:
+def header(path: Path) -> list[StoredTensor]:
     """The format: eight bytes that tell the header's length, JSON, then the tensors end to end."""
     try:
         with path.open("rb") as file:
