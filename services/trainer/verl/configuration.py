@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from services.trainer.plan import LaunchPlan
 from services.trainer.verl.checkpoints import resume_folder
 from services.trainer.verl.hooks import ROLLOUT
+from services.trainer.weights.loading import attention
 
 SAVED = ["model", "optimizer", "extra", "hf_model"]
 LOADED = ["model", "optimizer", "extra"]
@@ -73,14 +74,20 @@ def answers_in_batches(plan: LaunchPlan) -> bool:
 
 
 def with_attention(verl: dict[str, Any]) -> dict[str, Any]:
-    """`verl` with each `attn_implementation` auto replaced by what is installed here, and packed where that can be."""
+    """`verl` with each `attn_implementation` auto replaced by what is installed here, and packed where that can be; and
+    sdpa by what a model takes that sdpa does not compute (`loading.attention`).
+    """
     best = "flash_attention_2" if find_spec("flash_attn") else "sdpa"
     chosen = dict(verl)
     for key in verl:
         model, _, found = key.rpartition(".override_config.attn_implementation")
-        if not found and model and verl[key] == "auto":
+        if found or not model:
+            continue
+        if verl[key] == "auto":
             chosen[key] = best
             chosen[f"{model}.use_remove_padding"] = best == "flash_attention_2"
+        if chosen[key] == "sdpa" and f"{model}.path" in verl:
+            chosen[key] = attention(Path(verl[f"{model}.path"]))
     return chosen
 
 

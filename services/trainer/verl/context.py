@@ -21,8 +21,13 @@ class RunContext:
         done = self.plan.start_step
         self.spool.append(Phase(phase="training", step=done, total_steps=self.plan.total_steps))
 
-    def report_left_out(self, left_out: int, rows: int) -> None:
-        """Say that rows are too long to be trained on."""
-        message = f"{left_out} of {rows} training rows are longer than {self.plan.max_tokens} tokens and are left out"
-        remedy = "raise max_prompt_length" if self.plan.trainer == "rl" else "raise max_length"
+    def report_left_out(self, left_out: int, rows: int, refused: str = "") -> None:
+        """Say that rows are too long to be trained on; or that the chat template refuses them, and what it says."""
+        if refused:
+            message = f"the chat template refuses {left_out} of {rows} training rows, which are left out: {refused}"
+            remedy = "give the rows the roles that the template takes, or the model another chat_template.jinja"
+        else:
+            limit = self.plan.max_tokens
+            message = f"{left_out} of {rows} training rows are longer than {limit} tokens and are left out"
+            remedy = "raise max_prompt_length" if self.plan.trainer == "rl" else "raise max_length"
         self.spool.append(Problem(severity="warning", message=message, remedy=remedy))

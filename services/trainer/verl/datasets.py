@@ -1,21 +1,22 @@
 """Canonical rows (JSON lines) as the datasets that verl's trainers want.
 
-Rows that are too long are left out here, before anything is trained, and counted, so that a run neither truncates an
-answer silently nor fails in its middle.
+Rows that are too long, or that the chat template refuses, are left out here, before anything is trained, and counted,
+so that a run neither truncates an answer silently nor fails in its middle.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import pandas as pd
 import torch
 from torch.utils.data import Dataset
-from verl.utils.dataset.multiturn_sft_dataset import MultiTurnSFTDataset
+
+from services.trainer.weights import chat
 
 # Rows rendered together when lengths are taken.
 RENDER_ROWS = 1000
@@ -40,66 +41,102 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         return [decode(line) for line in file]
 
 
-def within(
-    tokenizer: Any, rows: list[dict[str, Any]], field: str, generation_prompt: bool, max_tokens: int
-) -> list[int]:
-    """Indexes of the rows whose `field` (messages) renders to at most `max_tokens` tokens."""
-    kept: list[int] = []
-    for start in range(0, len(rows), RENDER_ROWS):
-        batch: Sequence[Any] = [row[field] for row in rows[start : start + RENDER_ROWS]]
-        rendered = tokenizer.apply_chat_template(
-            batch, add_generation_prompt=generation_prompt, tokenize=True, return_dict=False
-        )
-        kept.extend(start + index for index, tokens in enumerate(rendered) if len(tokens) <= max_tokens)
-    return kept
-
-
-def select(rows: list[dict[str, Any]], kept: list[int], max_tokens: int, report: Callable[[int, int], None]) -> None:
-    """Report how many rows were left out. Raises NoRowsError when that is all of them."""
-    if len(kept) < len(rows):
-        report(len(rows) - len(kept), len(rows))
-    if not kept:
-        raise NoRowsError(f"all {len(rows)} rows are longer than {max_tokens} tokens")
-
-
-class ConversationRows(MultiTurnSFTDataset):
-    """verl's conversation dataset, read from JSON lines, each row rendered once.
-
-    verl renders message by message and trains the tokens of assistant messages after the generation prompt; it refuses
-    a chat template under which the messages' tokens don't add up to the conversation's.
+@dataclass(frozen=True)
+class Fitting:
+    """`kept` are the indexes of the rows that are short enough. `refused` counts those that the chat template does not
+    render, `why` is what it says of the first.
     """
 
-    def __init__(self, path: Path, tokenizer: Any, config: Any, report: Callable[[int, int], None]) -> None:
-        self._path = path
-        self._report = report
-        super().__init__(parquet_files=[], tokenizer=tokenizer, config=config)
-        self._render = lru_cache(maxsize=CACHED_ROWS)(super().__getitem__)
+    rows: int
+    kept: list[int]
+    refused: int = 0
+    why: str = ""
 
-    def _read_files_and_process(self) -> None:
-        from verl.utils.tokenizer.chat_template import extract_system_prompt_and_generation
+    def report(self, max_tokens: int, report: Callable[..., None]) -> None:
+        """Say how many rows are left out, and why. Raises NoRowsError where it is all of them."""
+        if too_long := self.rows - len(self.kept) - self.refused:
+            report(too_long, self.rows)
+        if self.refused:
+            report(self.refused, self.rows, self.why)
+        if not self.kept and self.refused:
+            raise NoRowsError(
+                f"of {self.rows} rows the chat template refuses {self.refused} ({self.why}) and the others are longer"
+                f" than {max_tokens} tokens"
+            )
+        if not self.kept:
+            raise NoRowsError(f"all {self.rows} rows are longer than {max_tokens} tokens")
 
-        rows = read_rows(self._path)
-        kept = within(self.tokenizer, rows, "messages", False, self.max_length)
-        select(rows, kept, self.max_length, self._report)
-        self.messages = [rows[index]["messages"] for index in kept]
-        self.dataframe = pd.DataFrame({"messages": self.messages})
-        self.tools = self.enable_thinking = None
-        self.system_prompt, self.generation_prompt = extract_system_prompt_and_generation(
-            self.tokenizer, **self.apply_chat_template_kwargs
-        )
+
+def within(
+    tokenizer: Any, conversations: Sequence[Sequence[chat.Message]], generation_prompt: bool, max_tokens: int
+) -> Fitting:
+    """Which conversations render to at most `max_tokens` tokens."""
+    kept: list[int] = []
+    refused: list[str] = []
+    for start in range(0, len(conversations), RENDER_ROWS):
+        batch = conversations[start : start + RENDER_ROWS]
+        for index, tokens in enumerate(_rendered(tokenizer, batch, generation_prompt)):
+            if isinstance(tokens, chat.TemplateRefusesError):
+                refused.append(str(tokens))
+            elif len(tokens) <= max_tokens:
+                kept.append(start + index)
+    return Fitting(len(conversations), kept, len(refused), refused[0] if refused else "")
+
+
+def _rendered(
+    tokenizer: Any, batch: Sequence[Sequence[chat.Message]], generation_prompt: bool
+) -> list[list[int] | chat.TemplateRefusesError]:
+    """All at once, which is faster; one by one where the template refuses one of them."""
+    try:
+        return list(chat.render_all(tokenizer, batch, generation_prompt))
+    except chat.TemplateRefusesError as error:
+        if len(batch) == 1:
+            return [error]
+        return [row for one in batch for row in _rendered(tokenizer, [one], generation_prompt)]
+
+
+class ConversationRows(Dataset):
+    """Conversations of which every assistant's turn is trained, in the fields that verl's SFT trainer reads.
+
+    verl has a dataset for this, which renders message by message: it cannot take a template that wants its roles in
+    turn (Gemma's, Mistral's), nor one that renders a turn otherwise once others follow (Qwen3's).
+    """
+
+    def __init__(self, path: Path, tokenizer: Any, max_tokens: int, report: Callable[..., None]) -> None:
+        rows = [row["messages"] for row in read_rows(path)]
+        fitting = within(tokenizer, rows, False, max_tokens)
+        fitting.report(max_tokens, report)
+        self._conversations = [rows[index] for index in fitting.kept]
+        self._tokenizer = tokenizer
+        self._encoded = lru_cache(maxsize=CACHED_ROWS)(self._encode)
+
+    def __len__(self) -> int:
+        return len(self._conversations)
 
     def __getitem__(self, item: int) -> dict[str, Any]:
-        return dict(self._render(item))
+        return dict(self._encoded(item))
+
+    def _encode(self, item: int) -> dict[str, Any]:
+        messages = self._conversations[item]
+        turns = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
+        tokens, mask = chat.trained_tokens(self._tokenizer, messages, turns)
+        return {
+            "input_ids": torch.tensor(tokens),
+            "loss_mask": torch.tensor(mask),
+            "position_ids": torch.arange(len(tokens)),
+        }
 
 
 class PromptRows(Dataset):
     """Prompts with their reference answers, in the fields that verl's RL trainer and reward loop read."""
 
-    def __init__(self, path: Path, tokenizer: Any, max_tokens: int, report: Callable[[int, int], None]) -> None:
+    def __init__(self, path: Path, tokenizer: Any, max_tokens: int, report: Callable[..., None]) -> None:
         rows = read_rows(path)
-        self._kept = within(tokenizer, rows, "prompt", True, max_tokens)
-        select(rows, self._kept, max_tokens, report)
+        fitting = within(tokenizer, [row["prompt"] for row in rows], True, max_tokens)
+        fitting.report(max_tokens, report)
+        self._kept = fitting.kept
         self._rows = [rows[index] for index in self._kept]
+        self._tokenizer = tokenizer
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -107,7 +144,8 @@ class PromptRows(Dataset):
     def __getitem__(self, item: int) -> dict[str, Any]:
         row = self._rows[item]
         return {
-            "raw_prompt": row["prompt"],
+            # What verl's own agent loop gives to the template.
+            "raw_prompt": chat.rendered_roles(self._tokenizer, row["prompt"]),
             "data_source": "rlhf",
             "reward_model": {"style": "rule", "ground_truth": row.get("answer")},
             "extra_info": {

@@ -88,7 +88,8 @@ CATALOGUE = (
         "CHAT_TEMPLATE_UNUSABLE",
         "AssertionError|ValueError",
         r"apply_chat_template|input_ids mismatch|chat template",
-        "the template must render a conversation as the sum of its messages",
+        "give the model a template that renders the beginning of a conversation as it does in the whole, or keep the"
+        " rows to one answer each",
     ),
     Known("RESUME_FAILED", "ValueError", "training state", "start the job again from its model"),
 )

@@ -21,6 +21,7 @@ from services.trainer import rewards
 from services.trainer.spool import Sample
 from services.trainer.verl.judging import RunJudges
 from services.trainer.verl.overlong import Overlong
+from services.trainer.weights.chat import render
 from services.trainer.weights.sampling import Completion, Request
 
 # Answers a step that are shown to people.
@@ -133,15 +134,12 @@ class BatchGeneration:
         self._on_metrics(values | {f"held_out/{part}/mean": mean for part, mean in means.items()})
 
     def _prompt(self, row: Mapping[str, Any]) -> _Prompt:
-        messages = list(row["raw_prompt"])
-        tokens = self._tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=True, return_dict=False
-        )
+        messages = list(row["extra_info"]["prompt"])
         return _Prompt(
             uid=row["uid"],
             row_index=int(row["index"]),
             messages=messages,
-            tokens=tuple(tokens),
+            tokens=tuple(render(self._tokenizer, messages, opening=True)),
             answer=row["reward_model"]["ground_truth"],
             metadata=row["extra_info"]["metadata"],
         )
@@ -228,7 +226,7 @@ class BatchGeneration:
 
 def _rows(batch: TensorDict) -> list[dict[str, Any]]:
     """The non-tensor fields that are read here, row by row."""
-    names = ("uid", "raw_prompt", "reward_model", "extra_info", "index")
+    names = ("uid", "reward_model", "extra_info", "index")
     columns = [list(batch[name]) for name in names]
     return [dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True)]
 

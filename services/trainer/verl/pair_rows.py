@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from services.trainer.verl.datasets import CACHED_ROWS, read_rows, select, within
+from services.trainer.verl.datasets import CACHED_ROWS, Fitting, read_rows, within
+from services.trainer.weights.chat import trained_tokens
 
 Messages = list[dict[str, str]]
 
@@ -19,14 +20,17 @@ Messages = list[dict[str, str]]
 class PairRows(Dataset):
     """Pairs of which neither side is longer than `max_tokens`. `references` is filled in by who trains with one."""
 
-    def __init__(self, path: Path, tokenizer: Any, max_tokens: int, report: Callable[[int, int], None]) -> None:
+    def __init__(self, path: Path, tokenizer: Any, max_tokens: int, report: Callable[..., None]) -> None:
         rows = read_rows(path)
-        sides = [
-            within(tokenizer, [{"messages": row["prompt"] + row[side]} for row in rows], "messages", False, max_tokens)
+        chosen, rejected = (
+            within(tokenizer, [row["prompt"] + row[side] for row in rows], False, max_tokens)
             for side in ("chosen", "rejected")
-        ]
-        kept = sorted(set(sides[0]) & set(sides[1]))
-        select(rows, kept, max_tokens, report)
+        )
+        kept = sorted(set(chosen.kept) & set(rejected.kept))
+        # A prompt that is refused is so with both sides.
+        refused = chosen if chosen.refused >= rejected.refused else rejected
+        fitting = Fitting(len(rows), kept, min(refused.refused, len(rows) - len(kept)), refused.why)
+        fitting.report(max_tokens, report)
         self._rows = [rows[index] for index in kept]
         self._tokenizer = tokenizer
         self._encoded = lru_cache(maxsize=CACHED_ROWS)(self._encode)
@@ -46,29 +50,10 @@ class PairRows(Dataset):
 
 
 def encode(tokenizer: Any, prompt: Messages, completion: Messages) -> tuple[list[int], list[int]]:
-    """Tokens of the whole conversation, and 1 for those that the completion's assistant turns are made of, their end
-    included: what the template adds from a turn's opening to the turn's end.
-
-    Raises ValueError where the template renders a conversation's beginning otherwise than the conversation.
-    """
+    """Tokens of the whole conversation, and 1 for those of the completion's assistant turns; see `trained_tokens`."""
     messages = prompt + completion
-    tokens = _render(tokenizer, messages, False)
-    mask = [0] * len(tokens)
-    for turn in range(len(prompt), len(messages)):
-        if messages[turn]["role"] != "assistant":
-            continue
-        opening = _render(tokenizer, messages[:turn], True)
-        last = turn == len(messages) - 1
-        through = tokens if last else _render(tokenizer, messages[: turn + 1], False)
-        if tokens[: len(opening)] != opening or tokens[: len(through)] != through:
-            raise ValueError("the chat template renders the beginning of a conversation otherwise than the whole")
-        mask[len(opening) : len(through)] = [1] * (len(through) - len(opening))
-    return tokens, mask
-
-
-def _render(tokenizer: Any, messages: Messages, opening: bool) -> list[int]:
-    """With the tokens that open the assistant's turn where `opening`."""
-    return tokenizer.apply_chat_template(messages, add_generation_prompt=opening, tokenize=True, return_dict=False)
+    turns = [index for index in range(len(prompt), len(messages)) if messages[index]["role"] == "assistant"]
+    return trained_tokens(tokenizer, messages, turns)
 
 
 def collate(pairs: list[dict[str, Any]]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import asyncio
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -22,6 +23,7 @@ from verl.workers.rollout.replica import RolloutReplica, TokenOutput
 
 from services.trainer.weights import sampling
 from services.trainer.weights.answering import end_tokens, pad_token
+from services.trainer.weights.loading import attention
 
 
 def server_name(replica_rank: int) -> str:
@@ -46,7 +48,10 @@ class TransformersServer:
         model = omega_conf_to_dataclass(model_config)
         dtype = torch.float32 if self._config.dtype == "float32" else torch.bfloat16
         self._model: Any = AutoModelForCausalLM.from_pretrained(
-            model.local_path, dtype=dtype, attn_implementation="sdpa", trust_remote_code=False
+            model.local_path,
+            dtype=dtype,
+            attn_implementation=attention(Path(model.local_path)),
+            trust_remote_code=False,
         ).eval()
         # A run on CPUs sees no GPU; one on GPUs gives the server that of its training worker (`launch_servers`).
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -28,7 +28,7 @@ class SftTrainer(sft_trainer_ray.SFTTrainer):
     def _rows(self) -> Any:
         plan = self._context.plan
         return ConversationRows(
-            Path(plan.train_path), self.model_config.tokenizer, self.config.data, self._context.report_left_out
+            Path(plan.train_path), self.model_config.tokenizer, plan.max_tokens, self._context.report_left_out
         )
 
     def _collator(self) -> Any:

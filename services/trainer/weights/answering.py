@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from services.trainer.plan import ValidationPlan
-from services.trainer.weights import loading, sampling
+from services.trainer.weights import chat, loading, sampling
 from services.trainer.weights.questions import Question
 
 
@@ -39,10 +39,7 @@ class Answerer:
             self.model = self.model.merge_and_unload()
 
     def prompt(self, question: Question) -> tuple[int, ...]:
-        rendered = self.tokenizer.apply_chat_template(
-            list(question.messages), add_generation_prompt=True, tokenize=True, return_dict=False
-        )
-        return tuple(rendered)
+        return tuple(chat.render(self.tokenizer, question.messages, opening=True))
 
     def fits(self, question: Question, plan: ValidationPlan) -> bool:
         if self.context_length is None:
@@ -62,10 +59,14 @@ class Answerer:
 
 
 def end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
-    """Every token that ends an answer: the tokenizer's, and those of the generation config (chat models name two)."""
+    """Every token that ends an answer: the tokenizer's, those of the generation config (chat models name two), and the
+    one by which the chat template ends the assistant's turn: of a base model it is neither.
+    """
     configured = getattr(model.generation_config, "eos_token_id", None) or []
     configured = configured if isinstance(configured, list) else [configured]
-    return frozenset([*configured, tokenizer.eos_token_id])
+    special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
+    turn = tokenizer(chat.turn_end(tokenizer), add_special_tokens=False)["input_ids"]
+    return frozenset([*configured, tokenizer.eos_token_id, *(token for token in turn[:1] if token in special)])
 
 
 def pad_token(tokenizer: Any) -> int:

@@ -15,6 +15,18 @@ def is_classifier(folder: Path) -> bool:
     return is_reward_model(config.get("architectures"))
 
 
+def attention(folder: Path) -> str:
+    """The implementation to load it with where there is no flash attention: PyTorch's, or transformers' own. The first
+    has no place for the cap on attention's logits that Gemma 2 is trained with, and leaves it out without a word.
+    """
+    try:
+        config: dict[str, Any] = json.loads((folder / "config.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        # Whoever loads it says so.
+        return "sdpa"
+    return "eager" if config.get("attn_logit_softcapping") else "sdpa"
+
+
 def tokenizer(folder: Path) -> Any:
     """Raises what transformers raises."""
     from transformers import AutoTokenizer
@@ -47,7 +59,7 @@ def _whole(auto: Any, folder: Path, dtype: str = "auto") -> Any:
         local_files_only=True,
         use_safetensors=True,
         dtype=dtype,
-        attn_implementation="sdpa",
+        attn_implementation=attention(folder),
         output_loading_info=True,
     )
     # transformers fills a missing tensor with random numbers and only warns.

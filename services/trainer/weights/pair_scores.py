@@ -11,7 +11,7 @@ import torch
 
 from services.trainer.plan import PairValidationPlan
 from services.trainer.spool import Sample
-from services.trainer.weights import loading
+from services.trainer.weights import chat, loading
 
 Messages = list[dict[str, str]]
 
@@ -45,7 +45,7 @@ class RewardModelScorer:
         self.model.eval()
 
     def tokens(self, conversation: Messages) -> list[int]:
-        return self.tokenizer.apply_chat_template(conversation, tokenize=True, return_dict=False)
+        return chat.render(self.tokenizer, conversation)
 
     def scores(self, rows: list[list[int]]) -> list[float]:
         """One score of each row of tokens.

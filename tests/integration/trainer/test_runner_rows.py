@@ -28,9 +28,6 @@ def model(tiny_model: Path) -> Answerer:
 
 
 def test_only_the_assistants_tokens_are_trained(tiny_model: Path, tmp_path: Path, model: Answerer) -> None:
-    """By verl's own conversation dataset, on the template's markers."""
-    from omegaconf import OmegaConf
-
     from services.trainer.verl.datasets import ConversationRows, NoRowsError
 
     turns = [("system", "9"), ("user", "21"), ("assistant", "12"), ("user", "3"), ("assistant", "4")]
@@ -39,8 +36,7 @@ def test_only_the_assistants_tokens_are_trained(tiny_model: Path, tmp_path: Path
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps(long) + "\n" + json.dumps(short) + "\n")
     left_out: list[tuple[int, int]] = []
-    config = OmegaConf.create({"max_length": 32, "pad_mode": "no_padding"})
-    rows = ConversationRows(path, model.tokenizer, config, lambda *count: left_out.append(count))
+    rows = ConversationRows(path, model.tokenizer, 32, lambda *count: left_out.append(count))
 
     assert (len(rows), left_out) == (1, [(1, 2)])
     row = rows[0]
@@ -51,7 +47,7 @@ def test_only_the_assistants_tokens_are_trained(tiny_model: Path, tmp_path: Path
 
     path.write_text(json.dumps(long) + "\n")
     with pytest.raises(NoRowsError, match="all 1 rows are longer than 32 tokens"):
-        ConversationRows(path, model.tokenizer, config, lambda *_: None)
+        ConversationRows(path, model.tokenizer, 32, lambda *_: None)
 
 
 def test_an_answer_does_not_depend_on_what_else_is_in_the_batch(model: Answerer) -> None:

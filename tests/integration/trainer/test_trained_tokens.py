@@ -65,17 +65,13 @@ def trained(tokenizer: Any, tokens: list[int], mask: list[int]) -> list[str]:
 
 
 def conversation_rows(tokenizer: Any, path: Path, conversations: list[list[dict[str, str]]]) -> Any:
-    from omegaconf import OmegaConf
-
     from services.trainer.verl.datasets import ConversationRows
 
     path.write_text("".join(json.dumps({"messages": messages}) + "\n" for messages in conversations))
-    config = OmegaConf.create({"max_length": 4096, "pad_mode": "no_padding"})
-    return ConversationRows(path, tokenizer, config, lambda *_: None)
+    return ConversationRows(path, tokenizer, 4096, lambda *_: None)
 
 
 def test_a_conversation_trains_every_turn_of_the_assistant(template: str, tmp_path: Path) -> None:
-    """As verl masks it."""
     tokenizer, end = tokenizer_of(template), ENDS[template]
     messages = [SYSTEM, SUM, assistant("2"), DOUBLE, assistant("4, of course")]
     row = conversation_rows(tokenizer, tmp_path / "rows.jsonl", [messages])[0]
@@ -110,8 +106,9 @@ def test_a_template_that_adds_to_the_last_turn_trains_what_it_adds() -> None:
     tokenizer = tokenizer_of("qwen3")
     tokens, mask = encode(tokenizer, [SUM], [assistant("2")])
     assert trained(tokenizer, tokens, mask) == ["<think>\n\n</think>\n\n2<|im_end|>\n"]
-    with pytest.raises(ValueError, match="chat template"):
-        encode(tokenizer, [SUM], [assistant("2"), DOUBLE, assistant("4")])
+    tokens, mask = encode(tokenizer, [SUM], [assistant("2"), DOUBLE, assistant("4")])
+    # Of the turns before the last question the template has left the thought out.
+    assert trained(tokenizer, tokens, mask) == ["2<|im_end|>\n", "<think>\n\n</think>\n\n4<|im_end|>\n"]
 
 
 def test_pairs_with_a_side_that_is_too_long_are_left_out_whole(tmp_path: Path) -> None:

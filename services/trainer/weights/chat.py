@@ -1,0 +1,122 @@
+"""Conversations as a model's chat template renders them, and which of the tokens an assistant's turn is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+from jinja2 import TemplateError
+
+Message = Mapping[str, Any]
+_REASONING_END = "</think>"
+
+
+class TemplateRefusesError(Exception):
+    """The chat template does not render a conversation; the text says what it says."""
+
+
+def render(tokenizer: Any, messages: Sequence[Message], opening: bool = False) -> list[int]:
+    """The tokens of a conversation; with those that open the assistant's turn where `opening`.
+
+    Raises TemplateRefusesError.
+    """
+    return _apply(tokenizer, rendered_roles(tokenizer, messages), opening, True)
+
+
+def render_all(tokenizer: Any, conversations: Sequence[Sequence[Message]], opening: bool = False) -> list[list[int]]:
+    """`render` of each. Raises TemplateRefusesError where the template refuses one of them."""
+    return _apply(tokenizer, [rendered_roles(tokenizer, messages) for messages in conversations], opening, True)
+
+
+def rendered_roles(tokenizer: Any, messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """`messages` as the template takes them: where it has no system role (Gemma's refuses it, others drop it) the
+    system message stands at the beginning of the first user message, as Gemma's authors advise.
+    """
+    plain = [dict(message) for message in messages]
+    if len(plain) < 2 or plain[0]["role"] != "system" or plain[1]["role"] != "user":
+        return plain
+    if has_system_role(tokenizer):
+        return plain
+    system, user, *rest = plain
+    return [{**user, "content": f"{system['content']}\n\n{user['content']}"}, *rest]
+
+
+def has_system_role(tokenizer: Any) -> bool:
+    return _has_system_role(tokenizer, str(tokenizer.chat_template))
+
+
+@lru_cache(maxsize=8)
+def _has_system_role(tokenizer: Any, _template: str) -> bool:
+    mark = "SystemRoleProbe"
+    asked = [{"role": "system", "content": mark}, {"role": "user", "content": "a"}]
+    try:
+        return mark in _apply(tokenizer, asked, False, False)
+    except TemplateRefusesError:
+        return False
+
+
+def trained_tokens(tokenizer: Any, messages: Sequence[Message], turns: Collection[int]) -> tuple[list[int], list[int]]:
+    """Tokens of the whole conversation, and 1 for those that the assistant's messages of index `turns` are made of,
+    their end included: what the template adds from a turn's opening to the turn's end.
+
+    Raises TemplateRefusesError, and ValueError where a conversation's beginning is rendered otherwise than the whole.
+    """
+    text = _text(tokenizer, messages, False)
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    spans = [_span(tokenizer, messages, turn, text) for turn in sorted(turns)]
+    mask = [0] * len(encoded["input_ids"])
+    for place, (first, last) in enumerate(encoded["offset_mapping"]):
+        # A token that begins before the turn is one that the model, asked with the opening, never writes.
+        mask[place] = int(any(begin <= first and last <= end and first < last for begin, end in spans))
+    return list(encoded["input_ids"]), mask
+
+
+def turn_end(tokenizer: Any) -> str:
+    """What the template puts after an assistant's message, whatever follows it; "" where it can't be told."""
+    mark = "TurnEndProbe"
+    asked = [{"role": "user", "content": "a"}, {"role": "assistant", "content": mark}]
+    try:
+        last = _text(tokenizer, asked, False)
+        between = _text(tokenizer, [*asked, {"role": "user", "content": "b"}], False)
+    except TemplateRefusesError:
+        return ""
+    return _common_start(last.rpartition(mark)[2], between.rpartition(mark)[2])
+
+
+def _span(tokenizer: Any, messages: Sequence[Message], turn: int, text: str) -> tuple[int, int]:
+    """Where in `text`, the whole conversation, an assistant's turn begins and ends."""
+    history = _text(tokenizer, messages[:turn], False) if turn else ""
+    opening = _text(tokenizer, messages[:turn], True) if turn else ""
+    # Of an opening that the finished turn does not have (`<think>`, of models that always think) only what it has.
+    begin = len(_common_start(opening, text))
+    if begin < min(len(history), len(opening)):
+        raise ValueError("the chat template renders the beginning of a conversation otherwise than the whole")
+    through = text if turn == len(messages) - 1 else _text(tokenizer, messages[: turn + 1], False)
+    if text.startswith(through):
+        return begin, len(through)
+    # The last turn is rendered otherwise than the same one in the middle: Qwen3 leaves out earlier thoughts.
+    said = str(messages[turn].get("content") or "").rpartition(_REASONING_END)[2].strip()
+    at, tail = text.find(said, begin), turn_end(tokenizer)
+    if not said or not tail or at < 0 or not text.startswith(tail, at + len(said)):
+        raise ValueError("the chat template renders the beginning of a conversation otherwise than the whole")
+    return begin, at + len(said) + len(tail)
+
+
+def _text(tokenizer: Any, messages: Sequence[Message], opening: bool) -> str:
+    return _apply(tokenizer, rendered_roles(tokenizer, messages), opening, False)
+
+
+def _apply(tokenizer: Any, messages: Sequence[Any], opening: bool, tokenize: bool) -> Any:
+    settings: dict[str, Any] = {"return_dict": False} if tokenize else {}
+    try:
+        return tokenizer.apply_chat_template(
+            list(messages), add_generation_prompt=opening, tokenize=tokenize, **settings
+        )
+    except TemplateError as error:
+        raise TemplateRefusesError(str(error)) from error
+
+
+def _common_start(one: str, other: str) -> str:
+    length = next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    return one[:length]
