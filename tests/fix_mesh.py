@@ -22,6 +22,8 @@ class Mesh:
         self.home = Home(root)
         kept = {key: value for key, value in os.environ.items() if not key.startswith("RLHF_")}
         self.environment = {**kept, "RLHF_HOME": str(root), "COLUMNS": "200", **settings}
+        # Before the command: what it is run by.
+        self.prefix: tuple[str, ...] = ()
 
     def rlhf(self, *words: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -29,7 +31,7 @@ class Mesh:
         )
 
     def command(self, *words: str) -> list[str]:
-        return [sys.executable, "-m", "services.cli", *words]
+        return [*self.prefix, sys.executable, "-m", "services.cli", *words]
 
     def status(self) -> dict[str, Any]:
         return json.loads(self.rlhf("status", "-o", "json").stdout)

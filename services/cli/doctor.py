@@ -20,10 +20,10 @@ def doctor(context: typer.Context, format: output.DocumentOption = "table") -> N
     """Check this machine. Exit code 1 when something has to be mended before the mesh can run."""
     from services.cli import machine
     from services.mesh.embedded.home import Home
-    from services.mesh.settings import Environment
+    from services.mesh.settings import member_environment
 
     findings: list[machine.Finding] = []
-    for finding in machine.examine(Home(options_of(context).home.resolve()), Environment()):
+    for finding in machine.examine(Home(options_of(context).home.resolve()), member_environment()):
         findings.append(finding)
         if format == "table":
             _show(finding.check, finding.level, finding.message, finding.remedy)

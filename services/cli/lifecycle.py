@@ -9,7 +9,8 @@ import os
 import signal
 import subprocess
 import sys
-from typing import Annotated, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -24,6 +25,9 @@ from services.mesh.embedded.home import Home
 from services.mesh.embedded.process import log_tail
 from services.mesh.errors import PlatformError
 from services.mesh.settings import member_environment
+
+if TYPE_CHECKING:
+    from services.cli.supervisor.settings import Difference
 
 # Longer than all grace periods in a row.
 _STOP_SECONDS = 180.0
@@ -45,11 +49,20 @@ def up(
     """Bring the mesh up: PostgreSQL, NATS, Ray and the services.
 
     It goes on in the background. Logs are in `run/logs` of the home; `rlhf down` stops it.
+
+    Where it is up already, nothing is changed; the exit code is 1 where it was asked for with other settings.
     """
+    from services.cli.supervisor import settings
+
     home = _home(context)
+    given = settings.check(member_environment())
+    for note in given.notes:
+        output.say(f"note: {note}", style="yellow")
     if (known := state.read(home.state)) is not None and known.alive() and known.phase is Phase.READY:
         output.say(f"the mesh is up already (home {home.root})")
         _show_address(home)
+        if _tell_differences(given.differences(settings.running(home))):
+            raise typer.Exit(exits.FAILED)
         return
     home.make()
     if foreground:
@@ -81,6 +94,16 @@ def start_supervisor(home: Home) -> subprocess.Popen[bytes]:
             stderr=log,
             start_new_session=True,
         )
+
+
+def _tell_differences(differences: Sequence[Difference]) -> bool:
+    """Show which settings the mesh that runs does not have. True where one was asked for that it does not run with."""
+    if not differences:
+        return False
+    output.say("it does not run with the settings of this shell:", style="yellow")
+    output.messages().print(output.table(_DIFFERENCES, differences))
+    output.say("`rlhf down && rlhf up` applies these; data stays, trainings go on from their last checkpoint")
+    return any(each.asked for each in differences)
 
 
 async def _in_front(home: Home) -> None:
@@ -218,6 +241,13 @@ _COLUMNS = (
     output.Column("restarts", lambda each: str(each.restarts), right=True),
     output.Column("memory", lambda each: display.size(_memory(each)) if _pid(each) else "", right=True),
     output.Column("address", lambda each: each.address),
+)
+
+
+_DIFFERENCES = (
+    output.Column("setting", lambda each: each.name),
+    output.Column("runs with", lambda each: each.running or "not set"),
+    output.Column("here", lambda each: each.asked or "not set"),
 )
 
 

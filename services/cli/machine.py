@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -20,12 +20,13 @@ from typing import Literal
 from packaging.requirements import Requirement
 
 from services.cli import display
-from services.cli.supervisor import state
+from services.cli.supervisor import settings, state
 from services.mesh.embedded.home import Home
 from services.mesh.embedded.nats_server import binary as nats_binary
 from services.mesh.embedded.ports import is_free
 from services.mesh.embedded.postgres_server import binaries, unprivileged_user
 from services.mesh.embedded.process import StartFailed
+from services.mesh.errors import InvalidArgument
 from services.mesh.settings import Environment
 
 Level = Literal["ok", "warn", "fail"]
@@ -43,8 +44,8 @@ class Finding:
     remedy: str = ""
 
 
-def examine(home: Home, environment: Environment) -> Iterator[Finding]:
-    """Every finding, in the order in which things are needed."""
+def examine(home: Home, values: Mapping[str, str]) -> Iterator[Finding]:
+    """Every finding, in the order in which things are needed. `values` is the environment."""
     yield check_platform(platform.system(), sys.version_info[:2])
     yield from check_packages("cpu")
     yield check_cores(len(os.sched_getaffinity(0)))
@@ -54,7 +55,8 @@ def examine(home: Home, environment: Environment) -> Iterator[Finding]:
     yield check_open_files(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
     yield check_clock(time.time(), Path(__file__).stat().st_mtime)
     yield check_home(home.root)
-    yield from check_ports(home, environment)
+    yield from check_settings(home, values)
+    yield from check_ports(home, Environment(values))
     yield check_user(os.geteuid())
     yield check_binary("postgres", lambda: [str(binaries() / "postgres"), "--version"])
     yield check_binary("nats", lambda: [str(nats_binary()), "--version"])
@@ -183,6 +185,25 @@ def _user_name(uid: int) -> str:
         return f"user {uid}"
 
 
+def check_settings(home: Home, values: Mapping[str, str]) -> Iterator[Finding]:
+    """As `rlhf up` reads them, and as the mesh that runs has them."""
+    try:
+        given = settings.check(values)
+    except InvalidArgument as error:
+        for violation in error.violations:
+            yield Finding("settings", "fail", f"{violation.field} {violation.description}", "change it, or unset it")
+        return
+    for note in given.notes:
+        yield Finding("settings", "warn", note)
+    known = state.read(home.state)
+    different = given.differences(settings.running(home)) if known is not None and known.alive() else []
+    for each in different:
+        text = f"{each.name} is {each.asked or 'not set'} here, the mesh runs with {each.running or 'none'}"
+        yield Finding("settings", "warn", text, "`rlhf down && rlhf up` applies what is set here")
+    if not given.notes and not different:
+        yield Finding("settings", "ok", f"{len(given.settings)} set")
+
+
 def check_ports(home: Home, environment: Environment) -> Iterator[Finding]:
     """That 127.0.0.1 can be listened on, and that the ports asked for are free unless this mesh has them."""
     try:
@@ -197,7 +218,7 @@ def check_ports(home: Home, environment: Environment) -> Iterator[Finding]:
     taken = []
     for name in ("RLHF_GATEWAY_HTTP_LISTEN", "RLHF_GATEWAY_GRPC_LISTEN"):
         host, _, port = environment.address(name, "").rpartition(":")
-        if port and int(port) and not (known and known.alive()) and not is_free(int(port), host):
+        if port.isdecimal() and int(port) and not (known and known.alive()) and not is_free(int(port), host):
             taken.append(f"{name}={host}:{port}")
     if taken:
         yield Finding(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 from collections.abc import Collection, Mapping
@@ -24,7 +25,7 @@ class Environment:
     """
 
     def __init__(self, values: Mapping[str, str] | None = None) -> None:
-        self._values = dict(os.environ) if values is None else dict(values)
+        self._values = dict(os.environ) if values is None else copy.copy(values)
         self._violations: list[Violation] = []
 
     def text(self, name: str, default: str | None = None) -> str:
@@ -122,7 +123,7 @@ class Environment:
 
 
 # What holds passwords: no business of a process that trains or reads a stranger's file.
-_SECRETS = (
+SECRETS = (
     "RLHF_POSTGRES_URL",
     "RLHF_NATS_URL",
     "OTEL_EXPORTER_OTLP_HEADERS",
@@ -133,7 +134,7 @@ _SECRETS = (
 
 def child_environment(**changes: str) -> dict[str, str]:
     """The environment for a process that this one starts: its own without secrets, with `changes`."""
-    return {key: value for key, value in os.environ.items() if key not in _SECRETS} | changes
+    return {key: value for key, value in os.environ.items() if key not in SECRETS} | changes
 
 
 def member_environment(**changes: str) -> dict[str, str]:

@@ -62,7 +62,7 @@ class Settings:
             dataset_target=env.address("RLHF_DATASET_TARGET"),
             ray_address=env.address("RLHF_RAY_ADDRESS") if worker else "",
             slots=env.integer("RLHF_TRAINER_SLOTS", 1, 1, 100_000),
-            device=env.text("RLHF_TRAINER_DEVICE", "cpu"),
+            device=env.one_of("RLHF_TRAINER_DEVICE", "cpu", ("cpu", "cuda")),
             slot_memory_bytes=env.integer("RLHF_TRAINER_SLOT_MEMORY_BYTES", 0, 0, 2**60),
             jobs_folder=env.path("RLHF_TRAINER_JOBS_FOLDER", mesh.home / "trainer" / "jobs"),
             cache_folder=env.path("RLHF_CACHE_FOLDER", mesh.home / "cache"),

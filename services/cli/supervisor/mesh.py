@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from services.cli.supervisor import probes
+from services.cli.supervisor import probes, settings
 from services.cli.supervisor.group import Plan, Planned
 from services.cli.supervisor.leftovers import MARK
 from services.mesh.embedded import Home, Nats, Postgres, RayHead, Resources, default_resources, free_port
@@ -111,6 +111,8 @@ def build(home: Home, options: Options, inherited: Mapping[str, str], kept: Coll
         "home": str(home.root),
         "token_file": str(home.token),
         "metrics": {name: f"http://{_reachable(address)}/metrics" for name, address in pages.items()},
+        # For the next `rlhf up`, which may be called with others.
+        "settings": settings.of_mesh(inherited),
         **embedded.endpoints,
     }
     return Plan(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -43,6 +44,21 @@ def test_status_lists_every_process_and_second_up_starts_nothing(mesh: Mesh) -> 
     assert again.returncode == 0
     assert "is up already" in again.stderr
     assert document["http"] in again.stderr
+    assert mesh.pids() == before
+
+
+def test_up_with_other_settings_says_which_and_how_to_apply_them(mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = mesh.pids()
+    monkeypatch.setitem(mesh.environment, "RLHF_TRAINER_CONCURRENCY", "7")
+    monkeypatch.setitem(mesh.environment, "RLHF_TRAINER_SLOT", "2")
+    other = mesh.rlhf("up")
+    assert other.returncode == 1 and "is up already" in other.stderr
+    assert re.search(r"RLHF_TRAINER_CONCURRENCY +not set +7 *\n", other.stderr), other.stderr
+    assert "`rlhf down && rlhf up` applies these" in other.stderr
+    assert "RLHF_TRAINER_SLOT is no setting and changes nothing; did you mean RLHF_TRAINER_SLOTS" in other.stderr
+    monkeypatch.setitem(mesh.environment, "RLHF_TRAINER_CONCURRENCY", "many")
+    wrong = mesh.rlhf("up")
+    assert wrong.returncode == 2 and "RLHF_TRAINER_CONCURRENCY: must be a number" in wrong.stderr
     assert mesh.pids() == before
 
 

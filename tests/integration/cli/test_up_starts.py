@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import socket
 import subprocess
 import time
@@ -32,10 +34,28 @@ def test_process_that_fails_is_named_with_its_last_lines_and_nothing_stays(mesh:
 
 
 def test_wrong_setting_is_told(mesh: Mesh) -> None:
-    mesh.environment["RLHF_TRAINER_SLOTS"] = "many"
+    """All at once, of whichever process, before anything starts."""
+    mesh.environment |= {"RLHF_TRAINER_SLOTS": "many", "RLHF_TRAINER_LEASE_SECONDS": "15s", "RLHF_TRAINER_SLOT": "1"}
     done = mesh.rlhf("up")
-    assert done.returncode == 1
-    assert "RLHF_TRAINER_SLOTS" in done.stderr
+    assert done.returncode == 2
+    assert "RLHF_TRAINER_SLOTS" in done.stderr and "RLHF_TRAINER_LEASE_SECONDS" in done.stderr
+    assert not mesh.home.run.exists()
+
+
+def test_a_user_without_rights_has_a_mesh_in_which_a_reward_in_python_runs(mesh: Mesh) -> None:
+    """Another user than root, who has no capability: what root may do is of no help to him."""
+    if os.geteuid() == 0:
+        mesh.prefix = ("unshare", "--user", "--map-user=1000", "--map-group=1000")
+        if subprocess.run([*mesh.prefix, "true"], check=False).returncode:
+            pytest.skip("this machine makes no namespace of users")
+    mesh.environment["RLHF_TRAINER_CUSTOM_CODE"] = "allow"
+    done = mesh.rlhf("up")
+    assert done.returncode == 0, done.stderr
+    source = "import os\ndef score(samples): return [{'score': 7, 'parts': {'user': os.getuid()}}]"
+    scored = mesh.rlhf("reward", "test", "custom", f"--set=source={source}", "--completion", "x", "-o", "json")
+    assert scored.returncode == 0, scored.stderr
+    [verdict] = json.loads(scored.stdout)["verdicts"]
+    assert verdict["score"] == 7 and verdict["parts"]["user"] != 0, verdict
 
 
 def test_up_in_front_stays_until_it_is_told_to_end(mesh: Mesh) -> None:
