@@ -163,7 +163,7 @@ def build_source(
     if checkpoint:
         return ModelSource(checkpoint=checkpoint)
     if init is None:
-        return ModelSource(hub=source) if source.startswith("hf:") else ModelSource(path=source)
+        return ModelSource(hub=source) if source.startswith("hf:") else ModelSource(path=_absolute(source))
     made = ModelInit(seed=seed)
     made.config.update(assignments.read_file(init))
     if characters:
@@ -171,6 +171,11 @@ def build_source(
     else:
         made.tokenizer_model = references.model(project, tokenizer, "--tokenizer")
     return ModelSource(init=made)
+
+
+def _absolute(path: str) -> str:
+    """Of a folder here; the server, whose folder it has to be, says what is wrong with any other."""
+    return str(Path(path).expanduser().absolute()) if Path(path).expanduser().exists() else path
 
 
 async def importing(client: AsyncClient, name: str, source: ModelSource, labels: dict[str, str], wait: bool) -> Model:

@@ -18,6 +18,7 @@ from services.mesh.pages import Page, PageRequest
 from services.mesh.partly import found_or_told
 from services.mesh.postgres import Connection, Database
 from services.mesh.requests import RequestKey, claim, earlier
+from services.trainer import import_paths
 from services.trainer.corruption import Corruption
 from services.trainer.entities import BaseModel, Layer, Model, ModelState, NewModel
 from services.trainer.store import checkpoints
@@ -133,7 +134,7 @@ class Models:
             right = _HUB.fullmatch(source["hub"]) and ".." not in source["hub"]
             return [] if right else [Violation("hub", "must be hf:organisation/name or hf:organisation/name@revision")]
         if "path" in source:
-            return _check_path(source["path"], self._roots)
+            return import_paths.check(source["path"], self._roots)
         if "init" in source:
             return await self._check_init(source["init"])
         if "checkpoint" in source:
@@ -173,14 +174,3 @@ async def ended(connection: Connection, job: Job) -> None:
     """Write a failed import into its model; success is written with the model's facts."""
     if job.state in (State.FAILED, State.CANCELLED):
         await store.fail(connection, job.name, job.error or {"code": "CANCELLED", "message": "cancelled"})
-
-
-def _check_path(path: str, roots: tuple[Path, ...]) -> list[Violation]:
-    allowed = ", ".join(str(root) for root in roots) or "none; set RLHF_MODEL_ROOTS"
-    try:
-        resolved = Path(path).resolve(strict=True)
-    except (OSError, ValueError):
-        resolved = None
-    if resolved is None or not any(resolved.is_relative_to(root.resolve()) for root in roots):
-        return [Violation("path", f"must be a folder on the server under one of its allowed roots ({allowed})")]
-    return [] if resolved.is_dir() else [Violation("path", "must be a folder")]
