@@ -70,6 +70,9 @@ def download(
     checkpoint: CheckpointArgument,
     to: Annotated[Path, typer.Option(help="The folder; made when it is not there.")],
     force: Annotated[bool, typer.Option("--force", help="Replace other files of the same names.")] = False,
+    allow_corrupt: Annotated[
+        bool, typer.Option("--allow-corrupt", help="Take one that could not be confirmed, too, as it is.")
+    ] = False,
 ) -> None:
     """Fetch a checkpoint as a Hugging Face folder; every file is verified, a download that broke off goes on.
 
@@ -83,12 +86,16 @@ def download(
     async def command(client: AsyncClient) -> Checkpoint:
         job, name = references.checkpoint(client.project, checkpoint)
         with downloading.shown() as on_progress:
-            return await client.checkpoints.download(name or job, to, overwrite=force, on_progress=on_progress)
+            return await client.checkpoints.download(
+                name or job, to, overwrite=force, allow_corrupt=allow_corrupt, on_progress=on_progress
+            )
 
     found = run(context, command)
     files, size = len(found.files), display.size(found.size_bytes)
     output.say(f"{references.short(found.name)} is in {to}: {files} files, {size}, every SHA-256 as it should be")
-    if found.kind == found.KIND_ADAPTER:
+    if found.state == found.STATE_CORRUPT:
+        output.say(f"it is CORRUPT, and what you have is what was found: {found.state_reason}")
+    elif found.kind == found.KIND_ADAPTER:
         base = references.short(found.base_model)
         output.hint(f'a PEFT adapter over {base}: peft.PeftModel.from_pretrained(BASE, "{to}"), BASE being that model')
         short = references.short(found.name)

@@ -14,6 +14,7 @@ from services.mesh import names
 from services.mesh.artifacts import Manifest
 from services.mesh.collecting import CollectingStore
 from services.mesh.errors import Aborted, DataLoss
+from services.mesh.job import storable
 from services.mesh.jobs import Job
 from services.mesh.postgres import Connection
 from services.trainer import provenance, spool
@@ -22,6 +23,7 @@ from services.trainer.store import checkpoints as store
 
 log = logging.getLogger(__name__)
 
+MAX_REASON_CHARACTERS = 2000
 # Announces a checkpoint's state, in the transaction that stores it; the job's row is locked.
 AnnounceCheckpoint = Callable[[Connection, Checkpoint], Awaitable[None]]
 
@@ -32,21 +34,21 @@ class CheckpointIntake:
         self._announce = announce
 
     async def take(self, job: Job, attempt: int, record: spool.Checkpoint, at: datetime) -> Checkpoint:
-        """The row of a checkpoint record. READY weights are stored first; ones that changed since they were verified
-        are CORRUPT."""
+        """The row of a checkpoint record. Weights are stored first: READY ones, of which those that changed since they
+        were verified are CORRUPT, and those that the check could not confirm, for the check may be what is wrong."""
+        manifest: Manifest | None = None
         state, why, state_sha256, stored = CheckpointState(record.state.upper()), "", "", record.manifest_sha256
         if state is CheckpointState.READY:
             manifest = await self._artifacts.put_folder(Path(record.path))
             if manifest.sha256 != record.manifest_sha256:
                 log.error("checkpoint %s of %s changed after it was verified", record.step, job.name)
-                state, why, stored = (
-                    CheckpointState.CORRUPT,
-                    "its files changed after they were verified",
-                    manifest.sha256,
-                )
+                state, why = CheckpointState.CORRUPT, "its files changed after they were verified"
+                stored = manifest.sha256
             state_sha256 = await asyncio.to_thread(training_state_sha256, Path(record.training_state_path))
         elif state is CheckpointState.CORRUPT:
-            why = "its weights could not be used; the log says why"
+            why = f"it could not be confirmed: {storable(record.reason)[:MAX_REASON_CHARACTERS] or 'nobody says why'}"
+            manifest = await self._keep(Path(record.path))
+            stored = manifest.sha256 if manifest else ""
         corrupt = state is CheckpointState.CORRUPT
         return Checkpoint(
             job_uid=job.uid,
@@ -57,7 +59,7 @@ class CheckpointIntake:
             state=state,
             base_model=job.spec["base_model"] if record.kind == "adapter" else "",
             manifest_sha256=stored,
-            size_bytes=record.size_bytes,
+            size_bytes=manifest.size_bytes if manifest else record.size_bytes,
             metrics=record.metrics,
             parents=[job.spec["base_model"], job.spec["dataset_version"]],
             training_state_path="" if corrupt else record.training_state_path,
@@ -67,20 +69,22 @@ class CheckpointIntake:
             provenance=_provenance(job, attempt, record),
             training_state=TrainingStateState.PRUNED if corrupt else TrainingStateState.KEPT,
             weights_path=record.path,
+            files_kept=corrupt and manifest is not None,
         )
+
+    async def _keep(self, folder: Path) -> Manifest | None:
+        """Store what was saved as it is; None where there is nothing."""
+        return await self._artifacts.put_folder(folder) if await asyncio.to_thread(_has_files, folder) else None
 
     async def store(self, connection: Connection, checkpoint: Checkpoint) -> None:
         """Write the row and its event. Raises Aborted where a blob has been collected since it was looked at: while
         nothing named it, and another checkpoint of the same bytes was let go. Taking it in once more puts it back."""
-        if checkpoint.state is CheckpointState.READY:
+        if checkpoint.has_files:
             await store.lock_blobs(connection, exclusive=False)
             try:
                 await self._artifacts.whole_manifest(checkpoint.manifest_sha256)
             except DataLoss as error:
                 raise Aborted("BLOBS_COLLECTED", f"{error.message}; it is stored again", name=checkpoint.name) from None
-        elif checkpoint.state is CheckpointState.CORRUPT and checkpoint.manifest_sha256:
-            # What came into the store is of no use to anybody.
-            await store.doom(connection, checkpoint.manifest_sha256)
         before = await store.previous(connection, checkpoint.job_uid, checkpoint.step)
         known = {**checkpoint.provenance, "previous_checkpoint": before}
         checkpoint = replace(checkpoint, provenance=known)
@@ -106,6 +110,10 @@ def _provenance(job: Job, attempt: int, record: spool.Checkpoint) -> dict[str, A
         "seed": int(spec.params.get("seed", 0)),
         "software": dict(record.software),
     }
+
+
+def _has_files(folder: Path) -> bool:
+    return folder.is_dir() and any(path.is_file() for path in folder.iterdir())
 
 
 def training_state_sha256(path: Path) -> str:

@@ -26,9 +26,10 @@ class Checkpoints:
         self._corruption = corruption
 
     async def get(self, name: str) -> tuple[Checkpoint, Manifest]:
-        """The checkpoint and its files; none unless it is READY. One whose files are gone or cut short is CORRUPT."""
+        """The checkpoint and its files: those of one that is READY, or that could not be confirmed. One whose files are
+        gone or cut short is CORRUPT and has none."""
         checkpoint = await self._get(name)
-        if checkpoint.state is not CheckpointState.READY:
+        if not checkpoint.has_files:
             return checkpoint, Manifest(())
         try:
             return checkpoint, await self._artifacts.whole_manifest(checkpoint.manifest_sha256)
@@ -44,13 +45,18 @@ class Checkpoints:
             rows = await store.list_(connection, parent, page)
         return page.page(rows, lambda checkpoint: (checkpoint.step,))
 
-    async def download(self, name: str, path: str, offset: int) -> AsyncIterator[tuple[int, bytes]]:
-        """One file from `offset` on, as (offset, chunk). Raises DataLoss at the end when its bytes have changed; the
+    async def download(
+        self, name: str, path: str, offset: int, allow_corrupt: bool = False
+    ) -> AsyncIterator[tuple[int, bytes]]:
+        """One file from `offset` on, as (offset, chunk), with `allow_corrupt` of one that could not be confirmed, too.
+
+        Raises DataLoss at the end when its bytes have changed; the
         checkpoint is CORRUPT then. From the middle on only the length is looked at: the reader knows the hash."""
         checkpoint, manifest = await self.get(name)
-        if checkpoint.state is not CheckpointState.READY:
+        if checkpoint.state is not CheckpointState.READY and not (allow_corrupt and checkpoint.files_kept):
             why = f" ({checkpoint.state_reason})" if checkpoint.state_reason else ""
-            message = f"{name} is {checkpoint.state}{why}; only a READY checkpoint has files"
+            kept = "its files are kept: allow_corrupt (--allow-corrupt) has them downloaded as they are"
+            message = f"{name} is {checkpoint.state}{why}; {kept if checkpoint.files_kept else 'it has no files'}"
             raise FailedPrecondition("CHECKPOINT_NOT_READY", message, name=name)
         try:
             async for chunk in self._artifacts.stream_file(manifest.file(path), offset):

@@ -22,8 +22,9 @@ class Corruption:
         self._announce = announce
 
     async def mark(self, name: str, manifest_sha256: str, error: NotFound | DataLoss) -> None:
-        """A READY checkpoint is CORRUPT from now on. Its spoilt blobs go, so that the same bytes can be stored again;
-        others that named them miss them now, which is found in the same way."""
+        """A READY checkpoint is CORRUPT from now on; one that could not be confirmed loses its files. Its spoilt blobs
+        go, so that the same bytes can be stored again; others that named them miss them now, which is found in the same
+        way."""
         wrong = await self._artifacts.discard_corrupt(manifest_sha256)
         what = ", ".join(wrong[:3]) or "its manifest"
         reason = f"{what}: {error.message}"
@@ -33,6 +34,9 @@ class Corruption:
                 # What of it is sound goes with the next collection, unless something else names it.
                 await store.doom(connection, manifest_sha256)
                 await self._announce(connection, marked)
+            else:
+                await store.let_files_go(connection, name, reason)
+                await store.doom(connection, manifest_sha256)
         log.error("%s is corrupt: %s", name, reason)
 
     async def of_base(self, base_model: str, manifest_sha256: str, error: NotFound | DataLoss) -> FailedPrecondition:

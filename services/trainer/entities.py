@@ -180,7 +180,7 @@ class Checkpoint:
     """One row. `kind` is `full`, `adapter` or `reward`; the training state is private, without a path unless KEPT.
 
     `weights_path` is the run's own copy until the store has it and it is deleted. `provenance` has the fields of
-    rlhf.type.v1.Provenance.
+    rlhf.type.v1.Provenance. `files_kept`: it is CORRUPT, and its files are in the store as they were found.
     """
 
     job_uid: UUID
@@ -201,6 +201,12 @@ class Checkpoint:
     provenance: dict[str, Any] = field(default_factory=dict)
     training_state: TrainingStateState = TrainingStateState.KEPT
     weights_path: str = ""
+    files_kept: bool = False
+
+    @property
+    def has_files(self) -> bool:
+        """Whether its files can be had: of one that is READY, or that the check could not confirm."""
+        return self.state is CheckpointState.READY or self.files_kept
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "state", CheckpointState(self.state))

@@ -18,7 +18,7 @@ from services.mesh.postgres import Database
 from services.trainer.checkpoint_intake import AnnounceCheckpoint, training_state_sha256
 from services.trainer.entities import CheckpointState
 from services.trainer.plan import ResumePoint
-from services.trainer.retention import reason, settings_of, surplus
+from services.trainer.retention import reason, settings_of, surplus, surplus_unconfirmed
 from services.trainer.store import checkpoints as store
 
 log = logging.getLogger(__name__)
@@ -88,6 +88,11 @@ class Keeper:
                 if pruned is not None:
                     await store.doom(connection, pruned.manifest_sha256)
                     await self._announce(connection, pruned)
+            for checkpoint in surplus_unconfirmed(found, settings):
+                kept = settings.keep_last + (settings.keep_best or 0)
+                why = f"the job keeps the newest {kept} of those that could not be confirmed"
+                await store.let_files_go(connection, checkpoint.name, why)
+                await store.doom(connection, checkpoint.manifest_sha256)
         await self.collect()
         await self._forget_training_states(lease, settings.keep_training_states)
 

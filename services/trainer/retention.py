@@ -35,6 +35,15 @@ def surplus(
     return [one for one in ready if one.step not in kept and one.name not in in_use]
 
 
+def surplus_unconfirmed(checkpoints: Sequence[Checkpoint], settings: CheckpointSettings) -> list[Checkpoint]:
+    """Those that could not be confirmed whose files the rule lets go: all but as many of the newest as it keeps of
+    READY ones."""
+    if settings.keep_best is None:
+        return []
+    unconfirmed = sorted((one for one in checkpoints if one.files_kept), key=lambda one: -one.step)
+    return unconfirmed[settings.keep_best + settings.keep_last :]
+
+
 def reason(settings: CheckpointSettings) -> str:
     newest = "the newest" if settings.keep_last == 1 else f"the newest {settings.keep_last}"
     if not settings.keep_best:

@@ -127,7 +127,8 @@ class Servicer(TrainerServiceServicer):
     async def DownloadCheckpoint(
         self, request: pb.DownloadCheckpointRequest, context: Any
     ) -> AsyncIterator[pb.DownloadCheckpointResponse]:
-        async for offset, chunk in self._checkpoints.download(request.name, request.path, request.offset_bytes):
+        wanted = (request.name, request.path, request.offset_bytes, request.allow_corrupt)
+        async for offset, chunk in self._checkpoints.download(*wanted):
             yield pb.DownloadCheckpointResponse(offset_bytes=offset, chunk=chunk)
 
     async def ListAlgorithms(self, request: pb.ListAlgorithmsRequest, context: Any) -> pb.ListAlgorithmsResponse:

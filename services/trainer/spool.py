@@ -77,6 +77,8 @@ class Checkpoint(_Record, frozen=True, kw_only=True, tag="checkpoint"):
     metrics: dict[str, float] = {}
     # Version by package of what made it.
     software: dict[str, str] = {}
+    # What was found to be wrong with one that is `corrupt`.
+    reason: str = ""
 
 
 SpanId = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{16}$")]

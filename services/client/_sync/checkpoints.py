@@ -40,23 +40,38 @@ class Checkpoints(Resource):
         raise NotFound("NO_CHECKPOINT", f"{short} has no checkpoint that is ready", name=job)
 
     def download(
-        self, name: str, folder: Path, *, overwrite: bool = False, on_progress: OnProgress = files.ignore
+        self,
+        name: str,
+        folder: Path,
+        *,
+        overwrite: bool = False,
+        allow_corrupt: bool = False,
+        on_progress: OnProgress = files.ignore,
     ) -> Checkpoint:
         """Every file under `folder`, each there when it has its SHA-256. What an earlier try left is gone on with.
 
+        `allow_corrupt` takes one that could not be confirmed, too, as it is.
         Raises FailedPrecondition where it is not READY, AlreadyExists for other files of these names, DataLoss for
         bytes that do not have their hash, InvalidArgument for a path that leads out of `folder`.
         """
         found = self.get(name)
-        if found.state != Checkpoint.STATE_READY:
-            state = Checkpoint.State.Name(found.state).removeprefix("STATE_")
-            raise FailedPrecondition("CHECKPOINT_NOT_READY", f"{references.short(found.name)} is {state}")
+        if found.state != Checkpoint.STATE_READY and not (allow_corrupt and found.files):
+            raise FailedPrecondition("CHECKPOINT_NOT_READY", _not_ready(found))
 
         def opened(path: str, offset: Callable[[], int]) -> Generator[rpc.DownloadCheckpointResponse, None]:
             def request() -> rpc.DownloadCheckpointRequest:
-                return rpc.DownloadCheckpointRequest(name=found.name, path=path, offset_bytes=offset())
+                return rpc.DownloadCheckpointRequest(
+                    name=found.name, path=path, offset_bytes=offset(), allow_corrupt=allow_corrupt
+                )
 
             return self._calls.resume("DownloadCheckpoint", request, rpc.DownloadCheckpointResponse)
 
         fetch_all(found, folder, opened, overwrite, on_progress)
         return found
+
+
+def _not_ready(found: Checkpoint) -> str:
+    state = Checkpoint.State.Name(found.state).removeprefix("STATE_")
+    why = f": {found.state_reason}" if found.state_reason else ""
+    kept = "; its files are kept, and allow_corrupt (--allow-corrupt) downloads them as they are" if found.files else ""
+    return f"{references.short(found.name)} is {state}{why}{kept}"

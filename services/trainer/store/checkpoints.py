@@ -15,7 +15,8 @@ from services.trainer.entities import Checkpoint, CheckpointState
 
 _COLUMNS = (
     "job_uid, step, name, attempt, kind, state, base_model, manifest_sha256, size_bytes, metrics, parents,"
-    " training_state_path, training_state_sha256, create_time, state_reason, provenance, training_state, weights_path"
+    " training_state_path, training_state_sha256, create_time, state_reason, provenance, training_state, weights_path,"
+    " files_kept"
 )
 # What stays when a checkpoint takes the place of another of its step.
 _LASTING = ("job_uid", "step", "name", "create_time")
@@ -25,7 +26,8 @@ async def put(connection: Connection, checkpoint: Checkpoint) -> bool:
     """Insert, or replace the one of the same step: a later attempt, or the next state. Whether there was a change.
 
     What is READY stays so until another that is READY takes its place: an attempt that dies while it verifies the same
-    step has taken nothing away. The weights that lose their place are doomed.
+    step has taken nothing away. What could not be confirmed stays until the next of its step is judged. The weights
+    that lose their place are doomed.
     """
     replaced = await _many(
         connection,
@@ -33,8 +35,10 @@ async def put(connection: Connection, checkpoint: Checkpoint) -> bool:
         (checkpoint.job_uid, checkpoint.step),
     )
     old = replaced[0] if replaced else None
-    if old is not None and old.state is CheckpointState.READY:
-        if checkpoint.state is not CheckpointState.READY:
+    if old is not None and old.has_files:
+        if checkpoint.state is CheckpointState.VERIFYING or (
+            old.state is CheckpointState.READY and checkpoint.state is not CheckpointState.READY
+        ):
             return False
         if old.manifest_sha256 != checkpoint.manifest_sha256:
             await doom(connection, old.manifest_sha256)
@@ -123,6 +127,14 @@ async def leave_ready(connection: Connection, name: str, state: CheckpointState,
     return rows[0] if rows else None
 
 
+async def let_files_go(connection: Connection, name: str, why: str) -> None:
+    """Of one that could not be confirmed; it is as CORRUPT as it was."""
+    await connection.execute(
+        "UPDATE checkpoints SET files_kept = false, state_reason = state_reason || %s WHERE name = %s AND files_kept",
+        (f"; its files are gone: {why}", name),
+    )
+
+
 async def in_use(connection: Connection) -> frozenset[str]:
     """Names that a job which has not ended starts from or is judged by, that is being imported, or that an adapter lies
     over."""
@@ -160,9 +172,10 @@ async def forget_doomed(connection: Connection, manifests: list[str]) -> None:
 
 
 async def named_manifests(connection: Connection) -> set[str]:
-    """Of every model and checkpoint that is READY, and of what jobs and imports load that have not ended."""
+    """Of every model and checkpoint that is READY, of what could not be confirmed, and of what jobs and imports load
+    that have not ended."""
     cursor = await connection.execute(
-        "SELECT manifest_sha256 FROM checkpoints WHERE state = 'READY'"
+        "SELECT manifest_sha256 FROM checkpoints WHERE state = 'READY' OR files_kept"
         " UNION SELECT manifest_sha256 FROM models WHERE state = 'READY'"
         " UNION SELECT spec->>'base_manifest_sha256' FROM jobs WHERE kind = 'training' AND end_time IS NULL"
         " UNION SELECT value FROM jobs, jsonb_each_text(spec->'reward_models')"
@@ -177,7 +190,7 @@ async def naming(connection: Connection, manifests: set[str]) -> list[str]:
     """Names of what a manifest is named by."""
     cursor = await connection.execute(
         "SELECT name FROM models WHERE manifest_sha256 = ANY(%(all)s) AND state = 'READY'"
-        " UNION SELECT name FROM checkpoints WHERE manifest_sha256 = ANY(%(all)s) AND state = 'READY'"
+        " UNION SELECT name FROM checkpoints WHERE manifest_sha256 = ANY(%(all)s) AND (state = 'READY' OR files_kept)"
         " UNION SELECT name FROM jobs WHERE end_time IS NULL AND (spec->>'base_manifest_sha256' = ANY(%(all)s)"
         "  OR EXISTS (SELECT FROM jsonb_each_text(spec->'reward_models') WHERE value = ANY(%(all)s))"
         "  OR EXISTS (SELECT FROM jsonb_array_elements(spec->'base_under') AS layer"

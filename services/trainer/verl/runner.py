@@ -112,7 +112,7 @@ def _run(folder: Path, plan: LaunchPlan, spool: SpoolWriter, variables: dict[str
         )
     spool.append(Phase(phase="verifying", step=reporter.last_step, total_steps=plan.total_steps))
     side.finish()
-    return failure or _outcome(plan, start, reporter.last_step, reporter.stopped, side.ready(publisher.last_step))
+    return failure or _outcome(plan, start, reporter.last_step, reporter.stopped, side.doubt(publisher.last_step))
 
 
 def _sample_base_model(plan: LaunchPlan, side: SideProcess) -> None:
@@ -168,8 +168,11 @@ def _trainer(plan: LaunchPlan) -> Callable[[RunContext], None]:
     return partial(sft.train, kind=RewardModelTrainer)
 
 
-def _outcome(plan: LaunchPlan, start: int, last_step: int, stopped: bool, sound: bool) -> End:
-    """A run that took no step, too few, or whose last weights are unusable has failed, whatever verl returned."""
+def _outcome(plan: LaunchPlan, start: int, last_step: int, stopped: bool, doubt: str | None) -> End:
+    """A run that took no step, too few, or whose last weights nobody may start from has failed, whatever verl returned.
+
+    `doubt` is what was found wrong with those.
+    """
     if stopped:
         return End(outcome="stopped", step=last_step, reason="STOP_REQUESTED")
     if last_step <= start:
@@ -177,9 +180,12 @@ def _outcome(plan: LaunchPlan, start: int, last_step: int, stopped: bool, sound:
     if last_step != plan.total_steps:
         message = f"the run ended after step {last_step} of {plan.total_steps}"
         return End(outcome="failed", step=last_step, reason="STEPS_MISSING", message=message)
-    if not sound:
-        message = f"the weights of step {last_step} are unusable; see the problems above"
-        remedy = "go on from the newest checkpoint that is READY; the problem says what else to look at"
+    if doubt is not None:
+        message = f"training came to its end, but the weights of step {last_step} could not be confirmed: {doubt}"
+        remedy = (
+            f"they are kept: look at them with `rlhf checkpoint download JOB/step-{last_step} --allow-corrupt`; or go"
+            " on from the newest checkpoint that is READY"
+        )
         return End(outcome="failed", step=last_step, reason="CHECKPOINT_CORRUPT", message=message, remedy=remedy)
     return End(outcome="succeeded", step=last_step)
 

@@ -17,6 +17,8 @@ from services.trainer import provenance
 from services.trainer.spool import Checkpoint, Problem, SpoolWriter, read_from
 from services.trainer.weights.side import CheckRequest
 
+_CHECK_DIED = "its check ended unexpectedly, twice: memory may be short for the model a second time"
+
 
 class SideProcess:
     """Started with the first request. It dies with this process, which holds the other end of its input."""
@@ -44,14 +46,17 @@ class SideProcess:
                 self._send(msgspec.json.encode(msgspec.structs.replace(request, sample=False)))
             self._wait()
         for request in self._unanswered():
-            self._spool.append(self.record(request, "corrupt"))
+            self._spool.append(self.record(request, "corrupt", _CHECK_DIED))
 
-    def ready(self, step: int) -> bool:
-        """Whether the checkpoint of `step` was found sound."""
-        return self._states().get(step) == "ready"
+    def doubt(self, step: int) -> str | None:
+        """What the check found wrong with the checkpoint of `step`; None where it is READY."""
+        found = self._found().get(step)
+        if found is None:
+            return "nothing was saved"
+        return None if found.state == "ready" else found.reason
 
     @staticmethod
-    def record(request: CheckRequest, state: str) -> Checkpoint:
+    def record(request: CheckRequest, state: str, reason: str = "") -> Checkpoint:
         return Checkpoint(
             step=request.step,
             kind=request.kind,
@@ -59,6 +64,7 @@ class SideProcess:
             path=request.path,
             training_state_path=request.training_state_path,
             software=dict(provenance.software()),
+            reason=reason,
         )
 
     def _send(self, line: bytes) -> None:
@@ -94,15 +100,18 @@ class SideProcess:
         self._process = self._input = None
 
     def _unanswered(self) -> list[CheckRequest]:
-        states = self._states()
-        return [request for request in self._requests if request.checkpoint and states[request.step] == "verifying"]
+        found = self._found()
+        return [
+            request for request in self._requests if request.checkpoint and found[request.step].state == "verifying"
+        ]
 
-    def _states(self) -> dict[int, str]:
-        states: dict[int, str] = {}
+    def _found(self) -> dict[int, Checkpoint]:
+        """The last word on each step's."""
+        found: dict[int, Checkpoint] = {}
         offset = 0
         while True:
             records, following = read_from(self._folder / plans.SPOOL_FILE, offset)
-            states.update({record.step: record.state for record in records if isinstance(record, Checkpoint)})
+            found.update({record.step: record for record in records if isinstance(record, Checkpoint)})
             if following == offset:
-                return states
+                return found
             offset = following

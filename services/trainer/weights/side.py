@@ -105,9 +105,11 @@ class Checker:
             remedy = _CHECKPOINT_REMEDY if request.checkpoint else _BASE_REMEDY
             self._spool.append(Problem(severity="error", message=message, remedy=remedy))
             if request.checkpoint:
-                self._report(request, "corrupt", {})
+                self._report(request, "corrupt", {}, f"{type(error).__name__}: {error}")
 
-    def _report(self, request: CheckRequest, state: Literal["ready", "corrupt"], metrics: dict[str, float]) -> None:
+    def _report(
+        self, request: CheckRequest, state: Literal["ready", "corrupt"], metrics: dict[str, float], reason: str = ""
+    ) -> None:
         manifest = Manifest.of_folder(Path(request.path)) if state == "ready" else None
         self._spool.append(
             Checkpoint(
@@ -120,6 +122,7 @@ class Checker:
                 size_bytes=manifest.size_bytes if manifest else 0,
                 metrics=metrics,
                 software=dict(provenance.software()),
+                reason=reason,
             )
         )
 
@@ -127,7 +130,8 @@ class Checker:
         """How far the saved weights are from those in training, by their answers. Raises ValueError: too far."""
         if request.probe is None:
             return {}
-        if request.probe.adapter is not None:
+        # A reward model's is merged.
+        if request.probe.adapter is not None and request.kind == "adapter":
             from services.trainer.weights import adapter_sums
 
             adapter_sums.check(Path(request.path), request.probe.adapter)

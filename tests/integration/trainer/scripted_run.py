@@ -84,6 +84,9 @@ def save(folder: Path, writer: spool.SpoolWriter, step: int, *, spoil: bool) -> 
     writer.append(spool.Checkpoint(**common, state="verifying"))
     if read(folder).attempt >= json.loads(os.environ["SCRIPT"]).get("unverified_from_attempt", 99):
         return
+    if step in json.loads(os.environ["SCRIPT"]).get("unconfirmed_at", []):
+        writer.append(spool.Checkpoint(**common, state="corrupt", reason=f"ValueError: other answers at {step}\0"))
+        return
     if spoil:
         (weights / "model.safetensors").write_text("something else")
     facts = {"manifest_sha256": manifest.sha256, "size_bytes": manifest.size_bytes, "software": {"verl": "0.9.1"}}

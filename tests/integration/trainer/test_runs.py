@@ -216,9 +216,12 @@ async def test_checkpoints_are_listed_downloaded_and_announced(bench: Bench, mon
     request = pb.DownloadCheckpointRequest(name=last.name, path="model.safetensors", offset_bytes=2)
     chunks = [reply.chunk async for reply in client.stream(bench.trainer.DownloadCheckpoint(request))]
     assert b"".join(chunks) == b"ights 6"
-    with pytest.raises(FailedPrecondition):
-        request = pb.DownloadCheckpointRequest(name=spoilt.name, path="model.safetensors")
+    request = pb.DownloadCheckpointRequest(name=spoilt.name, path="model.safetensors")
+    with pytest.raises(FailedPrecondition, match="--allow-corrupt"):
         [reply async for reply in client.stream(bench.trainer.DownloadCheckpoint(request))]
+    request.allow_corrupt = True
+    kept = [reply.chunk async for reply in client.stream(bench.trainer.DownloadCheckpoint(request))]
+    assert b"".join(kept) == b"something else"
     async with await psycopg.AsyncConnection.connect(bench.database_url) as connection:
         cursor = await connection.execute(
             "SELECT resource, payload->'checkpoint'->>'state' FROM trainer.events"

@@ -600,20 +600,24 @@ class DownloadCheckpointRequest(message.Message):
     NAME_FIELD_NUMBER: builtins.int
     PATH_FIELD_NUMBER: builtins.int
     OFFSET_BYTES_FIELD_NUMBER: builtins.int
+    ALLOW_CORRUPT_FIELD_NUMBER: builtins.int
     name: builtins.str
     path: builtins.str
     """A path from Checkpoint.files."""
     offset_bytes: builtins.int
+    allow_corrupt: builtins.bool
+    """Of a CORRUPT one that could not be confirmed, too: its files as they were found."""
     def __init__(
         self,
         *,
         name: builtins.str = ...,
         path: builtins.str = ...,
         offset_bytes: builtins.int = ...,
+        allow_corrupt: builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["name", b"name", "offset_bytes", b"offset_bytes", "path", b"path"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["allow_corrupt", b"allow_corrupt", "name", b"name", "offset_bytes", b"offset_bytes", "path", b"path"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -60,7 +60,9 @@ class Checkpoint(message.Message):
         """Written; being hashed, loaded and sampled."""
         STATE_READY: Checkpoint._State.ValueType  # 2
         STATE_CORRUPT: Checkpoint._State.ValueType  # 3
-        """Its files no longer match its manifest, or never could be loaded."""
+        """Its files no longer match its manifest; or the check could not confirm them, and then they are kept as they are
+        and `files` names them.
+        """
         STATE_PRUNED: Checkpoint._State.ValueType  # 4
         """Let go by the job's `checkpoints` settings. What it was is still known; its weights are gone."""
 
@@ -70,7 +72,9 @@ class Checkpoint(message.Message):
     """Written; being hashed, loaded and sampled."""
     STATE_READY: Checkpoint.State.ValueType  # 2
     STATE_CORRUPT: Checkpoint.State.ValueType  # 3
-    """Its files no longer match its manifest, or never could be loaded."""
+    """Its files no longer match its manifest; or the check could not confirm them, and then they are kept as they are
+    and `files` names them.
+    """
     STATE_PRUNED: Checkpoint.State.ValueType  # 4
     """Let go by the job's `checkpoints` settings. What it was is still known; its weights are gone."""
 
