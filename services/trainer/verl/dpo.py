@@ -16,11 +16,11 @@ from torch import Tensor
 from torch.utils.data import DistributedSampler
 from verl.utils import tensordict_utils as tu
 
+from services.trainer.losses.dpo import Answers, pair_losses, sum_answers
 from services.trainer.plan import DpoLoss
 from services.trainer.spool import Phase
 from services.trainer.verl.checkpoints import resume_folder
 from services.trainer.verl.control import StopRequestedError
-from services.trainer.verl.losses.dpo import Answers, pair_losses, sum_answers
 from services.trainer.verl.pair_rows import collate
 from services.trainer.verl.pairs import PairTrainer, pair_sums, step_mean
 

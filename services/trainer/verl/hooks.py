@@ -128,7 +128,7 @@ def without_trl(module: Any) -> None:
 
 def token_logprobs(module: Any) -> None:
     """Where flash-attn is missing verl takes log-probabilities token by token, in a loop of Python."""
-    from services.trainer.verl.losses.token_logprobs import token_logprobs as in_chunks
+    from services.trainer.losses.token_logprobs import token_logprobs as in_chunks
 
     module.logprobs_from_logits_v2 = in_chunks
 

@@ -12,9 +12,9 @@ from verl.single_controller.ray import RayClassWithInitArgs, RayResourcePool, Ra
 from verl.workers.config import TrainingWorkerConfig
 from verl.workers.engine_workers import TrainingWorker
 
+from services.trainer.losses.bradley_terry import bradley_terry
 from services.trainer.plan import RewardModelLoss
 from services.trainer.verl.hooks import SEQUENCE_CLASSIFIER
-from services.trainer.verl.losses.bradley_terry import bradley_terry
 from services.trainer.verl.pairs import PairTrainer, pair_sums, step_mean
 
 

@@ -13,7 +13,7 @@ import pytest
 def test_as_torch_has_them(monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], chunk: int) -> None:
     import torch
 
-    from services.trainer.verl.losses import token_logprobs as ours
+    from services.trainer.losses import token_logprobs as ours
 
     monkeypatch.setattr(ours, "CHUNK_ELEMENTS", chunk)
     torch.manual_seed(0)
@@ -31,7 +31,7 @@ def test_as_torch_has_them(monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ..
 def test_of_bf16_logits_the_sum_is_taken_in_fp32() -> None:
     import torch
 
-    from services.trainer.verl.losses.token_logprobs import token_logprobs
+    from services.trainer.losses.token_logprobs import token_logprobs
 
     torch.manual_seed(0)
     logits = torch.randn(64, 50_000).bfloat16()
@@ -46,7 +46,7 @@ def test_verl_takes_ours() -> None:
         "import os; os.environ |= dict(VERL_PLATFORM='cpu', VERL_USE_EXTERNAL_MODULES='services.trainer.verl.plugin')\n"
         "import torch\n"
         "from verl.utils import torch_functional\n"
-        "from services.trainer.verl.losses import token_logprobs\n"
+        "from services.trainer.losses import token_logprobs\n"
         "assert torch_functional.logprobs_from_logits_v2 is token_logprobs.token_logprobs\n"
         "found = torch_functional.logprobs_from_logits(torch.zeros(3, 4), torch.zeros(3, dtype=torch.long))\n"
         "assert torch.allclose(found, torch.tensor(4.0).log().neg().expand(3)), found\n"
