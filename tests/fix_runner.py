@@ -276,7 +276,7 @@ class AttemptMaker:
             train_path=str(train),
             train_rows=64,
             validation_path=str(validation),
-            validation_rows=16,
+            validation_rows=80,
             resume_from=resume_from,
             work_dir=str(folder),
         )
@@ -286,6 +286,15 @@ class AttemptMaker:
         plan = replace(plan, **changes)
         (folder / plans.PLAN_FILE).write_bytes(plans.encode(plan))
         return Attempt(folder, plan, self.started, self.fork_server)
+
+
+def trained_rows_as_held_out(attempt: Attempt, rows: int, *more: dict[str, Any]) -> None:
+    """Train on the first `rows` rows and on `more`, and hold the same ones out: a step of them all has the loss that
+    a checkpoint before it has."""
+    train = attempt.folder / "train.jsonl"
+    kept = [json.loads(line) for line in train.read_text().splitlines()[:rows]]
+    write_rows(train, [*more, *kept])
+    (attempt.folder / "validation.jsonl").write_bytes(train.read_bytes())
 
 
 @pytest.fixture

@@ -115,7 +115,8 @@ def samples_table(samples: Sequence[Sample], width: int) -> list[Column]:
     columns = [
         Column("STEP", lambda sample: str(sample.step), right=True),
         Column("ROW", lambda sample: str(sample.row_index), right=True),
-        Column("SCORE", lambda sample: display.score(sample.score), right=True),
+        # An answer that is only there to be read has none.
+        Column("SCORE", lambda sample: "–" if math.isnan(sample.score) else display.score(sample.score), right=True),
         Column("PROMPT", lambda sample: display.one_line(sample.prompt, width)),
         Column("COMPLETION", lambda sample: display.one_line(sample.completion, width)),
     ]

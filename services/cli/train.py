@@ -93,7 +93,7 @@ DatasetOption = Annotated[
     str, typer.Option(help="`digits` (newest version) or `digits:3`.", autocompletion=completions.datasets)
 ]
 ValidationOption = Annotated[
-    str, typer.Option(help="Held out; answered at step 0 and checkpoints.", autocompletion=completions.datasets)
+    str, typer.Option(help="Held out; measured at step 0 and checkpoints.", autocompletion=completions.datasets)
 ]
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="key=value, nested by dots; may be repeated.")]
 SetFileOption = Annotated[Path | None, typer.Option(help="Parameters from a .json or .toml file; --set wins.")]

@@ -15,6 +15,7 @@ from services.mesh.partly import found_or_told, known, partly, told
 from services.trainer import rewards, vocabulary
 from services.trainer.algorithms import Algorithm, algorithms
 from services.trainer.algorithms.retention import check_retention
+from services.trainer.algorithms.validation_series import settle
 from services.trainer.disk import Disk, DiskForecast, check_room, forecast, to_json
 from services.trainer.entities import BaseModel, DatasetVersion, NewTrainingJob, TrainingSpec
 from services.trainer.looking_up import (
@@ -66,6 +67,7 @@ async def check(new: NewTrainingJob, site: Site, look_up: LookUp) -> TrainingSpe
         found += _check_together(new, algorithm, parsed, facts, train)
         # Of parameters that are right: others have no plan.
         if not found:
+            parsed = settle(parsed, facts)
             foreseen = known(lambda: _forecast(algorithm, parsed, facts, site.disk), None)
             found += [_placed(v) for v in check_room(foreseen)]
     if wrong := form + found:

@@ -53,13 +53,15 @@ DEFAULT_REWARD_SITE = RewardSite()
 
 @dataclass(frozen=True)
 class ValidationPlan:
-    """How each checkpoint is sampled: the first `rows` of the validation file, scored with `reward`."""
+    """How each checkpoint is measured: the first `rows` of the validation file are answered and scored with `reward`
+    (None: `weights/questions.reward_for` chooses), and their loss is taken where they are what the algorithm trains on.
+    """
 
     rows: int
     max_new_tokens: int
     temperature: float
     batch_size: int
-    reward: RewardSpec
+    reward: RewardSpec | None
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ class PairValidationPlan:
 
 @dataclass(frozen=True)
 class DpoLoss:
-    """What `dpo` minimises; the formulas stand in verl/losses/dpo.py. `gamma` is read by simpo alone."""
+    """What `dpo` minimises; the formulas stand in losses/dpo.py. `gamma` is read by simpo alone."""
 
     kind: Literal["sigmoid", "ipo", "hinge", "simpo"]
     beta: float
@@ -89,7 +91,7 @@ class DpoLoss:
 
 @dataclass(frozen=True)
 class RewardModelLoss:
-    """What `reward_model` minimises; the formula stands in verl/losses/bradley_terry.py."""
+    """What `reward_model` minimises; the formula stands in losses/bradley_terry.py."""
 
     margin: float = 0.0
     centre_coefficient: float = 0.0

@@ -48,13 +48,13 @@ def reason(settings: CheckpointSettings) -> str:
     newest = "the newest" if settings.keep_last == 1 else f"the newest {settings.keep_last}"
     if not settings.keep_best:
         return f"the job keeps {newest}"
-    better = "highest" if settings.mode == "max" else "lowest"
+    better = "lowest" if settings.mode == "min" else "highest"
     return f"the job keeps the {settings.keep_best} of the {better} {settings.metric}, and {newest}"
 
 
 def _rank(checkpoint: Checkpoint, settings: CheckpointSettings) -> float:
-    """Higher is better."""
-    value = checkpoint.metrics.get(settings.metric, math.nan)
+    """Higher is better. A job that keeps the best has named its metric and mode when it was created."""
+    value = checkpoint.metrics.get(settings.metric or "", math.nan)
     if math.isnan(value):
         return -math.inf
-    return value if settings.mode == "max" else -value
+    return -value if settings.mode == "min" else value

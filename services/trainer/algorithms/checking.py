@@ -5,7 +5,6 @@ Parameters and facts may be known in part (services/mesh/partly.py): each rule i
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Sequence
 
@@ -14,8 +13,8 @@ from services.mesh.partly import told
 from services.trainer import rewards
 from services.trainer.algorithms.memory import ForwardPass, Taken, least, total
 from services.trainer.algorithms.overrides import check_overrides
-from services.trainer.algorithms.retention import VALIDATION_PREFIX, CheckpointSettings
 from services.trainer.algorithms.settings import RewardSettings, RunParams, TrainingParams
+from services.trainer.algorithms.validation_series import check_metric
 from services.trainer.plan import JobFacts
 
 # A validation file holds questions with answers, or conversations whose last turn is the expected answer.
@@ -38,7 +37,7 @@ def check_common(
         lambda: _check_targets(params),
         lambda: check_overrides(params),
         lambda: check_reward(params.reward, facts, "reward") if isinstance(params, TrainingParams) else [],
-        lambda: _check_metric(params.checkpoints, params.reward) if isinstance(params, TrainingParams) else [],
+        lambda: check_metric(params, facts),
     )
 
 
@@ -62,26 +61,9 @@ def _check_full_batch(field: str, size: int, facts: JobFacts) -> list[Violation]
     return [Violation(field, f"must be at most the {facts.train_rows} rows of the dataset")]
 
 
-def check_reward(reward: RewardSettings, facts: JobFacts, field: str) -> list[Violation]:
+def check_reward(reward: RewardSettings | None, facts: JobFacts, field: str) -> list[Violation]:
     """Everything that is wrong with a reward's name or params, under `field`."""
-    return rewards.read(reward.name, reward.params, facts.reward_site, field)[1]
-
-
-def _check_metric(checkpoints: CheckpointSettings, reward: RewardSettings) -> list[Violation]:
-    """That what says which checkpoint is best is a series that their validation makes (weights/questions.py)."""
-    metric = checkpoints.metric
-    # Of another kind it is refused for all algorithms alike.
-    if not checkpoints.keep_best or not metric.startswith(VALIDATION_PREFIX):
-        return []
-    parts = rewards.parts(reward.name, reward.params)
-    made = [f"{VALIDATION_PREFIX}{part}/mean" for part in ("score", *sorted(parts or ()))]
-    if metric in made or (parts is None and metric.endswith("/mean")):
-        return []
-    near = difflib.get_close_matches(metric, made, n=1)
-    hint = f"; did you mean {near[0]}?" if near else ""
-    known = ", ".join(made) if parts is not None else f"{made[0]}, or {VALIDATION_PREFIX}<part>/mean"
-    message = f"is no series of the validation with reward {reward.name!r}, which makes {known} (got {metric!r}){hint}"
-    return [Violation("checkpoints.metric", message)]
+    return [] if reward is None else rewards.read(reward.name, reward.params, facts.reward_site, field)[1]
 
 
 def _check_device(params: RunParams, facts: JobFacts) -> list[Violation]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
@@ -14,6 +15,7 @@ from services.trainer.algorithms.checking import VALIDATION_FORMATS
 from services.trainer.algorithms.pairs import DATASET_FORMATS, PairParams, check_pairs, pair_overrides, pair_steps
 from services.trainer.algorithms.sections import validation_plan
 from services.trainer.algorithms.settings import TrainingParams
+from services.trainer.algorithms.validation_series import ACCURACY, LOSS, MARGIN
 from services.trainer.plan import DpoLoss, JobFacts, LaunchPlan, PlanInputs
 
 # SimPO's rewards are means over tokens where the others' are sums, so its beta is larger (its paper's section 4).
@@ -23,6 +25,7 @@ GAMMA = 1.0
 
 @dataclass(frozen=True)
 class DpoParams(PairParams, TrainingParams):
+    held_out: ClassVar[Mapping[str, tuple[str, ...]]] = {"preference": (LOSS, ACCURACY, MARGIN)}
     learning_rate: Annotated[float, Field(gt=0, le=1, description="peak of AdamW's rate; LoRA wants ten times")] = 1e-6
     loss_type: Annotated[
         Literal["sigmoid", "ipo", "hinge", "simpo"], Field(description="simpo needs no reference model")

@@ -24,8 +24,14 @@ class CheckpointSettings:
         int | None, Field(ge=0, le=100_000, description="the best so many stay, and the last; null keeps all")
     ] = None
     keep_last: Annotated[int, Field(ge=1, le=100_000, description="so many of the newest stay in any case")] = 1
-    metric: Annotated[str, Field(description="validation series that says which is best")] = "validation/score/mean"
-    mode: Annotated[Literal["max", "min"], Field(description="whether more of it is better, or less")] = "max"
+    metric: Annotated[
+        str | None,
+        Field(description="validation series that says which is best; null: the score, where there is none the loss"),
+    ] = None
+    mode: Annotated[
+        Literal["max", "min"] | None,
+        Field(description="whether more of it is better, or less; null: less of losses and perplexity"),
+    ] = None
     keep_training_states: Annotated[
         int, Field(ge=1, le=1000, description="newest states that training can go on from, while the job runs")
     ] = 2
@@ -58,7 +64,7 @@ def _check_keep_best(settings: CheckpointSettings, has_validation: bool) -> list
 
 
 def _check_metric(settings: CheckpointSettings) -> list[Violation]:
-    if not settings.keep_best or settings.metric.startswith(VALIDATION_PREFIX):
+    if not settings.keep_best or settings.metric is None or settings.metric.startswith(VALIDATION_PREFIX):
         return []
-    message = f"must be a series of the validation, such as {DEFAULT_CHECKPOINTS.metric} (got {settings.metric!r})"
+    message = f"must be a series of the validation, such as {VALIDATION_PREFIX}loss (got {settings.metric!r})"
     return [Violation("checkpoints.metric", message)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
@@ -13,6 +14,7 @@ from services.mesh.partly import told
 from services.trainer.algorithms import algorithms
 from services.trainer.algorithms.overrides import flat
 from services.trainer.algorithms.pairs import DATASET_FORMATS, PairParams, check_pairs, pair_overrides, pair_steps
+from services.trainer.algorithms.validation_series import ACCURACY, LOSS, MARGIN
 from services.trainer.plan import JobFacts, LaunchPlan, PairValidationPlan, PlanInputs, RewardModelLoss
 
 
@@ -30,6 +32,7 @@ DEFAULT_PAIR_VALIDATION = PairValidationSettings()
 
 @dataclass(frozen=True)
 class RewardModelParams(PairParams):
+    held_out: ClassVar[Mapping[str, tuple[str, ...]]] = {"preference": (ACCURACY, MARGIN, LOSS)}
     margin: Annotated[
         float, Field(ge=0, le=100, description="by how much the better answer's score must be higher")
     ] = 0.0
@@ -40,8 +43,6 @@ class RewardModelParams(PairParams):
 
 
 FUSED = "model.use_fused_kernels"
-# What a checkpoint of a reward model is measured by.
-SERIES = ("validation/accuracy", "validation/margin")
 
 
 @algorithms.register("reward_model")
@@ -68,7 +69,6 @@ class RewardModel:
             lambda: check_pairs(params, facts, RewardModel.validation_formats, logits=False),
             lambda: _check_sequence_parallel(params),
             lambda: _check_fused(params),
-            lambda: _check_metric(params),
         )
 
     @staticmethod
@@ -107,10 +107,3 @@ def _check_fused(params: RewardModelParams) -> list[Violation]:
     if not dict(flat(params.verl_overrides)).get(FUSED):
         return []
     return [Violation(f"verl_overrides.{FUSED}", "must be false: there is no vocabulary to fuse")]
-
-
-def _check_metric(params: RewardModelParams) -> list[Violation]:
-    if not params.checkpoints.keep_best or params.checkpoints.metric in SERIES:
-        return []
-    message = f"must be one of {', '.join(SERIES)}: a reward model gives no answers that could be scored"
-    return [Violation("checkpoints.metric", message)]

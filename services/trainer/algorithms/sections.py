@@ -103,7 +103,9 @@ def reward_spec(reward: RewardSettings) -> RewardSpec:
     return RewardSpec(reward.name, rewards.complete(reward.name, reward.params))
 
 
-def validation_plan(settings: ValidationSettings, reward: RewardSettings, inputs: PlanInputs) -> ValidationPlan | None:
+def validation_plan(
+    settings: ValidationSettings, reward: RewardSettings | None, inputs: PlanInputs
+) -> ValidationPlan | None:
     """None when the job has no validation rows."""
     if inputs.validation_path is None or inputs.validation_rows == 0:
         return None
@@ -112,5 +114,5 @@ def validation_plan(settings: ValidationSettings, reward: RewardSettings, inputs
         max_new_tokens=settings.max_new_tokens,
         temperature=settings.temperature,
         batch_size=settings.batch_size,
-        reward=reward_spec(reward),
+        reward=reward_spec(reward) if reward is not None else None,
     )

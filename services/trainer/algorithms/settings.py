@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -39,10 +40,10 @@ class RewardSettings:
 
 @dataclass(frozen=True)
 class ValidationSettings:
-    """How the held-out rows are answered at step 0 and at every checkpoint."""
+    """How the held-out rows are answered, and their loss taken, at step 0 and at every checkpoint."""
 
     __pydantic_config__ = STRICT_FIELDS
-    rows: Annotated[int, Field(ge=1, le=100_000, description="rows answered, from the first on")] = 64
+    rows: Annotated[int, Field(ge=1, le=100_000, description="rows answered and measured, from the first on")] = 64
     max_new_tokens: Annotated[int, Field(ge=1, le=32_768, description="longest answer, in tokens")] = 256
     temperature: Annotated[float, Field(ge=0, le=2, description="0 takes the likeliest token")] = 0.0
     batch_size: Annotated[int, Field(ge=1, le=4096, description="rows answered together")] = 64
@@ -94,6 +95,8 @@ class RunParams:
     ] = None
     # Which of verl's configurations those names are in.
     verl_config: ClassVar[str] = "sft_trainer_engine"
+    # Series of held-out rows as training would see them, by the format of the rows.
+    held_out: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 
 
 @dataclass(frozen=True)
@@ -101,4 +104,10 @@ class TrainingParams(RunParams):
     """And of one that makes a language model: how its answers to held-out rows are had and scored."""
 
     validation: ValidationSettings = DEFAULT_VALIDATION
-    reward: Annotated[RewardSettings, Field(description="scores the validation answers")] = EXACT_REWARD
+    reward: Annotated[
+        RewardSettings | None,
+        Field(
+            description="scores the validation answers; null: exact for rows of format prompt, none for conversations"
+            " and pairs"
+        ),
+    ] = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
@@ -29,11 +30,13 @@ from services.trainer.algorithms.sections import (
     validation_plan,
 )
 from services.trainer.algorithms.settings import TrainingParams
+from services.trainer.algorithms.validation_series import LOSS, PERPLEXITY
 from services.trainer.plan import JobFacts, LaunchPlan, PlanInputs
 
 
 @dataclass(frozen=True)
 class SftParams(TrainingParams):
+    held_out: ClassVar[Mapping[str, tuple[str, ...]]] = {"messages": (LOSS, PERPLEXITY)}
     batch_size: Annotated[int, Field(ge=1, le=65_536, description="rows a step")] = 64
     micro_batch_size: Annotated[
         int | None, Field(ge=1, description="rows a forward pass on one slot; null chooses")

@@ -33,6 +33,11 @@ class CheckpointPublisher:
         self._folder = Path(plan.work_dir) / "checkpoints"
         self.last_step = 0
 
+    def check_base(self) -> None:
+        """Have the model answered for that training starts from; a resumed run has done so in an earlier attempt."""
+        if self._plan.validation is not None and self._plan.resume_from is None:
+            self._side.check(CheckRequest(step=0, path=self._plan.model_path, kind="full", checkpoint=False))
+
     def publish(self, step: int, saved: Path, model_folder: Path, sample: bool = True) -> None:
         """`saved` is verl's folder of this step, `model_folder` the one in it that has `huggingface/`."""
         target = self._folder / f"step-{step}"

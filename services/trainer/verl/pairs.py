@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from services.trainer.verl.held_out import pair, write_held_out
 from services.trainer.verl.pair_rows import PairRows, collate
 from services.trainer.verl.sft import SftTrainer
 
@@ -17,14 +18,14 @@ PAIRS = "pairs"
 
 
 class PairTrainer(SftTrainer):
-    def _rows(self) -> PairRows:
-        plan = self._context.plan
-        return PairRows(
-            Path(plan.train_path), self.model_config.tokenizer, plan.max_tokens, self._context.report_left_out
-        )
+    def _rows(self, path: Path, report: Callable[..., None]) -> PairRows:
+        return PairRows(path, self.model_config.tokenizer, self._context.plan.max_tokens, report)
 
     def _collator(self) -> Any:
         return collate
+
+    def write_held_out(self) -> None:
+        write_held_out(self._context.plan, self._context.spool, "preference", self._rows, pair)
 
     def metrics(self, raw: Mapping[str, Any]) -> Mapping[str, Any]:
         """The sums of every micro batch on every slot as means over the step's pairs."""

@@ -123,6 +123,7 @@ def first_asked(
 
 def train(context: RunContext) -> None:
     """Carry out an RL plan; returns after the last step, or the one at which a stop was asked for."""
+    context.publisher.check_base()
     config = rl_config(context.plan)
     OmegaConf.resolve(config)
     _use_our_rows(context)

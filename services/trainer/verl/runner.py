@@ -31,7 +31,6 @@ from services.trainer.verl.failures import RayUnreachableError, explain
 
 if TYPE_CHECKING:
     from services.trainer.verl.context import RunContext
-    from services.trainer.verl.side_process import SideProcess
 
 
 # How long the last record may wait for room on the disk. A run that ends without it counts as one that died.
@@ -93,7 +92,6 @@ def _run(folder: Path, plan: LaunchPlan, spool: SpoolWriter, variables: dict[str
     if start >= plan.total_steps:
         spool.append(Problem(severity="info", message=f"step {start} was the last; nothing is left to train"))
         return End(outcome="succeeded", step=start)
-    _sample_base_model(plan, side)
     failure: End | None = None
     try:
         _train(RunContext(plan, spool, reporter, publisher), control, variables)
@@ -113,14 +111,6 @@ def _run(folder: Path, plan: LaunchPlan, spool: SpoolWriter, variables: dict[str
     spool.append(Phase(phase="verifying", step=reporter.last_step, total_steps=plan.total_steps))
     side.finish()
     return failure or _outcome(plan, start, reporter.last_step, reporter.stopped, side.doubt(publisher.last_step))
-
-
-def _sample_base_model(plan: LaunchPlan, side: SideProcess) -> None:
-    """Have the model answered for before the first step; a resumed run has done so in an earlier attempt."""
-    from services.trainer.weights.side import CheckRequest
-
-    if plan.validation is not None and plan.resume_from is None:
-        side.check(CheckRequest(step=0, path=plan.model_path, kind="full", checkpoint=False))
 
 
 def _train(context: RunContext, control: Control, variables: dict[str, str]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +16,26 @@ from services.trainer.verl.configuration import epochs_for, sft_config
 from services.trainer.verl.context import RunContext
 from services.trainer.verl.datasets import ConversationRows, TooFewRowsError
 from services.trainer.verl.fingerprints import check_position, write_position
+from services.trainer.verl.held_out import conversation, write_held_out
 
 
 class SftTrainer(sft_trainer_ray.SFTTrainer):
-    """What `_rows`, `_collator`, `before_load`, `after_save` and `metrics` give is what other losses change."""
+    """What `_rows`, `_collator`, `write_held_out`, `before_load`, `after_save` and `metrics` give is what other losses
+    change."""
 
     def __init__(self, context: RunContext) -> None:
         self._context = context
         super().__init__(sft_config(context.plan))
 
-    def _rows(self) -> Any:
-        plan = self._context.plan
-        return ConversationRows(
-            Path(plan.train_path), self.model_config.tokenizer, plan.max_tokens, self._context.report_left_out
-        )
+    def _rows(self, path: Path, report: Callable[..., None]) -> Any:
+        return ConversationRows(path, self.model_config.tokenizer, self._context.plan.max_tokens, report)
 
     def _collator(self) -> Any:
         return self.collate_fn
+
+    def write_held_out(self) -> None:
+        """Called when the rows are there: what a checkpoint's loss is taken on."""
+        write_held_out(self._context.plan, self._context.spool, "messages", self._rows, conversation)
 
     def before_load(self) -> None:
         """Called when the weights are those of the base model, before a training state is loaded."""
@@ -45,9 +48,11 @@ class SftTrainer(sft_trainer_ray.SFTTrainer):
         return raw
 
     def _build_dataset(self) -> None:
-        self.train_dataset = self._rows()
-        # Held-out rows are answered and scored by the side process.
+        self.train_dataset = self._rows(Path(self._context.plan.train_path), self._context.report_left_out)
+        # Held-out rows are the side process's business.
         self.val_dataset = None
+        self.write_held_out()
+        self._context.publisher.check_base()
 
     def _build_dataloader(self) -> None:
         """verl's loaders fork eight workers out of a process that has Ray's threads; rows are in memory here."""

@@ -9,7 +9,8 @@ from pathlib import Path
 import msgspec
 import torch
 
-from services.trainer.plan import PairValidationPlan
+from services.trainer.losses.bradley_terry import bradley_terry
+from services.trainer.plan import PairValidationPlan, RewardModelLoss
 from services.trainer.spool import Sample
 from services.trainer.weights import chat, loading
 
@@ -83,11 +84,13 @@ def score_pairs(scorer: RewardModelScorer, path: Path, plan: PairValidationPlan)
     return found
 
 
-def summarise(pairs: list[ScoredPair]) -> dict[str, float]:
+def summarise(pairs: list[ScoredPair], loss: RewardModelLoss) -> dict[str, float]:
     """The metrics of a validation. Equal scores count as wrong."""
     values = {"validation/pairs/count": float(len(pairs))}
     if pairs:
         margins = [pair.chosen_score - pair.rejected_score for pair in pairs]
+        chosen, rejected = torch.tensor([(pair.chosen_score, pair.rejected_score) for pair in pairs]).double().unbind(1)
+        values["validation/loss"] = float(bradley_terry(chosen, rejected, loss).mean())
         values["validation/accuracy"] = sum(margin > 0 for margin in margins) / len(pairs)
         values["validation/margin"] = sum(margins) / len(pairs)
     return values

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from services.trainer import rewards
+from services.trainer.plan import RewardSpec
 
 
 @dataclass(frozen=True)
@@ -21,13 +22,13 @@ class Question:
     messages: tuple[dict[str, str], ...]
     expected: str | None
     metadata: dict[str, Any] = field(default_factory=dict)
+    # Of a row of format prompt: its answer is there to be compared with, that of a conversation only to be read.
+    is_prompt: bool = True
 
 
 def read_questions(path: Path, rows: int) -> list[Question]:
-    """The first `rows` canonical rows, of format prompt, messages or preference. A conversation's last turn is the
-    expected answer, and so is that of the better side of a pair.
-
-    Raises ValueError for a row of another format.
+    """The first `rows` canonical rows, of format prompt, messages or preference. The last turn of a conversation is the
+    expected answer where it is the assistant's, and so is that of the better side of a pair.
     """
     with path.open("rb") as file:
         return [_question(index, msgspec.json.decode(line)) for index, line in enumerate(islice(file, rows))]
@@ -36,13 +37,21 @@ def read_questions(path: Path, rows: int) -> list[Question]:
 def _question(index: int, row: dict[str, Any]) -> Question:
     metadata = row.get("metadata") or {}
     if "chosen" in row:
-        return Question(index, tuple(row["prompt"]), row["chosen"][-1]["content"], metadata)
+        return Question(index, tuple(row["prompt"]), row["chosen"][-1]["content"], metadata, is_prompt=False)
     if "prompt" in row:
         return Question(index, tuple(row["prompt"]), row.get("answer"), metadata)
-    messages = row.get("messages") or []
-    if len(messages) < 2 or messages[-1]["role"] != "assistant":
-        raise ValueError(f"row {index + 1}: a conversation must end with the assistant's answer")
-    return Question(index, tuple(messages[:-1]), messages[-1]["content"], metadata)
+    messages = row["messages"]
+    if messages[-1]["role"] != "assistant":
+        return Question(index, tuple(messages), None, metadata, is_prompt=False)
+    return Question(index, tuple(messages[:-1]), messages[-1]["content"], metadata, is_prompt=False)
+
+
+def reward_for(questions: Sequence[Question], reward: RewardSpec | None) -> RewardSpec | None:
+    """What scores the answers where the job names no reward: `exact` for rows of format prompt, and nothing for
+    conversations and pairs, whose answers are seldom given word for word."""
+    if reward is not None or not all(question.is_prompt for question in questions):
+        return reward
+    return RewardSpec("exact", rewards.complete("exact", {}))
 
 
 def score(

@@ -11,6 +11,8 @@ import queue
 import sys
 import threading
 import time
+from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,11 +24,12 @@ from services.trainer import provenance, rewards
 from services.trainer.runners.local import stop_requested
 from services.trainer.spool import Checkpoint, Metrics, Problem, Sample, SampleBatch, SpoolWriter
 from services.trainer.weights.probe import TOLERANCE, Probe, ask, difference
-from services.trainer.weights.questions import Question, read_questions, score, summarise
+from services.trainer.weights.questions import Question, read_questions, reward_for, score, summarise
 from services.trainer.weights.reward_scoring import LocalScorer
 
 if TYPE_CHECKING:
     from services.trainer.weights.answering import Answerer
+    from services.trainer.weights.heldout import HeldOut
 
 # Below training, which must not wait for it, and above the idle class, which may never run.
 NICENESS = 5
@@ -38,6 +41,11 @@ _CHECKPOINT_REMEDY = (
 _BASE_REMEDY = (
     "training goes on without the answers of step 0; look whether the machine has memory for the model a second time,"
     " and try the model itself with transformers"
+)
+
+_MEASURE_REMEDY = (
+    "training goes on, and the checkpoint is none the worse; look whether the chat template takes the rows of the"
+    " validation dataset, and whether the machine has memory"
 )
 
 
@@ -147,6 +155,8 @@ class Checker:
     def _sample(self, request: CheckRequest) -> dict[str, float]:
         from services.trainer.weights.answering import Answerer
 
+        if request.sample and request.checkpoint:
+            self._held_out.prepare()
         if request.kind == "adapter":
             answerer = Answerer(Path(request.path), Path(self._plan.model_path), self._plan.computes_in)
         else:
@@ -155,22 +165,37 @@ class Checker:
             answerer = Answerer(Path(request.path), dtype=stored)
         compared = self._compared(request, answerer.model)
         answerer.merge_adapter()
-        validation = self._plan.validation
-        if not request.sample or validation is None or self._plan.validation_path is None:
+        if not request.sample or self._plan.validation is None or self._plan.validation_path is None:
             return compared
-        if self._questions is None:
-            self._questions = self._fitting(
-                read_questions(Path(self._plan.validation_path), validation.rows), answerer, validation
-            )
-        try:
-            values = self._score(request.step, answerer, validation, self._questions)
-        except rewards.RewardError as error:
-            # The weights are sound, they only have no score.
-            message = f"the answers of step {request.step} have no score: {error}"
-            self._spool.append(Problem(severity="error", message=message, remedy=error.remedy))
-            return compared
-        self._spool.append(Metrics(step=request.step, values=values))
+        step = request.step
+        values = {
+            **self._tried(f"the answers of step {step} have no score", lambda: self._score(step, answerer)),
+            **self._tried(f"step {step} has no held-out loss", lambda: self._take_loss(request, answerer)),
+        }
+        if values:
+            self._spool.append(Metrics(step=step, values=values))
         return {**compared, **values}
+
+    def _tried(self, failure: str, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
+        """What is measured. Where that fails the weights are sound, they only have no value."""
+        try:
+            return measure()
+        except rewards.RewardError as error:
+            why, remedy = str(error), error.remedy
+        except Exception as error:
+            # Whatever a chat template raises, for one.
+            why, remedy = f"{type(error).__name__}: {error}", _MEASURE_REMEDY
+        self._spool.append(Problem(severity="error", message=f"{failure}: {why}", remedy=remedy))
+        return {}
+
+    @cached_property
+    def _held_out(self) -> HeldOut:
+        from services.trainer.weights.heldout import HeldOut
+
+        return HeldOut(self._plan)
+
+    def _take_loss(self, request: CheckRequest, answerer: Answerer) -> dict[str, float]:
+        return self._held_out.measure(answerer.model, is_base=not request.checkpoint)
 
     def _try_pairs(self, request: CheckRequest) -> dict[str, float]:
         """A reward model is asked which answer of each pair is better."""
@@ -182,7 +207,8 @@ class Checker:
         if not request.sample or validation is None or self._plan.validation_path is None:
             return compared
         pairs = pair_scores.score_pairs(scorer, Path(self._plan.validation_path), validation)
-        values = pair_scores.summarise(pairs)
+        assert self._plan.reward_model is not None
+        values = pair_scores.summarise(pairs, self._plan.reward_model)
         samples = [sample for pair in pairs for sample in pair.samples()]
         self._spool.append(SampleBatch(step=request.step, split="validation", samples=samples))
         self._spool.append(Metrics(step=request.step, values=values))
@@ -191,24 +217,43 @@ class Checker:
     def _fitting(
         self, questions: list[Question], answerer: Answerer, validation: plans.ValidationPlan
     ) -> list[Question]:
-        fitting = [question for question in questions if answerer.fits(question, validation)]
-        if len(fitting) < len(questions):
-            message = (
-                f"{len(questions) - len(fitting)} of {len(questions)} validation rows are left out: prompt and "
-                f"{validation.max_new_tokens} new tokens do not fit the model's context of {answerer.context_length}"
-            )
-            remedy = "lower validation.max_new_tokens"
-            self._spool.append(Problem(severity="warning", message=message, remedy=remedy))
+        """Those that can be answered; of the others is said how many there are, and why the first is none."""
+        too_long = (
+            f"prompt and {validation.max_new_tokens} new tokens do not fit the model's context of"
+            f" {answerer.context_length}",
+            "lower validation.max_new_tokens",
+        )
+        fitting: list[Question] = []
+        left_out: list[tuple[str, str]] = []
+        for question in questions:
+            try:
+                if not question.messages:
+                    left_out.append(("there is nothing before the answer", "give the conversation a question"))
+                elif answerer.fits(question, validation):
+                    fitting.append(question)
+                else:
+                    left_out.append(too_long)
+            except Exception as error:
+                # Whatever a chat template raises.
+                left_out.append((f"{type(error).__name__}: {error}", "give the row the roles that the template takes"))
+        if left_out:
+            message = f"{len(left_out)} of {len(questions)} validation rows are not answered: {left_out[0][0]}"
+            self._spool.append(Problem(severity="warning", message=message, remedy=left_out[0][1]))
         return fitting
 
-    def _score(
-        self, step: int, answerer: Answerer, validation: plans.ValidationPlan, questions: list[Question]
-    ) -> dict[str, float]:
+    def _score(self, step: int, answerer: Answerer) -> dict[str, float]:
+        """The metrics of the answers; none of those that are only there to be read."""
+        validation = self._plan.validation
+        assert validation is not None and self._plan.validation_path is not None
+        if self._questions is None:
+            found = read_questions(Path(self._plan.validation_path), validation.rows)
+            self._questions = self._fitting(found, answerer, validation)
+        questions, reward = self._questions, reward_for(self._questions, validation.reward)
         scores, done = [], 0
         for completions in answerer.answer(questions, validation, seed=self._plan.seed + step):
             batch = questions[done : done + len(completions)]
             done += len(completions)
-            batch_scores = self._judged(batch, completions, validation.reward)
+            batch_scores = self._judged(batch, completions, reward) if reward else [None] * len(batch)
             scores.extend(batch_scores)
             samples = [
                 Sample(
@@ -222,7 +267,7 @@ class Checker:
                 for question, completion, one in zip(batch, completions, batch_scores, strict=True)
             ]
             self._spool.append(SampleBatch(step=step, split="validation", samples=samples))
-        return summarise(scores)
+        return summarise(scores) if reward else {}
 
     def _judged(
         self, questions: list[Question], completions: list[str], reward: plans.RewardSpec

@@ -91,7 +91,9 @@ def save(folder: Path, writer: spool.SpoolWriter, step: int, *, spoil: bool) -> 
         (weights / "model.safetensors").write_text("something else")
     facts = {"manifest_sha256": manifest.sha256, "size_bytes": manifest.size_bytes, "software": {"verl": "0.9.1"}}
     score = json.loads(os.environ["SCRIPT"]).get("scores", {}).get(str(step), step / 10)
-    writer.append(spool.Checkpoint(**common, **facts, state="ready", metrics={"validation/score/mean": score}))
+    # Of conversations, by which jobs of `sft` choose, there is a loss.
+    metrics = {"validation/score/mean": score, "validation/loss": 1 - score}
+    writer.append(spool.Checkpoint(**common, **facts, state="ready", metrics=metrics))
     answer = spool.Sample(row_index=0, prompt="q", completion="a\0", expected=None, score=0.5, parts={"correct": 0.5})
     writer.append(spool.SampleBatch(step=step, split="validation", samples=[answer]))
 

@@ -56,7 +56,7 @@ async def test_the_best_and_the_last_stay_and_the_others_are_seen_to_be_gone(
     assert states(found) == {1: "PRUNED", 2: "READY", 3: "PRUNED", 4: "PRUNED", 5: "PRUNED", 6: "READY"}
     assert weights_there(bench) == {2, 6}
     gone = found[-1]
-    assert gone.state_reason == "the job keeps the 1 of the highest validation/score/mean, and the newest"
+    assert gone.state_reason == "the job keeps the 1 of the lowest validation/loss, and the newest"
     assert gone.manifest_sha256 and gone.size_bytes, "what it was is still known"
     with pytest.raises(FailedPrecondition, match="PRUNED"):
         request = pb.DownloadCheckpointRequest(name=gone.name, path="model.safetensors")

@@ -13,7 +13,7 @@ import torch
 
 from services.trainer import plan as plans
 from services.trainer.spool import Checkpoint, End, Metrics, Phase
-from tests.fix_runner import AttemptMaker
+from tests.fix_runner import AttemptMaker, trained_rows_as_held_out
 from tests.fix_stored import store_as
 
 pytestmark = pytest.mark.slow
@@ -138,3 +138,24 @@ def test_simpo_needs_no_reference(attempts: AttemptMaker) -> None:
     assert first["rewards/chosen"] == pytest.approx(2.0 * first["logps/chosen"] / 7, rel=1e-4)
     assert "reference" not in [r.phase for r in records if isinstance(r, Phase)]
     assert not list(Path(ready(records)[3].training_state_path).glob("*/references.safetensors"))
+
+
+def test_held_out_pairs_are_measured_as_they_are_trained(attempts: AttemptMaker) -> None:
+    params = {**PARAMS, "validation": {"rows": 16, "max_new_tokens": 8}, "save_every_steps": 1}
+    attempt = attempts("held-out", "dpo", steps=3, **params)
+    trained_rows_as_held_out(attempt, 16)
+    records = attempt.run()
+    steps, checkpoints = series(records), ready(records)
+    [base] = [r.values for r in records if isinstance(r, Metrics) and r.step == 0]
+    measured = [base, checkpoints[1].metrics, checkpoints[2].metrics]
+    # All pairs are a step, whose values are those of the weights before its update.
+    for step, metrics in enumerate(measured, start=1):
+        for held_out, trained in (
+            ("loss", "train/loss"),
+            ("margin", "rewards/margin"),
+            ("accuracy", "rewards/accuracy"),
+        ):
+            if (step, held_out) != (1, "accuracy"):  # of equals, by rounding
+                assert metrics[f"validation/{held_out}"] == pytest.approx(steps[step][trained], abs=1e-4)
+    assert measured[0]["validation/accuracy"] == 0 and measured[2]["validation/loss"] < math.log(2)
+    assert measured[0]["validation/pairs/count"] == 16 and "validation/score/mean" not in measured[2]

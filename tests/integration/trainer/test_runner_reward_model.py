@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,8 @@ def test_which_answer_is_better_is_learnt_the_same_after_a_stop(attempts: Attemp
     ours = scores(folder, rows)
     margin = sum(chosen - rejected for chosen, rejected in ours) / len(ours)
     assert metrics["validation/margin"] == pytest.approx(margin, abs=1e-4)
+    each = [math.log1p(math.exp(worse - better)) + 0.01 * (better + worse) ** 2 for better, worse in ours]
+    assert metrics["validation/loss"] == pytest.approx(sum(each) / len(ours), abs=1e-4)
     shown = [s for r in records if isinstance(r, SampleBatch) and r.step == 8 for s in r.samples]
     assert [s.score for s in shown] == pytest.approx([score for pair in ours for score in pair], abs=1e-4)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from services.mesh.artifacts import Manifest
 from services.trainer import plan as plans
 from services.trainer.spool import Checkpoint, End, Metrics, Phase, Problem, SampleBatch
-from tests.fix_runner import AttemptMaker
+from tests.fix_runner import AttemptMaker, trained_rows_as_held_out
 
 pytestmark = pytest.mark.slow
 PARAMS = {"learning_rate": 2e-3, "batch_size": 32, "max_length": 32, "scheduler": "constant", "warmup_ratio": 0.0}
@@ -71,22 +72,38 @@ def test_a_stop_ends_within_a_step_and_keeps_the_weights(attempts: AttemptMaker)
     assert [r.state for r in records if isinstance(r, Checkpoint)] == ["verifying", "ready"]
 
 
-def test_adapters_are_kept_in_peft_form_and_long_rows_are_reported(attempts: AttemptMaker) -> None:
-    attempt = attempts("adapter", "sft", steps=2, lora={"rank": 4, "alpha": 8}, **PARAMS)
-    with (attempt.folder / "train.jsonl").open("a") as file:
-        turns = [{"role": "user", "content": "1" * 40}, {"role": "assistant", "content": "1"}]
-        file.write(json.dumps({"messages": turns}) + "\n")
+def test_adapters_are_kept_in_peft_form_and_measured_on_held_out_rows(attempts: AttemptMaker) -> None:
+    params = {**PARAMS, "batch_size": 16, "validation": {"rows": 17, "max_new_tokens": 8}, "save_every_steps": 1}
+    attempt = attempts("adapter", "sft", steps=2, lora={"rank": 4, "alpha": 8}, **params)
+    turns = [{"role": "user", "content": "1" * 40}, {"role": "assistant", "content": "1"}]
+    trained_rows_as_held_out(attempt, 16, {"messages": turns})
     records = attempt.run()
 
     assert isinstance(records[-1], End) and records[-1].outcome == "succeeded", records[-1]
-    assert [r.message for r in records if isinstance(r, Problem)] == [
-        "1 of 65 training rows are longer than 32 tokens and are left out"
-    ]
-    [ready] = [r for r in records if isinstance(r, Checkpoint) and r.state == "ready"]
-    assert ready.kind == "adapter"
-    files = {path.name for path in Path(ready.path).iterdir()}
+    problems = [r.message for r in records if isinstance(r, Problem)]
+    assert problems[0] == "1 of 17 training rows are longer than 32 tokens and are left out"
+    assert problems[1].startswith(
+        "the held-out loss leaves out 1 of 17 validation rows, the first because it is longer"
+    )
+    ready = {r.step: r for r in records if isinstance(r, Checkpoint) and r.state == "ready"}
+    assert {one.kind for one in ready.values()} == {"adapter"}
+    files = {path.name for path in Path(ready[2].path).iterdir()}
     assert {"adapter_config.json", "adapter_model.safetensors"} <= files
     assert "model.safetensors" not in files
+
+    # All 16 rows are a step: verl's loss before its update is the loss that the checkpoint before has on them.
+    held_out = {r.step: r.values for r in records if isinstance(r, Metrics) and "validation/loss" in r.values}
+    assert list(held_out) == [0, 1, 2]
+    for step in (0, 1):
+        assert held_out[step]["validation/loss"] == pytest.approx(losses(records)[step + 1], abs=1e-4)
+    assert held_out[2]["validation/loss"] < held_out[1]["validation/loss"] < held_out[0]["validation/loss"]
+    # Six digits and the end of each answer.
+    assert held_out[0]["validation/tokens/count"] == 16 * 7
+    assert ready[2].metrics["validation/perplexity"] == pytest.approx(math.exp(held_out[2]["validation/loss"]))
+    # Conversations are answered, to be read; no reward fits them unless the job names one.
+    answers = [s for r in records if isinstance(r, SampleBatch) and r.step == 2 for s in r.samples]
+    assert len(answers) == 16 and all(s.expected and math.isnan(s.score) for s in answers)
+    assert "validation/score/mean" not in ready[2].metrics
 
 
 def test_a_failure_names_its_first_cause(attempts: AttemptMaker) -> None:

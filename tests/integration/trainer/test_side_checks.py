@@ -12,9 +12,10 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from services.mesh.params import parse
 from services.trainer import plan as plans
 from services.trainer.algorithms import algorithms
-from services.trainer.spool import Checkpoint, Problem, SpoolWriter, read_from
+from services.trainer.spool import Checkpoint, Problem, SampleBatch, SpoolWriter, read_from
 from services.trainer.weights.answering import Answerer
 from services.trainer.weights.probe import TOLERANCE, Probe, ask, difference
 from services.trainer.weights.side import Checker, CheckRequest
@@ -112,3 +113,24 @@ def test_what_is_no_number_differs() -> None:
     assert difference([[1.0, 2.0]], [[1.0, 2.5]]) == 0.5
     assert difference([[1.0, 2.0]], [[1.0, 2.5]], "bfloat16") == 0.25
     assert difference([[1.0]], [[nan]]) == difference([[nan]], [[nan]]) == difference([[1.0]], []) == float("inf")
+
+
+def test_rows_that_cannot_be_answered_say_nothing_against_the_weights(tiny_model: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    template = "{% if messages[0].content == '9' %}{{ raise_exception('no nines') }}{% endif %}"
+    path = folder / "chat_template.jinja"
+    path.write_text(template + path.read_text())
+    said = [[("user", "1" * 40)], [("user", "9")], [("assistant", "3")], [("user", "21"), ("assistant", "12")]]
+    rows = [{"messages": [{"role": role, "content": text} for role, text in turns]} for turns in said]
+    (tmp_path / "validation.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    inputs = replace(INPUTS, work_dir=str(tmp_path), validation_path=str(tmp_path / "validation.jsonl"))
+    algorithm = algorithms.get("sft")
+    plan = algorithm.plan(parse(algorithm.Params, {"validation": {"max_new_tokens": 4}}), inputs)
+    spool = tmp_path / plans.SPOOL_FILE
+    Checker(plan, SpoolWriter(spool)).handle(CheckRequest(step=1, path=str(folder), kind="full"))
+    records, _ = read_from(spool, 0)
+    assert [record.state for record in records if isinstance(record, Checkpoint)] == ["ready"]
+    [problem] = [record for record in records if isinstance(record, Problem)]
+    assert problem.message.startswith("3 of 4 validation rows are not answered: prompt and 4 new tokens do not fit")
+    [samples] = [record for record in records if isinstance(record, SampleBatch)]
+    assert [(sample.row_index, sample.expected) for sample in samples.samples] == [(3, "12")]

@@ -74,6 +74,8 @@ def test_samples_have_columns_for_what_they_hold() -> None:
         "PROMPT",
         "COMPLETION",
     ]
+    score = job_views.samples_table([bare], 20)[2].value
+    assert (score(bare), score(Sample(score=0.5))) == ("–", "0.500")
     full = Sample(prompt="p", completion="c", answer="a", parts={"format": 1})
     assert [column.title for column in job_views.samples_table([bare, full], 20)][-2:] == ["ANSWER", "PARTS"]
     both = [Sample(split="validation"), Sample(split="rollout")]

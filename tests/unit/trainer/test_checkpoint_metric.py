@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
 
+from services.mesh.params import parse
 from services.trainer import rewards
+from services.trainer.algorithms import algorithms
+from services.trainer.algorithms.validation_series import settle
 from services.trainer.rewards import RewardSample
 from services.trainer.weights.questions import summarise
-from tests.unit.trainer.test_algorithms import check
+from tests.unit.trainer.test_algorithms import FACTS, check
+
+ALL = (
+    "validation/score/mean",
+    "validation/loss",
+    "validation/perplexity",
+    "validation/accuracy",
+    "validation/margin",
+    "validation/tokens/count",
+)
 
 WEIGHTED = {"components": [{"name": "numeric"}, {"name": "length", "params": {"longest": 9}, "label": "brevity"}]}
 CHAT = {"url": "http://127.0.0.1:1/", "model": "m", "rubric": "r"}
@@ -64,3 +77,70 @@ def test_where_only_the_judge_knows_its_parts_any_part_is_taken() -> None:
     assert refused("sft", "validation/tone/mean", {"name": "api", "params": CHAT}) is not None
     assert refused("sft", "validation/judged/mean", {"name": "api", "params": CHAT}) is None
     assert refused("sft", "validation/output/mean", {"name": "model", "params": {"model": "m"}}) is None
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "rows", "series"),
+    [
+        ("sft", "messages", {"validation/loss", "validation/perplexity"}),
+        ("dpo", "preference", {"validation/loss", "validation/accuracy", "validation/margin"}),
+        ("reward_model", "preference", {"validation/loss", "validation/accuracy", "validation/margin"}),
+    ],
+)
+def test_held_out_losses_may_choose_where_they_are_taken(algorithm: str, rows: str, series: set[str]) -> None:
+    def refused(metric: str, **more: Any) -> str | None:
+        params = {"checkpoints": {"keep_best": 2, "metric": metric}, **more}
+        return check(algorithm, params, validation_format=rows).get("checkpoints.metric")
+
+    assert {metric for metric in ALL if refused(metric) is None} == series
+    assert series <= set(algorithms.get(algorithm).Params.held_out[rows])
+    said = refused("validation/lost")
+    assert said is not None and said.endswith("did you mean validation/loss?") and "with reward" not in said
+    if algorithm != "reward_model":
+        # Answers to conversations are scored where the job says by what.
+        assert refused("validation/score/mean", reward={"name": "exact"}) is None
+
+
+@pytest.mark.parametrize("algorithm", ["sft", "dpo", "grpo"])
+def test_answers_to_questions_have_a_score_and_no_loss(algorithm: str) -> None:
+    for metric in ALL:
+        params = {"checkpoints": {"keep_best": 2, "metric": metric}}
+        assert ("checkpoints.metric" in check(algorithm, params)) is (metric != "validation/score/mean")
+
+
+def test_the_worst_is_never_kept_for_the_best() -> None:
+    for metric in ("validation/loss", "validation/perplexity"):
+        kept = {"keep_best": 1, "metric": metric, "mode": "max"}
+        said = check("sft", {"checkpoints": kept}, validation_format="messages")
+        assert said.keys() == {"checkpoints.mode"} and "less is better" in said["checkpoints.mode"]
+        for mode in (None, "min"):
+            assert check("sft", {"checkpoints": {**kept, "mode": mode}}, validation_format="messages") == {}
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "rows", "given", "metric", "mode"),
+    [
+        ("sft", "messages", {}, "validation/loss", "min"),
+        ("sft", "prompt", {}, "validation/score/mean", "max"),
+        ("sft", "messages", {"reward": {"name": "numeric"}}, "validation/score/mean", "max"),
+        ("sft", "messages", {"checkpoints": {"metric": "validation/perplexity"}}, "validation/perplexity", "min"),
+        ("dpo", "preference", {}, "validation/loss", "min"),
+        ("dpo", "preference", {"checkpoints": {"metric": "validation/margin"}}, "validation/margin", "max"),
+        ("reward_model", "preference", {}, "validation/accuracy", "max"),
+        ("grpo", "prompt", {}, "validation/score/mean", "max"),
+        ("grpo", "prompt", {"checkpoints": {"mode": "min"}}, "validation/score/mean", "min"),
+    ],
+)
+def test_what_chooses_is_written_down_when_a_job_is_created(
+    algorithm: str, rows: str, given: dict[str, Any], metric: str, mode: str
+) -> None:
+    given = {**given, "checkpoints": {"keep_best": 2, **given.get("checkpoints", {})}}
+    parsed = parse(algorithms.get(algorithm).Params, given)
+    facts = dataclasses.replace(FACTS, validation_format=rows)
+    kept = settle(parsed, facts).checkpoints
+    assert (kept.metric, kept.mode, kept.keep_best) == (metric, mode, 2)
+
+
+def test_nothing_chooses_where_all_stay() -> None:
+    parsed = parse(algorithms.get("sft").Params, {})
+    assert settle(parsed, FACTS) is parsed

@@ -39,7 +39,12 @@ def test_all_that_is_wrong_with_pairs_is_said_at_once() -> None:
         ("reward_model", {}, {"train_format": "messages"}, "dataset"),
         ("reward_model", {"sequence_parallel": 2}, {"device": "cuda", "slots": 2}, "sequence_parallel"),
         ("reward_model", {"verl_overrides": {"model": {"use_fused_kernels": True}}}, {}, OVERRIDE),
-        ("reward_model", {"checkpoints": {"keep_best": 2}}, {}, "checkpoints.metric"),
+        (
+            "reward_model",
+            {"checkpoints": {"keep_best": 2, "metric": "validation/score/mean"}},
+            {},
+            "checkpoints.metric",
+        ),
     ],
 )
 def test_a_check_names_the_field(name: str, params: dict, facts: dict, field: str) -> None:
@@ -51,7 +56,8 @@ def test_what_is_right_is_not_refused() -> None:
     for validation in ("prompt", "messages", "preference", None):
         assert check("dpo", {"label_smoothing": 0.1}, validation_format=validation) == {}
     assert check("dpo", {"loss_type": "simpo", "gamma": 0.5}) == {}
-    assert check("reward_model", {"checkpoints": {"keep_best": 2, "metric": "validation/accuracy"}}, **pairs) == {}
+    for metric in (None, "validation/accuracy", "validation/margin", "validation/loss"):
+        assert check("reward_model", {"checkpoints": {"keep_best": 2, "metric": metric}}, **pairs) == {}
     # The reference takes no memory: a model that can be trained at all can be trained by preferences.
     facts = {"model_parameters": 10**9, "memory_bytes": 17 * 10**9}
     assert check("dpo", {}, **facts) == check("sft", {}, **facts) == {}

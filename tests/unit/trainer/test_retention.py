@@ -38,7 +38,8 @@ def checkpoint(step: int, score: float | None, state: str = "READY") -> Checkpoi
 def kept(scores: list[float | None], in_use: tuple[str, ...] = (), **settings: object) -> list[int]:
     """Steps that stay, of checkpoints 1, 2, 3 … with these scores."""
     found = [checkpoint(step, score) for step, score in enumerate(scores, start=1)]
-    gone = {one.step for one in surplus(found, CheckpointSettings(**settings), frozenset(in_use))}  # type: ignore[arg-type]
+    rule = CheckpointSettings(**{"metric": SCORE, **settings})  # type: ignore[arg-type]
+    gone = {one.step for one in surplus(found, rule, frozenset(in_use))}
     return [one.step for one in found if one.step not in gone]
 
 
@@ -95,5 +96,5 @@ def test_the_check_refuses_what_would_keep_something_else() -> None:
 
 def test_the_reason_says_the_rule() -> None:
     assert reason(CheckpointSettings(keep_best=0)) == "the job keeps the newest"
-    whole = reason(CheckpointSettings(keep_best=2, keep_last=3, mode="min"))
+    whole = reason(CheckpointSettings(keep_best=2, keep_last=3, metric=SCORE, mode="min"))
     assert whole == f"the job keeps the 2 of the lowest {SCORE}, and the newest 3"

@@ -45,7 +45,7 @@ export const en = {
   newJob: {
     title: "New job", params: "Parameters of {algorithm}", advanced: "{count} more parameters", about: "About {algorithm}", start: "Start", check: "Check only",
     choose: "choose", none: "none", noModel: "Import a model first", formats: "Format: {formats}.",
-    validationHelp: "Held-out rows, answered at step 0 and at every checkpoint.", nameHelp: "1 to 63 of a–z, 0–9 and dashes, a letter first.",
+    validationHelp: "Held-out rows: loss and answers at step 0 and at every checkpoint.", nameHelp: "1 to 63 of a–z, 0–9 and dashes, a letter first.",
     slots: "GPUs or slots", slotsHelp: "On a machine without GPUs these are slots.", priority: "Priority", priorityHelp: "−100 to 100; higher goes first.",
     right: "Nothing is wrong with it.", wrong: "One field is wrong | {count} fields are wrong",
   },
