@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from services.cli import completions, display, output
+from services.cli import completions, display, headline, output
 from services.cli.output import Column, FormatOption
 from services.cli.session import collect, run
 from services.client import references
 
 if TYPE_CHECKING:
+    from rlhf.trainer.v1.training_job_pb2 import HeadlineMetric
     from rlhf.type.v1.checkpoint_pb2 import Checkpoint
 
     from services.client import AsyncClient
@@ -32,26 +33,36 @@ CheckpointArgument = Annotated[
 
 @app.command("list")
 def list_checkpoints(context: typer.Context, job: JobArgument, output_format: FormatOption = "table") -> None:
-    """Checkpoints of a job, the last first.
+    """Checkpoints of a job, the last first, with what its algorithm is validated by.
 
     Example: `rlhf checkpoint list grpo-k3x9qa`
     """
 
+    async def command(client: AsyncClient) -> tuple[list[Checkpoint], list[HeadlineMetric]]:
+        name = references.job(client.project, job)
+        found = await collect(client.checkpoints.list(name))
+        if output_format != "table" or not any(item.metrics for item in found):
+            return found, []
+        return found, await headline.of_algorithm(client, (await client.training_jobs.get(name)).algorithm)
+
+    found, shown = run(context, command)
     columns = [
         Column("CHECKPOINT", lambda item: references.short(item.name), whole=True),
         Column("STEP", lambda item: str(item.step), right=True),
         Column("STATE", state),
         Column("KIND", _kind),
         Column("SIZE", lambda item: display.size(item.size_bytes), right=True),
-        Column(
-            "SCORE",
-            lambda item: _metric(item, "validation/score/mean") or _metric(item, "validation/accuracy"),
-            right=True,
-        ),
+        *(_measured(series) for series in shown if any(series.metric in item.metrics for item in found)),
         Column("CREATED", lambda item: display.age(item.create_time)),
     ]
-    found = run(context, lambda client: collect(client.checkpoints.list(references.job(client.project, job))))
     output.show_list(found, columns, output_format, f"{job} has no checkpoints yet")
+
+
+def _measured(series: HeadlineMetric) -> Column:
+    def value(item: Checkpoint) -> str:
+        return "".join(text for _, text in headline.measured(item, [series]))
+
+    return Column(series.title.upper(), value, right=True)
 
 
 @app.command()
@@ -122,10 +133,6 @@ def _kind(checkpoint: Checkpoint) -> str:
     from rlhf.type.v1.checkpoint_pb2 import Checkpoint as Type
 
     return Type.Kind.Name(checkpoint.kind).removeprefix("KIND_").lower()
-
-
-def _metric(checkpoint: Checkpoint, metric: str) -> str:
-    return display.score(checkpoint.metrics[metric]) if metric in checkpoint.metrics else ""
 
 
 def _training_state(checkpoint: Checkpoint) -> str:

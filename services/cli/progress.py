@@ -4,48 +4,32 @@ from __future__ import annotations
 
 import collections
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from services.cli import display, job_views
+from services.cli.headline import VALIDATION, measured, text
 from services.client import references
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
-    from rlhf.trainer.v1.training_job_pb2 import TrainingJob
+    from rlhf.trainer.v1.training_job_pb2 import HeadlineMetric, TrainingJob
     from rlhf.type.v1.checkpoint_pb2 import Checkpoint
     from rlhf.type.v1.metric_point_pb2 import MetricPoint
 
-# What is worth a glance while it trains, in this order.
-SHOWN = (
-    ("train/loss", "loss"),
-    ("rewards/accuracy", "accuracy"),
-    ("rewards/margin", "margin"),
-    ("reward/mean", "reward"),
-    ("held_out/mean", "held-out reward"),
-    ("critic/explained_variance", "explained variance"),
-    ("actor/kl", "KL"),
-    ("actor/kl_to_rollout", "KL to rollout"),
-    ("actor/entropy", "entropy"),
-    ("validation/score/mean", "held-out score"),
-    ("validation/accuracy", "held-out accuracy"),
-)
-# Of a checkpoint, the first that it has.
-_JUDGED = (("validation/score/mean", "held-out score"), ("validation/accuracy", "held-out accuracy"))
-_VALIDATION = "validation/"
-_SHARES = (_VALIDATION, "reward", "held_out/")
-# Not shown beside what says more: a policy's loss beside its reward, KL to the policy that answered beside KL to the
-# reference, which a job may do without.
-_LESS_THAN = {"train/loss": "reward/mean", "actor/kl_to_rollout": "actor/kl"}
 # Steps over which the pace is averaged.
 _PACE_STEPS = 20
 
 
 class Progress:
-    """Takes what the streams send, in any mixture and more than once, and knows the present."""
+    """Takes what the streams send, in any mixture and more than once, and knows the present.
 
-    def __init__(self, job: TrainingJob) -> None:
+    `headline` are the series to show, as the job's algorithm names them.
+    """
+
+    def __init__(self, job: TrainingJob, headline: Sequence[HeadlineMetric] = ()) -> None:
         self.job = job
+        self.headline = tuple(headline)
         self.step = job.step_count
         # Latest by metric: (attempt, step), value.
         self._latest: dict[str, tuple[tuple[int, int], float]] = {}
@@ -75,7 +59,7 @@ class Progress:
             if point.attempt > self._attempt:
                 self._attempt = point.attempt
                 self._times.clear()
-            if point.attempt == self._attempt and not point.metric.startswith(_VALIDATION):
+            if point.attempt == self._attempt and not point.metric.startswith(VALIDATION):
                 self._take_time(point.step, display.seconds(point.observe_time))
         self.step = max(self.job.step_count if self._attempt <= 1 else 0, self._reported_step())
 
@@ -90,7 +74,7 @@ class Progress:
                 continue
             self._checkpoints[found.name] = state
             if found.state != Type.STATE_VERIFYING:
-                said.append(f"checkpoint {references.short(found.name)} is {state.lower()}{_judged(found)}")
+                said.append(f"checkpoint {references.short(found.name)} is {state.lower()}{self._judged(found)}")
         return said
 
     @property
@@ -112,13 +96,16 @@ class Progress:
     def values(self) -> list[tuple[str, str]]:
         """Names and values worth a glance; a value of an earlier step says so."""
         shown = []
-        for metric, title in SHOWN:
-            if metric in self._latest and _LESS_THAN.get(metric) not in self._latest:
-                (_, step), value = self._latest[metric]
-                at = f" (step {step})" if metric.startswith(_VALIDATION) else ""
-                text = display.score(value) if metric.startswith(_SHARES) else display.number(value)
-                shown.append((title, text + at))
+        for series in self.headline:
+            if series.metric in self._latest:
+                (_, step), value = self._latest[series.metric]
+                at = f" (step {step})" if series.metric.startswith(VALIDATION) else ""
+                shown.append((series.title, text(series.metric, value) + at))
         return shown
+
+    def _judged(self, checkpoint: Checkpoint) -> str:
+        """Its validation, in the words of the headline."""
+        return "".join(f", {title} {value}" for title, value in measured(checkpoint, self.headline))
 
     def _take_time(self, step: int, seconds: float) -> None:
         if not self._times or step > self._times[-1][0]:
@@ -126,11 +113,6 @@ class Progress:
 
     def _reported_step(self) -> int:
         return self._times[-1][0] if self._times else 0
-
-
-def _judged(checkpoint: Checkpoint) -> str:
-    scores = ((checkpoint.metrics.get(metric, math.nan), title) for metric, title in _JUDGED)
-    return next((f", {title} {display.score(score)}" for score, title in scores if not math.isnan(score)), "")
 
 
 def phase(progress: Progress) -> str:

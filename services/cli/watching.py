@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import shlex
 import time
 from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING
 
 import typer
 
-from services.cli import exits, job_views, output, progress
+from services.cli import exits, headline, job_views, output, progress
 from services.cli.progress import Progress
-from services.cli.session import collect, run
+from services.cli.session import collect, options_of, run
 from services.client import references
 from services.mesh.errors import PlatformError
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
     from services.client import AsyncClient
 
+# Of any algorithm, to see how fast it goes.
+_PACE = ("time/step_seconds", "train/loss")
 _POLL_SECONDS = 2.0
 # A pipe gets a line so often at most.
 _LINE_SECONDS = 15.0
@@ -35,14 +38,24 @@ def watch_until_end(context: typer.Context, name: str, output_format: str) -> No
     try:
         job = run(context, lambda client: follow(client, name))
     except KeyboardInterrupt:
-        output.say(f"the job goes on; come back with: rlhf job watch {references.short(name)}")
-        output.hint(f"end it with: rlhf job cancel {references.short(name)}")
+        job_command = f"{base_command(context)} job"
+        output.say(f"the job goes on; the same is shown again by: {job_command} watch {references.short(name)}")
+        output.hint(f"end it with: {job_command} cancel {references.short(name)}")
         raise typer.Exit(exits.INTERRUPTED) from None
     if output_format != "table":
         output.show_one(job, (), output_format)
     show_end(job)
     if job_views.state(job) != "SUCCEEDED":
         raise typer.Exit(exits.FAILED)
+
+
+def base_command(context: typer.Context) -> str:
+    """`rlhf` with the options before the command that say where the job is."""
+    options = options_of(context)
+    given = {"--project": options.project if options.project != "default" else "", "--server": options.server}
+    files = {"--token-file": options.token_file, "--certificates": options.certificates}
+    parts = [f"{flag} {shlex.quote(str(value))}" for flag, value in (given | files).items() if value]
+    return " ".join(["rlhf", *parts])
 
 
 def show_end(job: TrainingJob, next_steps: bool = True) -> None:
@@ -65,7 +78,8 @@ def show_end(job: TrainingJob, next_steps: bool = True) -> None:
 
 async def follow(client: AsyncClient, name: str) -> TrainingJob:
     """Show a job's progress until it has ended; the job as it ended."""
-    state = Progress(await client.training_jobs.get(name))
+    job = await client.training_jobs.get(name)
+    state = Progress(job, await headline.of_algorithm(client, job.algorithm))
     async with _shown(state) as say:
         states, points = (asyncio.create_task(f(client, name, state, say)) for f in (_watch_events, _watch_points))
         tasks = [states, points, asyncio.create_task(_poll(client, name, state, say))]
@@ -95,7 +109,7 @@ async def _watch_events(client: AsyncClient, name: str, state: Progress, say: Sa
 
 
 async def _watch_points(client: AsyncClient, name: str, state: Progress, say: Say) -> None:
-    async for point in client.training_jobs.metrics(name, [metric for metric, _ in progress.SHOWN]):
+    async for point in client.training_jobs.metrics(name, [*{*_PACE, *(one.metric for one in state.headline)}]):
         state.take_points([point])
 
 

@@ -242,6 +242,9 @@ def algorithm(name: str, entry: type[Algorithm]) -> training_job_pb2.Algorithm:
         params_schema=to_struct(describing.schema(name)),
         dataset_formats=entry.dataset_formats,
         validation_formats=entry.validation_formats,
+        headline_metrics=[
+            training_job_pb2.HeadlineMetric(metric=one.metric, title=one.title) for one in entry.headline_metrics
+        ],
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Protocol
 
 from services.mesh.errors import Violation
 from services.mesh.registry import Registry
+from services.trainer.algorithms.headline import Headline
 from services.trainer.plan import JobFacts, LaunchPlan, PlanInputs
 
 
@@ -24,6 +25,8 @@ class Algorithm(Protocol):
     validation_formats: ClassVar[tuple[str, ...]]
     # Whether the rows are answered and judged while it trains.
     needs_reward: ClassVar[bool]
+    # Series that are worth a glance while it trains.
+    headline_metrics: ClassVar[tuple[Headline, ...]]
 
     @staticmethod
     def check(params: Any, facts: JobFacts) -> list[Violation]:

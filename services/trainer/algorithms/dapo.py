@@ -9,8 +9,9 @@ from pydantic import Field
 
 from services.mesh.errors import Violation
 from services.mesh.partly import told
-from services.trainer.algorithms import algorithms
+from services.trainer.algorithms import algorithms, headline
 from services.trainer.algorithms.checking import VALIDATION_FORMATS
+from services.trainer.algorithms.headline import Headline
 from services.trainer.algorithms.policy import DATASET_FORMATS, ClipHigh, Group, GroupParams, policy_plan
 from services.trainer.algorithms.policy_checking import check_policy
 from services.trainer.plan import JobFacts, LaunchPlan, PlanInputs
@@ -59,6 +60,11 @@ class Dapo:
     dataset_formats: ClassVar[tuple[str, ...]] = DATASET_FORMATS
     validation_formats: ClassVar[tuple[str, ...]] = VALIDATION_FORMATS
     needs_reward: ClassVar[bool] = True
+    headline_metrics: ClassVar[tuple[Headline, ...]] = (
+        # Of all that was sampled: the mean of the prompts that are kept says little.
+        Headline("rollout/reward/mean", "reward"),
+        *headline.POLICY[1:],
+    )
 
     @staticmethod
     def check(params: DapoParams, facts: JobFacts) -> list[Violation]:

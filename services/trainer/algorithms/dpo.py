@@ -10,8 +10,9 @@ from pydantic import Field
 
 from services.mesh.errors import Violation
 from services.mesh.partly import told
-from services.trainer.algorithms import algorithms
+from services.trainer.algorithms import algorithms, headline
 from services.trainer.algorithms.checking import VALIDATION_FORMATS
+from services.trainer.algorithms.headline import Headline
 from services.trainer.algorithms.pairs import DATASET_FORMATS, PairParams, check_pairs, pair_overrides, pair_steps
 from services.trainer.algorithms.sections import validation_plan
 from services.trainer.algorithms.settings import TrainingParams
@@ -61,6 +62,14 @@ class Dpo:
     dataset_formats: ClassVar[tuple[str, ...]] = DATASET_FORMATS
     validation_formats: ClassVar[tuple[str, ...]] = (*VALIDATION_FORMATS, *DATASET_FORMATS)
     needs_reward: ClassVar[bool] = False
+    headline_metrics: ClassVar[tuple[Headline, ...]] = (
+        headline.LOSS,
+        headline.PAIR_ACCURACY,
+        headline.PAIR_MARGIN,
+        headline.HELD_OUT_LOSS,
+        headline.HELD_OUT_ACCURACY,
+        headline.HELD_OUT_SCORE,
+    )
 
     @staticmethod
     def check(params: DpoParams, facts: JobFacts) -> list[Violation]:

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from services.mesh.errors import Violation
-from services.trainer.algorithms import algorithms
+from services.trainer.algorithms import algorithms, headline
 from services.trainer.algorithms.checking import VALIDATION_FORMATS
+from services.trainer.algorithms.headline import Headline
 from services.trainer.algorithms.policy import DATASET_FORMATS, NORMALISED, GroupParams, LossAggregation, policy_plan
 from services.trainer.algorithms.policy_checking import check_policy
 from services.trainer.plan import JobFacts, LaunchPlan, PlanInputs
@@ -35,6 +36,7 @@ class DrGrpo:
     dataset_formats: ClassVar[tuple[str, ...]] = DATASET_FORMATS
     validation_formats: ClassVar[tuple[str, ...]] = VALIDATION_FORMATS
     needs_reward: ClassVar[bool] = True
+    headline_metrics: ClassVar[tuple[Headline, ...]] = headline.POLICY
 
     @staticmethod
     def check(params: DrGrpoParams, facts: JobFacts) -> list[Violation]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import ClassVar
 
 from services.mesh.errors import Violation
-from services.trainer.algorithms import algorithms
+from services.trainer.algorithms import algorithms, headline
 from services.trainer.algorithms.checking import VALIDATION_FORMATS
+from services.trainer.algorithms.headline import Headline
 from services.trainer.algorithms.policy import DATASET_FORMATS, GroupParams, policy_plan
 from services.trainer.algorithms.policy_checking import check_policy
 from services.trainer.plan import JobFacts, LaunchPlan, PlanInputs
@@ -29,6 +30,7 @@ class Grpo:
     dataset_formats: ClassVar[tuple[str, ...]] = DATASET_FORMATS
     validation_formats: ClassVar[tuple[str, ...]] = VALIDATION_FORMATS
     needs_reward: ClassVar[bool] = True
+    headline_metrics: ClassVar[tuple[Headline, ...]] = headline.POLICY
 
     @staticmethod
     def check(params: GroupParams, facts: JobFacts) -> list[Violation]:

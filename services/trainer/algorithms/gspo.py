@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from services.mesh.errors import Violation
-from services.trainer.algorithms import algorithms
+from services.trainer.algorithms import algorithms, headline
 from services.trainer.algorithms.checking import VALIDATION_FORMATS
+from services.trainer.algorithms.headline import Headline
 from services.trainer.algorithms.policy import (
     ACTOR,
     DATASET_FORMATS,
@@ -49,6 +50,7 @@ class Gspo:
     dataset_formats: ClassVar[tuple[str, ...]] = DATASET_FORMATS
     validation_formats: ClassVar[tuple[str, ...]] = VALIDATION_FORMATS
     needs_reward: ClassVar[bool] = True
+    headline_metrics: ClassVar[tuple[Headline, ...]] = headline.POLICY
 
     @staticmethod
     def check(params: GspoParams, facts: JobFacts) -> list[Violation]:

@@ -10,8 +10,9 @@ from pydantic import Field
 from services.mesh.errors import Violation
 from services.mesh.params import STRICT_FIELDS
 from services.mesh.partly import told
-from services.trainer.algorithms import algorithms
+from services.trainer.algorithms import algorithms, headline
 from services.trainer.algorithms.checking import VALIDATION_FORMATS
+from services.trainer.algorithms.headline import Headline
 from services.trainer.algorithms.policy import (
     DATASET_FORMATS,
     Answers,
@@ -86,6 +87,10 @@ class Ppo:
     dataset_formats: ClassVar[tuple[str, ...]] = DATASET_FORMATS
     validation_formats: ClassVar[tuple[str, ...]] = VALIDATION_FORMATS
     needs_reward: ClassVar[bool] = True
+    headline_metrics: ClassVar[tuple[Headline, ...]] = (
+        *headline.POLICY,
+        Headline("critic/explained_variance", "explained variance"),
+    )
 
     @staticmethod
     def check(params: PpoParams, facts: JobFacts) -> list[Violation]:

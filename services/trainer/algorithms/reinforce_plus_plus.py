@@ -9,8 +9,9 @@ from pydantic import Field
 
 from services.mesh.errors import Violation
 from services.mesh.partly import told
-from services.trainer.algorithms import algorithms
+from services.trainer.algorithms import algorithms, headline
 from services.trainer.algorithms.checking import VALIDATION_FORMATS
+from services.trainer.algorithms.headline import Headline
 from services.trainer.algorithms.policy import (
     DATASET_FORMATS,
     Answers,
@@ -53,6 +54,7 @@ class ReinforcePlusPlus:
     dataset_formats: ClassVar[tuple[str, ...]] = DATASET_FORMATS
     validation_formats: ClassVar[tuple[str, ...]] = VALIDATION_FORMATS
     needs_reward: ClassVar[bool] = True
+    headline_metrics: ClassVar[tuple[Headline, ...]] = headline.POLICY
 
     @staticmethod
     def check(params: ReinforcePlusPlusParams, facts: JobFacts) -> list[Violation]:

@@ -11,7 +11,8 @@ from pydantic import Field
 from services.mesh.errors import Violation
 from services.mesh.params import STRICT_FIELDS
 from services.mesh.partly import told
-from services.trainer.algorithms import algorithms
+from services.trainer.algorithms import algorithms, headline
+from services.trainer.algorithms.headline import Headline
 from services.trainer.algorithms.overrides import flat
 from services.trainer.algorithms.pairs import DATASET_FORMATS, PairParams, check_pairs, pair_overrides, pair_steps
 from services.trainer.algorithms.validation_series import ACCURACY, LOSS, MARGIN
@@ -62,6 +63,12 @@ class RewardModel:
     dataset_formats: ClassVar[tuple[str, ...]] = DATASET_FORMATS
     validation_formats: ClassVar[tuple[str, ...]] = DATASET_FORMATS
     needs_reward: ClassVar[bool] = False
+    headline_metrics: ClassVar[tuple[Headline, ...]] = (
+        headline.LOSS,
+        headline.PAIR_ACCURACY,
+        headline.HELD_OUT_ACCURACY,
+        headline.HELD_OUT_LOSS,
+    )
 
     @staticmethod
     def check(params: RewardModelParams, facts: JobFacts) -> list[Violation]:

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from services.mesh.errors import Violation
 from services.mesh.partly import told
-from services.trainer.algorithms import algorithms
+from services.trainer.algorithms import algorithms, headline
 from services.trainer.algorithms.checking import (
     VALIDATION_FORMATS,
     check_common,
@@ -19,6 +19,7 @@ from services.trainer.algorithms.checking import (
     check_memory,
     check_share,
 )
+from services.trainer.algorithms.headline import Headline
 from services.trainer.algorithms.memory import ForwardPass
 from services.trainer.algorithms.overrides import applied
 from services.trainer.algorithms.sections import (
@@ -60,6 +61,7 @@ class Sft:
     dataset_formats: ClassVar[tuple[str, ...]] = ("messages",)
     validation_formats: ClassVar[tuple[str, ...]] = VALIDATION_FORMATS
     needs_reward: ClassVar[bool] = False
+    headline_metrics: ClassVar[tuple[Headline, ...]] = (headline.LOSS, headline.HELD_OUT_LOSS, headline.HELD_OUT_SCORE)
 
     @staticmethod
     def check(params: SftParams, facts: JobFacts) -> list[Violation]:

@@ -217,6 +217,8 @@ class FakeTrainer(TrainerServiceServicer):
                 dataset_formats=entry.dataset_formats,
                 validation_formats=entry.validation_formats,
             )
+            for one in entry.headline_metrics:
+                added.headline_metrics.add(metric=one.metric, title=one.title)
             added.params_schema.update(describing.schema(name))
         return answer
 
@@ -287,7 +289,7 @@ class FakeTrainer(TrainerServiceServicer):
         made = checkpoint_pb2.Checkpoint(
             name=f"{found.job.name}/checkpoints/step-{step}", step=step, state=checkpoint_pb2.Checkpoint.STATE_READY,
             kind=checkpoint_pb2.Checkpoint.KIND_FULL, files=FILES, size_bytes=sum(map(len, WEIGHTS.values())),
-            metrics={"validation/score/mean": score}, parents=[found.job.base_model],
+            metrics={"validation/score/mean": score, "validation/loss": 2.5}, parents=[found.job.base_model],
         )  # fmt: skip
         found.checkpoints.append(made)
 

@@ -77,10 +77,10 @@ async def test_a_watched_job_ends_with_its_result(mesh: FakeMesh) -> None:
     mesh.trainer.step_seconds = 0.05
     done = await mesh.rlhf(*train("sft", "--name", "run", "--watch", "-o", "json"))
     assert done.json["state"] == "JOB_STATE_SUCCEEDED"
-    assert "checkpoint run/step-10 is ready, held-out score 0.500" in done.err
+    assert "checkpoint run/step-10 is ready, held-out loss 2.5, held-out score 0.500" in done.err
     assert "succeeded  run, 10/10 steps" in done.err
     last = [line for line in done.err.splitlines() if line.startswith("run ")][-1]
-    assert "step 10/10  loss 0.1  KL 0.01  held-out score 0.500 (step 10)" in last
+    assert "step 10/10  loss 0.1  held-out score 0.500 (step 10)" in last
 
 
 async def test_a_failed_job_exits_with_1_its_error_and_what_to_do(mesh: FakeMesh) -> None:
@@ -103,8 +103,7 @@ async def test_watching_survives_connections_that_break(mesh: FakeMesh) -> None:
 
 async def test_ctrl_c_stops_the_watching_and_not_the_job(mesh: FakeMesh) -> None:
     mesh.trainer.step_seconds = 2
-    await mesh.rlhf(*train("sft", "--name", "run"))
-    process = await mesh.begin("job", "watch", "run")
+    process = await mesh.begin(*train("sft", "--name", "run", "--watch"))
     assert process.stderr is not None
     async with asyncio.timeout(30):
         line = b""
@@ -114,7 +113,7 @@ async def test_ctrl_c_stops_the_watching_and_not_the_job(mesh: FakeMesh) -> None
     process.send_signal(signal.SIGINT)
     _, err = await asyncio.wait_for(process.communicate(), 30)
     assert process.returncode == 130
-    assert b"rlhf job watch run" in err
+    assert b"the job goes on; the same is shown again by: rlhf job watch run\n" in err
     assert mesh.trainer.running[f"{JOBS}/run"].job.state == job_state_pb2.JOB_STATE_RUNNING
     await mesh.rlhf("job", "cancel", "run")
     assert "cancelled  run" in (await mesh.rlhf("job", "watch", "run", check=1)).err
@@ -178,7 +177,8 @@ async def test_samples_are_shown_as_they_are(mesh: FakeMesh) -> None:
 
 async def test_a_checkpoint_is_downloaded_verified_and_resumed(mesh: FakeMesh, tmp_path: Path) -> None:
     await finished(mesh)
-    assert "run/step-10" in (await mesh.rlhf("checkpoint", "list", "run")).out
+    listed = (await mesh.rlhf("checkpoint", "list", "run")).out
+    assert "run/step-10" in listed and "HELD-OUT LOSS" in listed and "2.5" in listed
     mesh.trainer.break_streams = 2
     folder = tmp_path / "model"
     done = await mesh.rlhf("checkpoint", "download", "run", "--to", str(folder))

@@ -363,6 +363,7 @@ class Algorithm(message.Message):
     PARAMS_SCHEMA_FIELD_NUMBER: builtins.int
     DATASET_FORMATS_FIELD_NUMBER: builtins.int
     VALIDATION_FORMATS_FIELD_NUMBER: builtins.int
+    HEADLINE_METRICS_FIELD_NUMBER: builtins.int
     algorithm_id: builtins.str
     summary: builtins.str
     description: builtins.str
@@ -381,6 +382,10 @@ class Algorithm(message.Message):
     def validation_formats(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:
         """Formats of `validation_dataset_version` that it takes."""
 
+    @builtins.property
+    def headline_metrics(self) -> containers.RepeatedCompositeFieldContainer[HeadlineMetric]:
+        """What is worth a glance while it trains, the weightiest first. Not every job makes all of them."""
+
     def __init__(
         self,
         *,
@@ -390,10 +395,35 @@ class Algorithm(message.Message):
         params_schema: struct_pb2.Struct | None = ...,
         dataset_formats: abc.Iterable[builtins.str] | None = ...,
         validation_formats: abc.Iterable[builtins.str] | None = ...,
+        headline_metrics: abc.Iterable[HeadlineMetric] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["params_schema", b"params_schema"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["algorithm_id", b"algorithm_id", "dataset_formats", b"dataset_formats", "description", b"description", "params_schema", b"params_schema", "summary", b"summary", "validation_formats", b"validation_formats"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["algorithm_id", b"algorithm_id", "dataset_formats", b"dataset_formats", "description", b"description", "headline_metrics", b"headline_metrics", "params_schema", b"params_schema", "summary", b"summary", "validation_formats", b"validation_formats"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class HeadlineMetric(message.Message):
+    """A series of metrics, and what a person calls it."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    METRIC_FIELD_NUMBER: builtins.int
+    TITLE_FIELD_NUMBER: builtins.int
+    metric: builtins.str
+    """As in StreamMetrics: `validation/loss`."""
+    title: builtins.str
+    """`held-out loss`."""
+    def __init__(
+        self,
+        *,
+        metric: builtins.str = ...,
+        title: builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["metric", b"metric", "title", b"title"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

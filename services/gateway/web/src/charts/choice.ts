@@ -16,9 +16,11 @@ const FIRST: readonly RegExp[] = [
 ];
 const SHOWN = 8;
 
-export function usual(metrics: readonly string[]): string[] {
+/** `headline` is what the job's algorithm names as worth a glance; the usual ones fill up what is left. */
+export function usual(metrics: readonly string[], headline: readonly string[] = []): string[] {
+  const first = headline.filter((metric) => metrics.includes(metric));
   const ranked = FIRST.flatMap((pattern) => metrics.filter((metric) => pattern.test(metric)));
-  const chosen = [...new Set(ranked)].slice(0, SHOWN);
+  const chosen = [...new Set([...first, ...ranked])].slice(0, SHOWN);
   return chosen.length > 0 ? chosen : metrics.slice(0, 4);
 }
 

@@ -47,7 +47,7 @@ export const zh: typeof en = {
   newJob: {
     title: "新建任务", params: "{algorithm} 的参数", advanced: "其余 {count} 个参数", about: "关于 {algorithm}", start: "启动", check: "仅检查",
     choose: "请选择", none: "无", noModel: "请先导入模型", formats: "格式：{formats}。",
-    validationHelp: "留出的数据，在第 0 步和每个检查点作答。", nameHelp: "1 到 63 个字符：a–z、0–9 和连字符，以字母开头。",
+    validationHelp: "留出的数据：在第 0 步和每个检查点计算损失并作答。", nameHelp: "1 到 63 个字符：a–z、0–9 和连字符，以字母开头。",
     slots: "GPU 或槽位数", slotsHelp: "没有 GPU 的机器上为槽位。", priority: "优先级", priorityHelp: "−100 到 100，数值大者优先。",
     right: "没有发现问题。", wrong: "{count} 个字段有误",
   },
