@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from services.cli import output
+from services.cli import interrupts, output
 from services.mesh.errors import AlreadyExists
 
 if TYPE_CHECKING:
@@ -21,7 +21,8 @@ def shown() -> Iterator[OnProgress]:
 
     console = output.messages()
     columns = (BarColumn(bar_width=None), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(compact=True))
-    with Bars(*columns, console=console, transient=True, disable=not console.is_terminal, expand=True) as bars:
+    bars = Bars(*columns, console=console, transient=True, disable=not console.is_terminal, expand=True)
+    with interrupts.same_command_goes_on(), bars:
         task = bars.add_task("")
 
         def on_progress(progress: Progress) -> None:

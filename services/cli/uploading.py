@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from services.cli import output
+from services.cli import interrupts, output
 
 if TYPE_CHECKING:
     from rlhf.dataset.v1.dataset_pb2 import Upload
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 async def upload(client: AsyncClient, dataset: str, path: Path) -> Upload:
     """Upload `path` into a dataset and follow until SUCCEEDED or FAILED. Goes on with an upload that broke off."""
-    with contextlib.closing(_Shown(path.name)) as shown:
+    with interrupts.same_command_goes_on(), contextlib.closing(_Shown(path.name)) as shown:
         return await client.uploads.upload(dataset, path, on_progress=shown.take)
 
 
