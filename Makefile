@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 # Remade when the pins change.
 INSTALLED := $(VENV)/.installed
 # `make demo MODEL=smollm2`, `make demo SHORT=1`
+# Tests run side by side in so many processes, each with servers of its own. A file's tests stay together.
+TEST_WORKERS ?= 2
 DEMO_FLAGS := $(if $(MODEL),--model $(MODEL)) $(if $(SHORT),--short)
 
 .PHONY: demo test test-long check check-page page format proto client clean
@@ -13,7 +15,7 @@ demo: $(INSTALLED)
 	$(BIN)/rlhf demo $(DEMO_FLAGS)
 
 test: $(INSTALLED) page
-	$(BIN)/python -m pytest --cov --cov-report=term
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --durations=20 --cov --cov-report=term
 
 # What takes minutes by nature, and so is no part of `test`.
 test-long: $(INSTALLED) page

@@ -120,6 +120,8 @@ def _others(http: httpx.Client) -> dict[str, dict[str, str]]:
         "WriteUploadByPost": {"upload": posted},
         "DeleteUpload": {"upload": doomed},
         "CancelTrainingJob": {"trainingJob": _create_job(http, "queued")},
+        # Where the model of the document's example is not there yet.
+        "ImportModel": {"project": "another"},
     }
 
 

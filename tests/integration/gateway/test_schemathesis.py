@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import schemathesis
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import (
     allow_header_conformance,
@@ -49,16 +49,32 @@ def real(
         yield made
 
 
-@schema.parametrize()
-@settings(
-    max_examples=10,
-    deadline=None,
-    derandomize=True,
-    database=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large],
-    phases=[Phase.explicit, Phase.generate],
-)
-def test_answers_are_as_documented(case: Any, real: RealGateway) -> None:
+# Each with an id of its own, by which pytest-xdist tells tests apart; `schema.parametrize()` gives all of them the same.
+@pytest.mark.parametrize("operation", [found.ok() for found in schema.get_all_operations()], ids=lambda one: one.label)
+def test_answers_are_as_documented(operation: Any, real: RealGateway) -> None:
+    # What the document shows as examples, then what it allows.
+    for strategy in operation.get_strategies_from_examples():
+        _answers(strategy, 1, real)
+    _answers(operation.as_strategy(), 10, real)
+
+
+def _answers(strategy: Any, count: int, real: RealGateway) -> None:
+    @given(case=strategy)
+    @settings(
+        max_examples=count,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large],
+        phases=[Phase.generate],
+    )
+    def answer(case: Any) -> None:
+        _call(case, real)
+
+    answer()
+
+
+def _call(case: Any, real: RealGateway) -> None:
     operation_id = case.operation.definition.raw["operationId"]
     ids = real.ids | real.instead.get(operation_id, {})
     for name, value in (case.path_parameters or {}).items():
