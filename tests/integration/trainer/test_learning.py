@@ -13,6 +13,8 @@ from tests.fix_learning import BASE_LEVEL, LEVEL, PARAMS, Learning
 
 pytestmark = pytest.mark.slow
 SEED = 0
+# One without a critic and one with; the others take minutes more, and share what these two show.
+QUICK = {"grpo", "ppo"}
 
 
 def test_no_algorithm_is_left_out() -> None:
@@ -26,7 +28,9 @@ def test_fine_tuning_learns_what_it_is_shown(learning: Learning) -> None:
     assert learnt.before <= 0.2 and learnt.after >= LEVEL, learnt.held_out
 
 
-@pytest.mark.parametrize("algorithm", list(PARAMS))
+@pytest.mark.parametrize(
+    "algorithm", [pytest.param(name, marks=() if name in QUICK else pytest.mark.long) for name in PARAMS]
+)
 def test_rewards_teach_the_rest(learning: Learning, algorithm: str) -> None:
     learnt = learning.reinforced(algorithm, SEED)
     assert learnt.end.outcome == "succeeded", learnt.end
