@@ -49,7 +49,7 @@ def real(
         yield made
 
 
-# Each with an id of its own, by which pytest-xdist tells tests apart; `schema.parametrize()` gives all of them the same.
+# Each has an id, by which pytest-xdist tells tests apart; `schema.parametrize()` gives all of them the same.
 @pytest.mark.parametrize("operation", [found.ok() for found in schema.get_all_operations()], ids=lambda one: one.label)
 def test_answers_are_as_documented(operation: Any, real: RealGateway) -> None:
     # What the document shows as examples, then what it allows.
