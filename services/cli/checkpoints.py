@@ -141,7 +141,8 @@ def _training_state(checkpoint: Checkpoint) -> str:
     if checkpoint.training_state == Type.TRAINING_STATE_UNSPECIFIED:
         return ""
     state = Type.TrainingState.Name(checkpoint.training_state).removeprefix("TRAINING_STATE_").lower()
-    return {"kept": "yes", "pruned": "no: there are newer ones, or the job has ended"}.get(state, f"no: {state}")
+    gone = "no: there are newer ones, or the job has succeeded or ended long ago"
+    return {"kept": "yes", "pruned": gone}.get(state, f"no: {state}")
 
 
 def _provenance(checkpoint: Checkpoint) -> list[tuple[str, str]]:

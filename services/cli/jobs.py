@@ -95,6 +95,32 @@ def replay(
 
 
 @app.command()
+def resume(
+    context: typer.Context,
+    job: Annotated[
+        str,
+        typer.Argument(metavar="JOB[/step-N]", help="A cancelled or failed one.", autocompletion=completions.jobs),
+    ],
+    set_: Annotated[list[str] | None, typer.Option("--set", help="steps=200, for example; may be repeated.")] = None,
+    name: Annotated[str, typer.Option(help="What to call the new job; made up when empty.")] = "",
+    watch_it: Annotated[bool, typer.Option("--watch", help="Follow it until it ends.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, start nothing.")] = False,
+    output_format: FormatOption = "table",
+) -> None:
+    """Make a job that goes on where a cancelled or failed one stopped: weights, optimizer, schedule and rows.
+
+    Only steps, epochs, save_every_steps, checkpoints, validation and held_out_reward may be others.
+
+    Example: `rlhf job resume grpo-k3x9qa --set steps=200 --watch`
+    """
+    from services.cli import assignments, train
+
+    params = assignments.parameters(set_ or [], None)
+    made = run(context, lambda client: client.training_jobs.resume(job, name, params=params, validate_only=dry_run))
+    train.show_created(context, made, watch_it, dry_run, output_format)
+
+
+@app.command()
 def diff(
     context: typer.Context,
     job: JobArgument,

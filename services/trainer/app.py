@@ -83,7 +83,7 @@ def build_worker(settings: Settings) -> Process:
     announce = announcing.CheckpointAnnouncer(jobs, log)
     intake = CheckpointIntake(artifacts, announce)
     warnings = announcing.warnings_of(jobs, log)
-    keeper = Keeper(database, jobs, artifacts, announce, settings.jobs_folder)
+    keeper = Keeper(database, jobs, artifacts, announce, settings.jobs_folder, settings.kept_training_states)
     corruption = Corruption(database, artifacts, announce)
     environment = _training_environment()
     weights_process = WeightsProcess(settings.worker_python, environment)

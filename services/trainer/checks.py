@@ -28,6 +28,7 @@ from services.trainer.looking_up import (
 )
 from services.trainer.model_shape import FILE, shape_of
 from services.trainer.plan import DEFAULT_REWARD_SITE, CriticFacts, JobFacts, ModelShape, PlanInputs, RewardSite
+from services.trainer.resuming import check_resume
 from services.trainer.runners import TARGETS
 
 MAX_PRIORITY = 100
@@ -61,6 +62,7 @@ async def check(new: NewTrainingJob, site: Site, look_up: LookUp) -> TrainingSpe
         models[critic.name] = critic.manifest_sha256
         found += await _check_vocabulary(base, critic, look_up)
     found += _check_inputs(new, base, train, validation) + _check_reward_inputs(new, models)
+    found += await check_resume(new, parsed, base, train, look_up)
     foreseen: DiskForecast | None = None
     if algorithm is not None:
         facts = _facts(new, parsed, site, base, train, validation, critic, await _shape(base, look_up))
@@ -103,6 +105,7 @@ def _spec(
         validation_dataset_sha256=validation.sha256 if validation else "",
         disk_forecast=to_json(foreseen),
         base_under=base.under,
+        resume_from=new.resume_from,
     )
 
 

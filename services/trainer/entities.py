@@ -76,6 +76,8 @@ class NewTrainingJob:
     inputs: dict[str, str] = field(default_factory=dict)
     # And those of the reward models that it loads, by the reference of each.
     reward_model_inputs: dict[str, str] = field(default_factory=dict)
+    # The checkpoint of another job that training goes on from; empty to begin anew.
+    resume_from: str = ""
 
 
 @dataclass(frozen=True)
@@ -148,6 +150,8 @@ class TrainingSpec:
     base_under: tuple[Layer, ...] = ()
     # What was found when it was checked and does not forbid it: of attempt 0.
     warnings: tuple[JobWarning, ...] = ()
+    # The checkpoint of another job that it goes on from; empty where it begins anew.
+    resume_from: str = ""
 
     def __post_init__(self) -> None:
         # Of a stored job they are JSON objects.

@@ -7,12 +7,13 @@ it is forgotten that they have to.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import shutil
 from pathlib import Path
 
 from services.mesh.collecting import CollectingStore
-from services.mesh.errors import Aborted, DataLoss, NotFound, PlatformError, Unavailable
+from services.mesh.errors import Aborted, DataLoss, FailedPrecondition, NotFound, PlatformError, Unavailable
 from services.mesh.jobs import Jobs, Lease
 from services.mesh.postgres import Database
 from services.trainer.checkpoint_intake import AnnounceCheckpoint, training_state_sha256
@@ -20,6 +21,7 @@ from services.trainer.entities import CheckpointState
 from services.trainer.plan import ResumePoint
 from services.trainer.retention import reason, settings_of, surplus, surplus_unconfirmed
 from services.trainer.store import checkpoints as store
+from services.trainer.store import ended_states
 
 log = logging.getLogger(__name__)
 
@@ -38,12 +40,14 @@ class Keeper:
         artifacts: CollectingStore,
         announce: AnnounceCheckpoint,
         jobs_folder: Path,
+        kept_training_states: int,
     ) -> None:
         self._database = database
         self._jobs = jobs
         self._artifacts = artifacts
         self._announce = announce
         self._jobs_folder = jobs_folder
+        self._kept_training_states = kept_training_states
         # Manifests never change: blobs by manifest, of those that have been read.
         self._blobs: dict[str, frozenset[str]] = {}
 
@@ -73,7 +77,20 @@ class Keeper:
             async with self._database.transaction() as connection:
                 await self._jobs.held(connection, lease)
                 await store.spoil_training_state(connection, lease.job.uid, checkpoint.step)
-        return None
+        origin = lease.job.spec.get("resume_from", "")
+        return await self._origin(origin) if origin else None
+
+    async def _origin(self, name: str) -> ResumePoint:
+        """Of a job that goes on from another's."""
+        async with self._database.transaction() as connection:
+            checkpoint = await store.get(connection, name)
+        if checkpoint is not None and checkpoint.training_state_path:
+            path = Path(checkpoint.training_state_path)
+            if await asyncio.to_thread(_hash_or_nothing, path) == checkpoint.training_state_sha256:
+                return ResumePoint(checkpoint.step, str(path))
+        remedy = "start from the checkpoint by base_model, with a new optimizer"
+        message = f"the training state of {name} is gone, or no longer what was saved\nWhat to do: {remedy}"
+        raise FailedPrecondition("TRAINING_STATE_GONE", message, name=name, remedy=remedy)
 
     async def prune(self, lease: Lease) -> None:
         """Let go what the job's settings no longer keep, now that what replaces it is READY."""
@@ -96,11 +113,15 @@ class Keeper:
         await self.collect()
         await self._forget_training_states(lease, settings.keep_training_states)
 
-    async def tidy(self, lease: Lease) -> None:
-        """What an ended job no longer needs: rows, training states and its own copies of weights."""
+    async def tidy(self, lease: Lease, *, succeeded: bool) -> None:
+        """What an ended job no longer needs: rows, training states and its own copies of weights. The newest training
+        state of one that has not come to its end stays."""
         await self.prune(lease)
-        await self._forget_training_states(lease, 0)
-        await asyncio.to_thread(_remove_files, self.folder(lease))
+        await self._forget_training_states(lease, 0 if succeeded else min(1, self._kept_training_states))
+        async with self._database.transaction() as connection:
+            found = await store.of_job(connection, lease.job.uid)
+        kept = {one.training_state_path for one in found if one.training_state_path}
+        await asyncio.to_thread(_remove_files, self.folder(lease), kept)
 
     async def run(self) -> None:
         """A worker's routine: `sweep` now and then, until cancelled."""
@@ -116,14 +137,15 @@ class Keeper:
     async def sweep(self) -> None:
         """Files of jobs that ended without their handler, and weights that were let go without one."""
         async with self._database.transaction() as connection:
-            left = await store.left_over(connection)
+            kept = await ended_states.kept(connection, self._kept_training_states)
+            left = await ended_states.left_over(connection, kept)
         for uid in left:
             folder = self._jobs_folder / str(uid)
             # One that is not here may be on another host.
             if folder.exists():
-                await asyncio.to_thread(_remove_files, folder)
+                await asyncio.to_thread(_remove_files, folder, set(kept.values()))
                 async with self._database.transaction() as connection:
-                    await store.forget_files(connection, uid)
+                    await ended_states.forget_files(connection, uid, kept)
         await self.collect()
 
     async def collect(self) -> None:
@@ -188,10 +210,16 @@ class Keeper:
             await asyncio.to_thread(shutil.rmtree, path, ignore_errors=True)
 
 
-def _remove_files(folder: Path) -> None:
-    """Of an ended job: its rows, training states and copies of weights; plans and logs stay."""
-    for path in (folder / "data", *folder.glob("attempts/*/checkpoints")):
-        shutil.rmtree(path, ignore_errors=True)
+def _remove_files(folder: Path, kept: set[str]) -> None:
+    """Of an ended job: its rows, copies of weights, and training states but those `kept`; plans and logs stay."""
+    shutil.rmtree(folder / "data", ignore_errors=True)
+    for path in folder.glob("attempts/*/checkpoints/*/*"):
+        if str(path) not in kept:
+            shutil.rmtree(path, ignore_errors=True)
+    # Those that are empty now.
+    for path in (*folder.glob("attempts/*/checkpoints/*"), *folder.glob("attempts/*/checkpoints")):
+        with contextlib.suppress(OSError):
+            path.rmdir()
 
 
 def _hash_or_nothing(path: Path) -> str:

@@ -11,11 +11,12 @@ from services.mesh.errors import Violation
 from services.mesh.partly import found_or_told, known
 from services.trainer import rewards
 from services.trainer.entities import BaseModel, DatasetVersion, NewTrainingJob
+from services.trainer.resuming import States
 
 CRITIC_MODEL = "params.critic.model"
 
 
-class LookUp(Protocol):
+class LookUp(States, Protocol):
     """Where the facts come from. Each raises InvalidArgument or NotFound with a text for the caller."""
 
     async def dataset_version(self, name: str) -> DatasetVersion: ...

@@ -146,6 +146,8 @@ class LaunchPlan:
     reward_site: RewardSite = DEFAULT_REWARD_SITE
     # Logged beside the reward, never trained on.
     held_out_reward: RewardSpec | None = None
+    # What the base model is called elsewhere, for who gets an adapter over it: never a path.
+    base_name: str = ""
 
     @property
     def checkpoint_kind(self) -> CheckpointKind:
@@ -187,6 +189,7 @@ class PlanInputs:
     work_dir: str
     traceparent: str = ""
     reward_site: RewardSite = DEFAULT_REWARD_SITE
+    base_name: str = ""
 
     def common(self) -> dict[str, Any]:
         """The fields that a LaunchPlan takes over unchanged."""

@@ -36,6 +36,8 @@ class Settings:
     cancel_grace_seconds: float
     # How often a run that died is started again.
     max_retries: int
+    # Cancelled and failed jobs whose newest training state stays, for another job to go on from.
+    kept_training_states: int
     # Python that runs training, where its pins clash with the services'.
     worker_python: str
     # Socket of the server that forks runs; None starts each anew.
@@ -70,6 +72,7 @@ class Settings:
             lease_seconds=env.number("RLHF_TRAINER_LEASE_SECONDS", 15, 1, 3600),
             cancel_grace_seconds=env.number("RLHF_TRAINER_CANCEL_GRACE_SECONDS", 60, 0, 86_400),
             max_retries=env.integer("RLHF_TRAINER_MAX_RETRIES", 3, 0, 100),
+            kept_training_states=env.integer("RLHF_TRAINER_KEPT_TRAINING_STATES", 3, 0, 100_000),
             worker_python=env.text("RLHF_TRAINER_WORKER_PYTHON", sys.executable),
             fork_server=next(iter(env.paths(fork_server.VARIABLE)), None),
             custom_code=cast(CustomCode, env.one_of("RLHF_TRAINER_CUSTOM_CODE", "refuse", get_args(CustomCode))),

@@ -35,6 +35,7 @@ from services.trainer.runners import Run
 from services.trainer.runners.local import LocalRun
 from services.trainer.settings import Settings
 from services.trainer.store import checkpoints, series
+from services.trainer.store.models import known_as
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +64,7 @@ class _Inputs:
     validation: Path | None
     # Where each reward model lies, by its reference.
     reward_models: dict[str, str]
+    base_name: str
 
 
 class TrainingHandler:
@@ -115,7 +117,7 @@ class TrainingHandler:
                 run.kill()
                 await self._exited(run)
             raise
-        await self._keeper.tidy(lease)
+        await self._keeper.tidy(lease, succeeded=ending.state is State.SUCCEEDED)
         return ending
 
     async def _find(self, lease: Lease) -> Run | None:
@@ -158,7 +160,9 @@ class TrainingHandler:
             validation = await self._rows(spec.validation_dataset_version, data / "validation.jsonl")
         judges = {name: Layer(name, sha256) for name, sha256 in spec.reward_models.items()}
         models = {name: str(await self._weights.bring([layer])) for name, layer in judges.items()}
-        return _Inputs(model, train, validation, models)
+        async with self._database.transaction() as connection:
+            base_name = await known_as(connection, spec.base_model)
+        return _Inputs(model, train, validation, models, base_name)
 
     async def _rows(self, version: str, target: Path) -> Path:
         facts = await self._datasets.version(version)
@@ -185,6 +189,7 @@ class TrainingHandler:
             validation_rows=spec.validation_rows,
             resume_from=resume,
             work_dir=str(folder),
+            base_name=inputs.base_name,
             traceparent=tracing.traceparent(),
             reward_site=replace(
                 self._settings.reward_site,

@@ -20,6 +20,7 @@ from services.trainer.corruption import Corruption
 from services.trainer.dataset_client import DatasetClient
 from services.trainer.entities import (
     BaseModel,
+    Checkpoint,
     CheckpointState,
     DatasetVersion,
     Layer,
@@ -158,6 +159,26 @@ class TrainingJobs:
             message = f"must be of the form {names.TRAINING_CHECKPOINT} (got {reference[:120]!r})"
             raise InvalidArgument.of("base_model", message)
         return await self._weights(reference, "full", "adapter", "reward")
+
+    async def training_state(self, name: str) -> tuple[Checkpoint, TrainingSpec]:
+        """A checkpoint that training can go on from, and what its job was. Raises InvalidArgument, NotFound."""
+        names.parse(names.TRAINING_CHECKPOINT, name, "resume_from")
+        async with self._database.transaction() as connection:
+            checkpoint = await checkpoints.get(connection, name)
+            if checkpoint is None:
+                raise NotFound("CHECKPOINT_NOT_FOUND", f"there is no {name}", name=name)
+            job = await self._jobs.get(connection, name.rpartition("/checkpoints/")[0])
+        if job.state not in TERMINAL:
+            raise InvalidArgument.of(
+                "resume_from", f"{job.name} is {job.state}; cancel it first, or let it go on itself"
+            )
+        if (
+            checkpoint.state not in (CheckpointState.READY, CheckpointState.PRUNED)
+            or not checkpoint.training_state_path
+        ):
+            message = f"{name} has no training state to go on from; start from it by base_model, with a new optimizer"
+            raise InvalidArgument.of("resume_from", message)
+        return checkpoint, TrainingSpec(**job.spec)
 
     async def files(self, model: BaseModel, paths: tuple[str, ...]) -> dict[str, bytes]:
         """Those of `paths` that the model has, each verified; of an adapter its own before those of what is below."""

@@ -101,6 +101,7 @@ def new_training_job(request: trainer_service_pb2.CreateTrainingJobRequest) -> N
         labels=dict(job.labels),
         inputs={field.name: value for field, value in job.inputs.ListFields() if field.name != "reward_models"},
         reward_model_inputs=dict(job.inputs.reward_models),
+        resume_from=job.resume_from,
     )
 
 
@@ -187,6 +188,7 @@ def checked_job(spec: TrainingSpec) -> training_job_pb2.TrainingJob:
         ),
         disk_forecast=training_job_pb2.DiskForecast(**spec.disk_forecast) if spec.disk_forecast else None,
         warnings=map(warning, spec.warnings),
+        resume_from=spec.resume_from,
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from rlhf.trainer.v1 import trainer_service_pb2 as rpc
 from rlhf.trainer.v1.model_pb2 import Model
 from rlhf.trainer.v1.training_job_pb2 import TrainingJob
+from rlhf.type.v1.checkpoint_pb2 import Checkpoint
 from rlhf.type.v1.job_state_pb2 import JobState
 from rlhf.type.v1.log_line_pb2 import LogLine
 from rlhf.type.v1.metric_point_pb2 import MetricPoint
@@ -108,19 +109,33 @@ class TrainingJobs(Resource):
 
         Raises InvalidArgument where one of them is gone or has changed, NotFound.
         """
-        made = self.get(name)
-        again = TrainingJob(
-            algorithm=made.algorithm,
-            base_model=made.base_model,
-            dataset_version=made.dataset_version,
-            validation_dataset_version=made.validation_dataset_version,
-            params=made.params,
-            placement=made.placement,
-            priority=made.priority,
-            labels=made.labels,
-            inputs=made.inputs,
-        )
+        return self.submit(_same(self.get(name)), new_name, validate_only=validate_only)
+
+    def resume(
+        self,
+        name: str,
+        new_name: str = "",
+        *,
+        params: Mapping[str, Any] | None = None,
+        validate_only: bool = False,
+    ) -> TrainingJob:
+        """Create a job that goes on where `name` (`job/step-100`, or `job` for its newest training state) was cancelled
+        or failed, with its optimizer. `params` may change steps, epochs, save_every_steps, checkpoints, validation.
+
+        Raises InvalidArgument where something it was made from is gone or has changed, NotFound.
+        """
+        job, checkpoint = references.checkpoint(self._project, name, "name")
+        again = _same(self.get(job))
+        again.params.update(params or {})
+        again.resume_from = checkpoint or self._resumable(job)
         return self.submit(again, new_name, validate_only=validate_only)
+
+    def _resumable(self, job: str) -> str:
+        for found in Checkpoints(self._calls, self._project).list(job):
+            if found.training_state == Checkpoint.TRAINING_STATE_KEPT and found.state != Checkpoint.STATE_VERIFYING:
+                return found.name
+        short = references.short(job)
+        raise NotFound("NO_TRAINING_STATE", f"{short} has no training state that is kept; train on from its weights")
 
     def get(self, name: str) -> TrainingJob:
         """Raises NotFound."""
@@ -263,3 +278,19 @@ class TrainingJobs(Resource):
 
     def _full(self, name: str) -> str:
         return references.job(self._project, name, "name")
+
+
+def _same(made: TrainingJob) -> TrainingJob:
+    """What a job was made from, to be made once more."""
+    return TrainingJob(
+        algorithm=made.algorithm,
+        base_model=made.base_model,
+        dataset_version=made.dataset_version,
+        validation_dataset_version=made.validation_dataset_version,
+        params=made.params,
+        placement=made.placement,
+        priority=made.priority,
+        labels=made.labels,
+        inputs=made.inputs,
+        resume_from=made.resume_from,
+    )

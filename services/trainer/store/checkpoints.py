@@ -201,25 +201,6 @@ async def naming(connection: Connection, manifests: set[str]) -> list[str]:
     return [row[0] async for row in cursor]
 
 
-async def left_over(connection: Connection) -> list[UUID]:
-    """Jobs that have ended and still have files of a run: of one that failed outside its run, for example."""
-    cursor = await connection.execute(
-        "SELECT DISTINCT job_uid FROM checkpoints JOIN jobs ON jobs.uid = job_uid"
-        " WHERE end_time IS NOT NULL AND (training_state_path <> '' OR weights_path <> '')"
-    )
-    return [row[0] async for row in cursor]
-
-
-async def forget_files(connection: Connection, job_uid: UUID) -> None:
-    """What an ended job's run had on its disk is gone."""
-    await connection.execute(
-        "UPDATE checkpoints SET weights_path = '', training_state_path = '', training_state_sha256 = '',"
-        " training_state = CASE WHEN training_state = 'KEPT' THEN 'PRUNED' ELSE training_state END"
-        " WHERE job_uid = %s",
-        (job_uid,),
-    )
-
-
 async def is_kept(connection: Connection, manifest_sha256: str) -> bool:
     """Whether a model or a checkpoint that is READY has this content."""
     cursor = await connection.execute(

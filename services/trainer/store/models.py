@@ -36,6 +36,15 @@ async def get(connection: Connection, name: str) -> Model | None:
     return await _one(connection, f"SELECT {_COLUMNS} FROM models WHERE name = %s", (name,))
 
 
+async def known_as(connection: Connection, reference: str) -> str:
+    """What weights are called elsewhere: on the hub that they came from, else by the last parts of their name here."""
+    model = await get(connection, reference)
+    if model is not None and "hub" in model.source:
+        return str(model.source["hub"]).removeprefix("hf:").partition("@")[0]
+    _, _, rest = reference.partition("/trainingJobs/")
+    return rest.replace("/checkpoints/", "/") or reference.rpartition("/")[2]
+
+
 async def list_(connection: Connection, parent: str, page: PageRequest) -> list[Model]:
     """Newest first, one more than the page holds."""
     before = UUID(str(page.after[0])) if page.after else None

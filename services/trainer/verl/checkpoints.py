@@ -138,6 +138,7 @@ def _adapter_config(settings: Path, plan: LaunchPlan) -> bytes:
         target_modules=plan.verl[f"{prefix}.target_modules"],
         lora_dropout=plan.verl.get(f"{prefix}.lora.dropout", 0.0),
         inference_mode=True,
+        base_model_name_or_path=plan.base_name or None,
     ).to_dict()
     readable = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
     return msgspec.json.format(msgspec.json.encode(readable), indent=2)

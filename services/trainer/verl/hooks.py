@@ -88,6 +88,18 @@ def lora_dropout(module: Any) -> None:
     module.FSDPEngine._build_lora_module = with_dropout
 
 
+def learning_rate(module: Any) -> None:
+    """verl reports the rate of the step to come: report that of the step that was taken."""
+    advance = module.FSDPEngine.lr_scheduler_step
+
+    def advance_and_tell(engine: Any) -> float:
+        taken = engine.lr_scheduler.get_last_lr()[0]
+        advance(engine)
+        return taken
+
+    module.FSDPEngine.lr_scheduler_step = advance_and_tell
+
+
 def critic_model(module: Any) -> None:
     """verl loads every critic with flash attention, wherever it runs, falls back on a package that we lack, and makes a
     new head whatever the model: load it with the attention that its configuration names, and with a reward model's.
@@ -107,6 +119,7 @@ def engines(module: Any) -> None:
 
     lora_dropout(module)
     mend_adapters(module)
+    learning_rate(module)
     watch_engine(module)
     classifier_engine(module)
 

@@ -64,6 +64,12 @@ def loaded(bench: Bench, job: str) -> list[Path]:
     return [Path(plan.model_path) for plan in sorted(found, key=lambda plan: plan.attempt) if plan.job == job]
 
 
+def base_name(bench: Bench, job: str) -> str:
+    """What the adapters of a job say that they lie over."""
+    plans_ = [plans.read(path.parent) for path in (bench.home / "trainer" / "jobs").glob("*/attempts/*/plan.json")]
+    return next(plan.base_name for plan in plans_ if plan.job == job)
+
+
 def job_of(checkpoint: checkpoint_pb2.Checkpoint) -> str:
     return checkpoint.name.partition("/checkpoints/")[0]
 
@@ -103,8 +109,16 @@ async def test_a_job_starts_from_an_adapter_and_from_one_over_that(
     two = await trained(bench, monkeypatch, second, one.name)
     [merged] = loaded(bench, job_of(two))
     same_answers(merged, tiny_model, [first])
+    assert base_name(bench, job_of(one)) == "real"
+    assert base_name(bench, job_of(two)) == f"{job_of(one).rpartition('/')[2]}/step-6"
+    async with await psycopg.AsyncConnection.connect(bench.database_url) as connection:
+        source = Jsonb({"hub": "hf:people/their-model@main"})
+        await connection.execute("UPDATE trainer.models SET source = %s WHERE name = %s", (source, BASE))
     assert two.base_model == one.name and two.parents[0] == one.name
     assert two.provenance.base_model == one.name and two.provenance.base_manifest_sha256 == one.manifest_sha256
+
+    over_the_hub = await trained(bench, monkeypatch, second, BASE)
+    assert base_name(bench, job_of(over_the_hub)) == "people/their-model"
 
     three = await trained(bench, monkeypatch, second, two.name)
     [merged_twice] = loaded(bench, job_of(three))

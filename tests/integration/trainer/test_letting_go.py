@@ -39,27 +39,27 @@ async def keeper(bench: Bench) -> AsyncIterator[Keeper]:
         jobs = announcing.jobs_of(database, log)
         announce = announcing.CheckpointAnnouncer(jobs, log)
         artifacts = CollectingStore(f"file://{bench.home}/artifacts")
-        yield Keeper(database, jobs, artifacts, announce, bench.home / "trainer" / "jobs")
+        yield Keeper(database, jobs, artifacts, announce, bench.home / "trainer" / "jobs", 3)
 
 
 def training_states(bench: Bench) -> list[Path]:
     return list((bench.home / "trainer" / "jobs").glob("*/attempts/*/checkpoints/*/training_state/*"))
 
 
-async def test_a_job_that_failed_keeps_no_training_state(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_job_that_failed_keeps_its_newest_training_state(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     await bench.start_worker({"save_at": [2, 4], "fail_at": 5}, monkeypatch)
     name = await bench.create()
     assert (await bench.ended(name)).state == job_state_pb2.JOB_STATE_FAILED
-    assert not training_states(bench)
+    assert len(training_states(bench)) == 1
     found = await bench.checkpoints(name)
     assert states(found) == {4: "READY", 2: "READY"}
-    assert KEPT not in {one.training_state for one in found}
+    assert [one.step for one in found if one.training_state == KEPT] == [4]
 
 
 async def test_what_a_job_left_that_ended_without_its_handler_is_swept(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, keeper: Keeper
 ) -> None:
-    async def nothing(*_: object) -> None:
+    async def nothing(*_: object, **__: object) -> None:
         return None
 
     with monkeypatch.context() as patch:
@@ -68,11 +68,12 @@ async def test_what_a_job_left_that_ended_without_its_handler_is_swept(
         await bench.start_worker({"save_at": [2, 4], "fail_at": 5}, monkeypatch)
         name = await bench.create()
         await bench.ended(name)
-        assert training_states(bench)
+        left = {path.parents[1].name: path for path in training_states(bench)}
+        assert left.keys() == {"step-2", "step-4"}
         running = await bench.create()
     await keeper.sweep()
-    assert not training_states(bench)
-    assert KEPT not in {one.training_state for one in await bench.checkpoints(name)}
+    assert {step for step, path in left.items() if path.exists()} == {"step-4"}, "the newest, to go on from"
+    assert [one.step for one in await bench.checkpoints(name) if one.training_state == KEPT] == [4]
     assert (await bench.ended(running)).state == job_state_pb2.JOB_STATE_FAILED
 
 

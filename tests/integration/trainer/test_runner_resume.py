@@ -59,6 +59,7 @@ def test_a_resumed_run_is_one_that_never_stopped(
 ) -> None:
     whole = attempts("whole", algorithm, steps=6, save_every_steps=1, **params).run()
     assert isinstance(whole[-1], End) and whole[-1].outcome == "succeeded", whole[-1]
+    assert series(whole)[1]["train/learning_rate"] == params["learning_rate"], "of the step itself"
     kept = ready(whole)
     for step in (2, 4):
         resumed = resume(attempts, f"from-{step}", algorithm, kept[step], steps=6, save_every_steps=2, **params)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,11 @@ def test_what_a_base_is_stored_in_makes_no_difference(
 def test_answers_are_sampled_from_the_adapter_that_is_trained(attempts: AttemptMaker, tmp_path: Path) -> None:
     """Not from one that is rounded to bf16 with the weights under it; nor does the reference of the KL disturb it."""
     base = store_as(attempts.model, tmp_path / "fp16", torch.float16)
-    found = steps(replace(attempts, model=base)("rl", "grpo", steps=5, kl_coefficient=0.05, **LORA, **GRPO).run())
+    attempt = replace(attempts, model=base)("rl", "grpo", steps=5, kl_coefficient=0.05, **LORA, **GRPO)
+    records = attempts.of(attempt.folder, attempt.plan, base_name="people/their-model").run()
+    found = steps(records)
     assert found[5]["actor/kl"] > found[1]["actor/kl"] == 0
     assert max(values["rollout/probability_difference/max"] for values in found.values()) < 1e-6
+    last = Path([record.path for record in records if isinstance(record, Checkpoint)][-1])
+    config = json.loads((last / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "people/their-model"

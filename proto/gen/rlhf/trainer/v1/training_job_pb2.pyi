@@ -80,6 +80,7 @@ class TrainingJob(message.Message):
     PRIORITY_FIELD_NUMBER: builtins.int
     LABELS_FIELD_NUMBER: builtins.int
     INPUTS_FIELD_NUMBER: builtins.int
+    RESUME_FROM_FIELD_NUMBER: builtins.int
     STATE_FIELD_NUMBER: builtins.int
     ERROR_FIELD_NUMBER: builtins.int
     ATTEMPTS_FIELD_NUMBER: builtins.int
@@ -104,6 +105,11 @@ class TrainingJob(message.Message):
     """Sampled at step 0 and at every checkpoint; fills `validation/*` metrics and Checkpoint.metrics."""
     priority: builtins.int
     """Higher goes first; equal ones in the order they came. From -100 to 100."""
+    resume_from: builtins.str
+    """A checkpoint of a job that was cancelled or has failed, whose `training_state` is KEPT: training goes on after its
+    step with optimizer, schedule and rows where they stood. Algorithm, weights, rows, slots and parameters must be those
+    of that job, but for `steps`, `epochs`, `save_every_steps`, `checkpoints`, `validation` and `held_out_reward`.
+    """
     state: job_state_pb2.JobState.ValueType
     phase: builtins.str
     """What it is doing: `starting`, `waiting_for_slots`, `training`, `validating`, `saving`. Moves without a new sequence."""
@@ -165,6 +171,7 @@ class TrainingJob(message.Message):
         priority: builtins.int = ...,
         labels: abc.Mapping[builtins.str, builtins.str] | None = ...,
         inputs: JobInputs | None = ...,
+        resume_from: builtins.str = ...,
         state: job_state_pb2.JobState.ValueType = ...,
         error: status_pb2.Status | None = ...,
         attempts: abc.Iterable[JobAttempt] | None = ...,
@@ -181,7 +188,7 @@ class TrainingJob(message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["create_time", b"create_time", "disk_forecast", b"disk_forecast", "end_time", b"end_time", "error", b"error", "inputs", b"inputs", "params", b"params", "placement", b"placement", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["algorithm", b"algorithm", "attempts", b"attempts", "base_model", b"base_model", "create_time", b"create_time", "dataset_version", b"dataset_version", "disk_forecast", b"disk_forecast", "end_time", b"end_time", "error", b"error", "inputs", b"inputs", "labels", b"labels", "name", b"name", "params", b"params", "phase", b"phase", "placement", b"placement", "priority", b"priority", "sequence", b"sequence", "software", b"software", "start_time", b"start_time", "state", b"state", "step_count", b"step_count", "total_step_count", b"total_step_count", "validation_dataset_version", b"validation_dataset_version", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["algorithm", b"algorithm", "attempts", b"attempts", "base_model", b"base_model", "create_time", b"create_time", "dataset_version", b"dataset_version", "disk_forecast", b"disk_forecast", "end_time", b"end_time", "error", b"error", "inputs", b"inputs", "labels", b"labels", "name", b"name", "params", b"params", "phase", b"phase", "placement", b"placement", "priority", b"priority", "resume_from", b"resume_from", "sequence", b"sequence", "software", b"software", "start_time", b"start_time", "state", b"state", "step_count", b"step_count", "total_step_count", b"total_step_count", "validation_dataset_version", b"validation_dataset_version", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -88,7 +88,7 @@ class Checkpoint(message.Message):
         TRAINING_STATE_KEPT: Checkpoint._TrainingState.ValueType  # 1
         """Optimizer, scheduler, sampler position and random numbers are kept."""
         TRAINING_STATE_PRUNED: Checkpoint._TrainingState.ValueType  # 2
-        """Let go: there are newer ones, or the job has ended."""
+        """Let go: there are newer ones, or the job has succeeded, or too many others were cancelled or failed after it."""
         TRAINING_STATE_CORRUPT: Checkpoint._TrainingState.ValueType  # 3
         """Its files no longer are what was saved; resuming steps over it."""
 
@@ -99,7 +99,7 @@ class Checkpoint(message.Message):
     TRAINING_STATE_KEPT: Checkpoint.TrainingState.ValueType  # 1
     """Optimizer, scheduler, sampler position and random numbers are kept."""
     TRAINING_STATE_PRUNED: Checkpoint.TrainingState.ValueType  # 2
-    """Let go: there are newer ones, or the job has ended."""
+    """Let go: there are newer ones, or the job has succeeded, or too many others were cancelled or failed after it."""
     TRAINING_STATE_CORRUPT: Checkpoint.TrainingState.ValueType  # 3
     """Its files no longer are what was saved; resuming steps over it."""
 
