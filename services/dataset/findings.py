@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 from services.mesh.errors import PlatformError
 
 SHOWN_CHARACTERS = 60
+# Of one row, kept with it.
+MAX_OWN = 10
 
 
 class Reason(StrEnum):
@@ -31,6 +34,10 @@ class Reason(StrEnum):
     UNKNOWN_ROLE = "unknown_role"
     ROLE_ORDER = "role_order"
     TOOL_CALLS = "tool_calls"
+    MEDIA = "media"
+    KTO_LABEL = "kto_label"
+    UNSUPPORTED_WEIGHT = "unsupported_weight"
+    NOTHING_TRAINED = "nothing_trained"
     UNSUPPORTED_PART = "unsupported_part"
     UNSUPPORTED_TYPE = "unsupported_type"
     CONFLICT = "conflict"
@@ -60,10 +67,12 @@ class UnreadableFile(PlatformError):
 
 
 class Findings:
-    """Keeps the first `keep` findings and counts all of them: memory does not grow with the number of bad rows."""
+    """Keeps the first `keep` findings, and of each reason the first `keep_of_reason`; counts all of them. Memory does
+    not grow with the number of bad rows."""
 
-    def __init__(self, keep: int) -> None:
+    def __init__(self, keep: int, keep_of_reason: int | None = None) -> None:
         self._keep = keep
+        self._keep_of_reason = keep if keep_of_reason is None else keep_of_reason
         self.kept: list[Finding] = []
         self.counts: Counter[str] = Counter()
 
@@ -73,7 +82,7 @@ class Findings:
 
     def add(self, finding: Finding) -> None:
         self.counts[finding.reason.value] += 1
-        if len(self.kept) < self._keep:
+        if len(self.kept) < self._keep and self.counts[finding.reason.value] <= self._keep_of_reason:
             self.kept.append(finding)
 
 
@@ -81,12 +90,19 @@ class Problems:
     """The problems of one row; knows where the row stands, so that the code that reads a field need not."""
 
     def __init__(self, findings: Findings, row: int, line: int | None) -> None:
-        self._findings, self._row, self._line = findings, row, line
+        self._findings, self.row, self.line = findings, row, line
         self.found = False
+        self.own: list[Finding] = []
+        """The first of this row."""
+        self.unread: dict[str, dict[str, Any]] = {}
+        """Keys that no format reads, by the place of the message that has them: they become metadata of the row."""
 
     def add(self, field: str, reason: Reason, message: str) -> None:
         self.found = True
-        self._findings.add(Finding(self._row, self._line, field, reason, message))
+        finding = Finding(self.row, self.line, field, reason, message)
+        self._findings.add(finding)
+        if len(self.own) < MAX_OWN:
+            self.own.append(finding)
 
 
 def shown(value: object) -> str:

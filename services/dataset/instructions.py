@@ -1,4 +1,5 @@
-"""Alpaca's fields: `instruction`, `input`, `system`, `history`, shared by the formats that know this spelling.
+"""Alpaca's fields: `instruction`, `input`, `system`, `history`, shared by the formats that know this spelling, and
+Dolly's, which are much the same.
 
 Source: the Stanford Alpaca data and LLaMA-Factory's extension of it. As in LLaMA-Factory, `input` follows the
 instruction on a new line; Alpaca's own English prompt template is not baked into the data.
@@ -27,8 +28,12 @@ def text(fields: dict[str, Any], key: str, problems: Problems) -> str | None:
 
 
 def prompt(fields: dict[str, Any], problems: Problems) -> list[Message] | None:
-    """Pops the four fields: the earlier turns, then the request. None when one has a wrong type (reported)."""
-    instruction, input_ = text(fields, "instruction", problems), text(fields, "input", problems)
+    """Pops the four fields: the earlier turns, then the request. None when one has a wrong type (reported).
+
+    Dolly calls `context` what Alpaca calls `input`.
+    """
+    instruction = text(fields, "instruction", problems)
+    input_ = text(fields, "input" if "input" in fields else "context", problems)
     system = fields.pop("system", None)
     earlier = _history(fields.pop("history", None) or [], problems)
     if instruction is None or earlier is None:

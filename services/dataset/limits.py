@@ -28,3 +28,5 @@ class Limits:
     """One Parquet row group, uncompressed, as the file's footer claims."""
     findings: int = 100
     """Findings kept with their text; all are counted."""
+    findings_of_reason: int = 3
+    """Of each reason: more of the same say nothing new, and hide what is wrong besides."""

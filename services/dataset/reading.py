@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +20,11 @@ from services.dataset.limits import MIB, Limits
 SNIFFED_BYTES = MIB
 _PARQUET_MAGIC = b"PAR1"
 _BLANK = b" \t\r\n"
+_ICONV = "iconv -f {} -t UTF-8 OLD > NEW"
 _FOREIGN = {
     b"PK\x03\x04": "a zip archive or Excel sheet",
     b"BZh": "bzip2 data",
     b"\xfd7zXZ": "xz data",
-    b"\xff\xfe": "UTF-16 text",
-    b"\xfe\xff": "UTF-16 text",
     b"ARROW1": "an Arrow file",
     b"%PDF": "a PDF document",
 }
@@ -42,14 +41,23 @@ class OpenedFile:
 
 
 @contextmanager
-def open_rows(path: Path, file_name: str, limits: Limits, block_bytes: int = BLOCK_BYTES) -> Iterator[OpenedFile]:
-    """The rows of the file at `path`, which its owner calls `file_name`. Raises UnreadableFile, also while reading."""
+def open_rows(
+    path: Path,
+    file_name: str,
+    limits: Limits,
+    block_bytes: int = BLOCK_BYTES,
+    names: Mapping[str, str] | None = None,
+) -> Iterator[OpenedFile]:
+    """The rows of the file at `path`, which its owner calls `file_name`. Raises UnreadableFile, also while reading.
+
+    `names` tells as what its columns will be read, where that is something else than they are called.
+    """
     container, compression = by_name(file_name)
     _check_compression(path, compression)
     stream = DecompressedStream(path, compression, limits)
     try:
         container = _by_content(container, stream)
-        with _batches(container, path, stream, limits, block_bytes) as batches:
+        with _batches(container, path, stream, limits, block_bytes, names or {}) as batches:
             yield OpenedFile(container, compression, batches, stream)
     finally:
         stream.close()
@@ -74,6 +82,9 @@ def _by_content(container: str, stream: DecompressedStream) -> str:
     foreign = next((name for magic, name in _FOREIGN.items() if head.startswith(magic)), None)
     if foreign:
         raise _differ(container, foreign)
+    if container != "parquet" and (found := _utf16(head)):
+        message = f"the file is {found} text, not UTF-8; save it as UTF-8, or: {_ICONV.format(found)}"
+        raise UnreadableFile("NOT_UTF8", message)
     if (container == "parquet") != head.startswith(_PARQUET_MAGIC):
         raise _differ(container, "something else" if container == "parquet" else "a Parquet file")
     if container == "parquet":
@@ -94,6 +105,16 @@ def _by_content(container: str, stream: DecompressedStream) -> str:
     return container
 
 
+def _utf16(head: bytes) -> str:
+    """UTF-16 by its mark, or by the empty half of each of the first characters, as its name is for iconv."""
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return "UTF-16"
+    low, high = head[:4:2], head[1:4:2]
+    if len(head) >= 4 and not any(high) and all(low):
+        return "UTF-16LE"
+    return "UTF-16BE" if len(head) >= 4 and not any(low) and all(high) else ""
+
+
 def _differ(container: str, found: str) -> UnreadableFile:
     message = f"the name says {container}, the content is {found}; rename the file"
     return UnreadableFile("NAME_AND_CONTENT_DIFFER", message)
@@ -111,14 +132,19 @@ def _first_line_is_row(start: bytes) -> bool:
 
 @contextmanager
 def _batches(
-    container: str, path: Path, stream: DecompressedStream, limits: Limits, block_bytes: int
+    container: str,
+    path: Path,
+    stream: DecompressedStream,
+    limits: Limits,
+    block_bytes: int,
+    names: Mapping[str, str],
 ) -> Iterator[Batches]:
     if container == "jsonl":
         yield json_lines.read(stream, limits, block_bytes)
     elif container == "json":
         yield json_array.read(stream, limits, block_bytes)
     elif container == "csv":
-        yield csv_table.read(stream, limits, block_bytes)
+        yield csv_table.read(stream, limits, block_bytes, names)
     else:
         from services.dataset.containers import parquet_table  # here: importing pyarrow takes its time
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from services.dataset.bytecounts import count, count_above
 from services.dataset.containers.batches import Lines, Texts, Values
+from services.dataset.field_mapping import FieldMapping
 from services.dataset.findings import Findings, Problems, Reason
 from services.dataset.jsontext import key_twice, parse
 from services.dataset.limits import Limits
@@ -23,6 +24,12 @@ _QUOTE, _SPACE = ord('"'), ord(" ")
 _WRAPPING = len('"metadata":{},') - len(",")
 
 
+# As many of the rows that are no known spelling are kept for a suggestion.
+MAX_UNRECOGNISED = 5
+OnInvalid = Callable[[Problems, "bytes | dict[str, Any]"], None]
+"""Takes a row that is wrong: as text, or as the values that a table had."""
+
+
 @dataclass
 class Result:
     """The valid rows of a batch, in order, and how many rows there were."""
@@ -30,17 +37,21 @@ class Result:
     rows: list[Row] = field(default_factory=list)
     encoded: list[bytes] = field(default_factory=list)
     spellings: Counter[str] = field(default_factory=Counter)
+    kept_keys: Counter[str] = field(default_factory=Counter)
+    """How many rows had which key that went to their metadata."""
     seen: int = 0
 
-    def add(self, spelling: str, row: Row, encoded: bytes) -> None:
+    def add(self, spelling: str, row: Row, encoded: bytes, kept_keys: Iterable[str]) -> None:
         self.rows.append(row)
         self.encoded.append(encoded)
         self.spellings[spelling] += 1
+        self.kept_keys.update(kept_keys)
 
     def extend(self, other: Result) -> None:
         self.rows += other.rows
         self.encoded += other.encoded
         self.spellings.update(other.spellings)
+        self.kept_keys.update(other.kept_keys)
         self.seen += other.seen
 
 
@@ -55,7 +66,7 @@ class _Fitting:
 
     def result(self) -> Result:
         counts = Counter({self.shape.spelling.name: len(self.sources)})
-        return Result(self.canonical.rows, self.encoded, counts, len(self.sources))
+        return Result(self.canonical.rows, self.encoded, counts, self.canonical.kept_keys, len(self.sources))
 
     def keys_once(self, text: bytes) -> bool:
         """Whether surely no object in `text`, which these rows were decoded from, has a key twice: structs would not
@@ -65,7 +76,7 @@ class _Fitting:
         longer, nothing was left out of it. Numbers with a fraction or an exponent may be written shorter; then the
         quotation marks are compared, provided that none is written as an escape. False says nothing.
         """
-        if self.shape.spelling.keeps_keys and self.canonical.plain:
+        if self.shape.keeps_keys and self.canonical.plain:
             wrapped = len(self.sources) * _WRAPPING if self.shape.extras else 0
             if count_above(text, _SPACE) + wrapped == count_above(b"".join(self.encoded), _SPACE):
                 return True
@@ -76,11 +87,22 @@ class _Fitting:
 class RowReader:
     """Reads the rows of one file; what it learns about their shape carries over from batch to batch."""
 
-    def __init__(self, entry: type[Format], findings: Findings, limits: Limits) -> None:
+    def __init__(
+        self,
+        entry: type[Format],
+        findings: Findings,
+        limits: Limits,
+        mapping: FieldMapping | None = None,
+        on_invalid: OnInvalid = lambda problems, row: None,
+    ) -> None:
         self._entry = entry
         self._findings = findings
         self._limit = limits.row_bytes
-        self._shapes = Shapes(entry)
+        self._mapping = mapping or FieldMapping()
+        self._shapes = Shapes(entry, self._mapping)
+        self._on_invalid = on_invalid
+        self.unrecognised: list[dict[str, Any]] = []
+        """The first rows whose keys tell no spelling."""
 
     def lines(self, batch: Lines, first_row: int) -> Result:
         """Rows written as lines of JSON. `first_row` is the number of the first, from 1; blank lines are not rows."""
@@ -116,6 +138,8 @@ class RowReader:
             problems = Problems(self._findings, first_row + index, batch.line(index))
             if not self._fits(lambda shape, value=value: shape.convert_all([value]), None, problems, result):
                 self._explain(value, problems, result)
+            if problems.found:
+                self._on_invalid(problems, value)
         return result
 
     def _singly(self, batch: Texts, first_row: int) -> Result:
@@ -129,6 +153,8 @@ class RowReader:
                 value = parse(text, problems)
                 if not problems.found:
                     self._explain(value, problems, result)
+            if problems.found:
+                self._on_invalid(problems, text)
         return result
 
     def _fitting(self, shape: Shape, decode: Callable[[], list[Any]]) -> _Fitting | None:
@@ -155,15 +181,19 @@ class RowReader:
             if found:
                 if text is None or found.keys_once(text) or not key_twice(text, problems):
                     self._shapes.fitted(shape)
-                    result.add(shape.spelling.name, found.canonical.rows[0], found.encoded[0])
+                    kept_keys = found.canonical.kept_keys
+                    result.add(shape.spelling.name, found.canonical.rows[0], found.encoded[0], kept_keys)
                 return True
         return False
 
     def _explain(self, value: Any, problems: Problems, result: Result) -> None:
-        found = canonical(self._entry, value, problems)
+        found = canonical(self._entry, value, problems, self._mapping.rename if self._mapping.names else None)
         if found is None:
+            unknown = any(finding.reason is Reason.UNKNOWN_SPELLING for finding in problems.own)
+            if unknown and len(self.unrecognised) < MAX_UNRECOGNISED:
+                self.unrecognised.append(value)
             return
-        spelling, row = found
+        spelling, row = found.spelling, found.row
         try:
             encoded = encode(row)
         except UnicodeEncodeError:
@@ -173,4 +203,4 @@ class RowReader:
             problems.add("", Reason.ROW_TOO_LONG, f"takes {len(encoded)} bytes; at most {self._limit}")
             return
         self._shapes.learn(spelling, value, row)
-        result.add(spelling.name, row, encoded)
+        result.add(spelling.name, row, encoded, found.kept_keys)

@@ -1,7 +1,7 @@
 """Canonical rows: the one form in which every training row is stored, hashed, listed and trained on.
 
 The encoding is deterministic, so equal content has equal hashes: JSON without spaces, UTF-8, fields in the order
-declared here, the keys of `metadata` sorted, absent metadata left out.
+declared here, the keys of `metadata` sorted, what is absent left out.
 """
 
 from __future__ import annotations
@@ -16,10 +16,17 @@ Metadata: TypeAlias = dict[str, Any]
 
 
 class Message(msgspec.Struct, gc=False, forbid_unknown_fields=True):
-    """One turn. Also what the fast path decodes: a message with any other key is left to the explaining path."""
+    """One turn. Also what the fast path decodes: a message with any other key is left to the explaining path.
+
+    `reasoning_content`, what an assistant thought before it answered, and `name` are for the model's chat template;
+    `weight` 0 keeps an assistant's turn out of the loss.
+    """
 
     role: Role
     content: str
+    reasoning_content: str | UnsetType = UNSET
+    name: str | UnsetType = UNSET
+    weight: Literal[0] | UnsetType = UNSET
 
 
 class MessagesRow(msgspec.Struct, gc=False):

@@ -9,6 +9,7 @@ strict but never wrong.
 from __future__ import annotations
 
 import operator
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain
@@ -18,8 +19,9 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from services.dataset import metadata
+from services.dataset.field_mapping import FieldMapping
 from services.dataset.rows import Row, encode
-from services.dataset.spellings import Format, Source, Spelling
+from services.dataset.spellings import WATCHED_KEYS, Format, Source, Spelling, own_keys
 
 MAX_EXTRAS = 64
 MAX_ATTEMPTS = 8
@@ -39,13 +41,15 @@ class Canonical:
 
     rows: list[Any]
     plain: bool
+    kept_keys: Counter[str]
 
 
 class Shape:
     """One spelling with a set of extra keys."""
 
-    def __init__(self, spelling: Spelling, extras: frozenset[str]) -> None:
+    def __init__(self, spelling: Spelling, extras: frozenset[str], mapping: FieldMapping) -> None:
         self.spelling = spelling
+        self.keeps_keys = spelling.keeps_keys and not mapping.names
         self.extras = extras
         self._quick = spelling.quick
         # JSON keys need not be identifiers: extra_0, extra_1, … each under its own name.
@@ -53,7 +57,7 @@ class Shape:
         named = [(f"extra_{index}", key) for index, key in enumerate(self._keys)]
         self._values = _getter([attribute for attribute, _ in named])
         self._metadata = _plain_metadata(named)
-        self.source = _with_extras(spelling.source, named)
+        self.source = _with_extras(mapping.source(spelling.source), named)
         decoder = msgspec.json.Decoder(self.source)
         self.decode: Callable[[bytes], Any] = decoder.decode
         self.decode_lines: Callable[[bytes], list[Any]] = decoder.decode_lines
@@ -71,13 +75,17 @@ class Shape:
             if self._keys:
                 for row, values in zip(rows, extras, strict=True):
                     row.metadata = self._metadata(*values)
-            return Canonical(rows, plain=True)
+            return Canonical(rows, plain=True, kept_keys=Counter(dict.fromkeys(self._keys, len(rows))))
         try:
             for row, source, values in zip(rows, sources, extras, strict=True):
                 row.metadata = self._merged(row, source, values)
         except (metadata.TooDeepError, metadata.UnsupportedTypeError):
             return None
-        return Canonical(rows, plain=False)
+        return Canonical(rows, plain=False, kept_keys=self._count(extras))
+
+    def _count(self, extras: list[tuple[Any, ...]]) -> Counter[str]:
+        keys = (zip(self._keys, values, strict=True) for values in extras)
+        return Counter(key for key, value in chain.from_iterable(keys) if value is not None and value is not UNSET)
 
     def _merged(self, row: Any, source: Source, values: tuple[Any, ...]) -> dict[str, Any] | UnsetType:
         extras = {} if row.metadata is UNSET else row.metadata
@@ -116,8 +124,9 @@ def _with_extras(source: type[Source], attributes: list[tuple[str, str]]) -> typ
 class Shapes:
     """The shapes known so far, the last one that fitted first. One a spelling, so their number is bounded."""
 
-    def __init__(self, entry: type[Format]) -> None:
+    def __init__(self, entry: type[Format], mapping: FieldMapping | None = None) -> None:
         self._entry = entry
+        self._mapping = mapping or FieldMapping()
         self._known: list[Shape] = []
         self._attempts: dict[str, int] = {}
 
@@ -139,25 +148,25 @@ class Shapes:
         known = next((shape for shape in self._known if shape.spelling is spelling), None)
         if attempts > MAX_ATTEMPTS + (len(known.extras) if known else 0):
             return
-        extras = (frozenset(value) - _own_keys(spelling)) | (known.extras if known else frozenset())
+        own = own_keys(self._mapping.source(spelling.source))
+        extras = (frozenset(value) - own) | (known.extras if known else frozenset())
         if len(extras) > MAX_EXTRAS or (known and extras == known.extras) or self._hides(spelling, extras):
             return
-        shape = Shape(spelling, extras)
+        if extras & WATCHED_KEYS or self._mapping.stands_in_the_way(extras):
+            return
+        shape = Shape(spelling, extras, self._mapping)
         if not _gives(shape, value, row):
             return
         if known:
             self._known.remove(known)
         self._known.insert(0, shape)
+        self._mapping.learnt(own)
 
     def _hides(self, spelling: Spelling, extras: frozenset[str]) -> bool:
         """Whether rows of a spelling that takes precedence would fit as well."""
-        keys = extras | _own_keys(spelling)
+        keys = self._mapping.renamed(extras | own_keys(self._mapping.source(spelling.source)))
         before = self._entry.spellings[: list(self._entry.spellings).index(spelling)]
         return any(keys.issuperset(other.keys) for other in before)
-
-
-def _own_keys(spelling: Spelling) -> frozenset[str]:
-    return frozenset(field.encode_name for field in msgspec.structs.fields(spelling.source))
 
 
 def _gives(shape: Shape, value: dict[str, Any], row: Row) -> bool:

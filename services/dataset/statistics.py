@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from msgspec import UNSET
+
 from services.dataset.rows import Message, PromptRow, Row
 
 HASHES_KEPT = 1 << 19
@@ -44,6 +46,9 @@ class Statistics:
     rows_with_system: int
     share_with_system: float
     rows_with_answer: int
+    messages_with_reasoning: int
+    untrained_messages: int
+    """Of weight 0."""
     duplicates: int
     duplicates_exact: bool
 
@@ -170,6 +175,8 @@ class Collector:
         self._roles: dict[str, Histogram] = {}
         self._with_system = 0
         self._with_answer = 0
+        self._with_reasoning = 0
+        self._untrained = 0
 
     def add(self, rows: list[Row], encoded: list[bytes]) -> None:
         by_role: dict[str, list[int]] = {"system": [], "user": [], "assistant": [], "tool": []}
@@ -181,6 +188,10 @@ class Collector:
                 length = len(message.content)
                 total += length
                 by_role[message.role].append(length)
+                if message.reasoning_content is not UNSET:
+                    self._with_reasoning += 1
+                if message.weight is not UNSET:
+                    self._untrained += 1
             totals.append(total)
         for role, lengths in by_role.items():
             if lengths:
@@ -204,6 +215,8 @@ class Collector:
             rows_with_system=self._with_system,
             share_with_system=self._with_system / rows if rows else 0.0,
             rows_with_answer=self._with_answer,
+            messages_with_reasoning=self._with_reasoning,
+            untrained_messages=self._untrained,
             duplicates=self._duplicates.count,
             duplicates_exact=self._duplicates.exact,
         )

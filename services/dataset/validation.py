@@ -8,25 +8,30 @@ under a memory limit of the operating system.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from services.dataset.chunks import TARGET_BYTES, ChunkWriter, Sink
-from services.dataset.containers.batches import BLOCK_BYTES, Batch, Broken, Lines, Texts, Values
-from services.dataset.findings import Finding, Findings, Problems, UnreadableFile
+from services.dataset.containers.batches import BLOCK_BYTES
+from services.dataset.field_mapping import FieldMapping
+from services.dataset.findings import Finding, Findings, Problems, UnreadableFile, shown
 from services.dataset.formats import formats
 from services.dataset.limits import Limits
+from services.dataset.mapping_suggestion import suggest
+from services.dataset.options import UploadOptions
 from services.dataset.reading import open_rows
-from services.dataset.rowreading import Result, RowReader
+from services.dataset.rowreading import RowReader
+from services.dataset.skipping import SkippedRows
 from services.dataset.statistics import Collector, Statistics
+from services.dataset.validation_run import Part, Run
 
 
 @dataclass(frozen=True)
 class Report:
-    """What one file holds. `rows` = `valid_rows` + `invalid_rows`; a bad row may have several findings."""
+    """What one file holds. `rows` = `valid_rows` + `invalid_rows`; a bad row may have several findings. `statistics`
+    and `size_bytes` are of the valid rows that are not held out."""
 
     format: str
     container: str
@@ -34,12 +39,21 @@ class Report:
     rows: int
     valid_rows: int
     invalid_rows: int
+    held_out_rows: int
+    """Of the valid ones, those that a split gives to another dataset."""
     findings: tuple[Finding, ...]
     finding_count: int
     findings_by_reason: dict[str, int]
     spellings: dict[str, int]
+    kept_keys: dict[str, int]
+    """How many rows had which key that no format reads: it went to the row's metadata."""
+    suggested_mapping: dict[str, str]
+    """Under which the first rows that tell no spelling would be valid."""
+    duplicates: int
+    duplicates_exact: bool
     size_bytes: int
     statistics: Statistics
+    held_out_statistics: Statistics | None
 
     @property
     def ok(self) -> bool:
@@ -59,12 +73,19 @@ class Progress:
 OnProgress: TypeAlias = Callable[[Progress], None]
 
 
+def _discard(content: bytes | memoryview) -> None:
+    """For a caller who does not want it."""
+
+
 def validate(
     path: Path,
     file_name: str,
     format_name: str,
     sink: Sink,
     *,
+    options: UploadOptions | None = None,
+    held_out_sink: Sink = _discard,
+    skipped_sink: Callable[[bytes], None] = _discard,
     limits: Limits | None = None,
     on_progress: OnProgress | None = None,
     target_bytes: int = TARGET_BYTES,
@@ -72,15 +93,21 @@ def validate(
 ) -> Report:
     """Checks the file at `path`, which its owner calls `file_name`, as rows of `format_name`.
 
-    `sink` gets each chunk as it fills, in order; the same chunk may come twice. `on_progress` is called about once a
-    block and may raise to stop; what it or the sink raises goes through. Raises UnreadableFile, and InvalidArgument
-    for an unknown format.
+    `sink` gets each chunk as it fills, in order; the same chunk may come twice; `held_out_sink` likewise the rows that
+    a split holds out, `skipped_sink` each row that is wrong (a SkippedRow as JSON) where the options let some be.
+    `on_progress` is called about once a block and may raise to stop; what it or a sink raises goes through. Raises
+    UnreadableFile, and InvalidArgument for an unknown format.
     """
-    limits = limits or Limits()
+    limits, options = limits or Limits(), options or UploadOptions()
     entry = formats.get(format_name)
-    findings, writer = Findings(limits.findings), ChunkWriter(sink, target_bytes)
-    run = _Run(RowReader(entry, findings, limits), findings, writer, Collector(entry.turns))
-    with open_rows(path, file_name, limits, block_bytes) as file:
+    findings = Findings(limits.findings, limits.findings_of_reason)
+    mapping = FieldMapping(options.field_mapping)
+    on_invalid = SkippedRows(skipped_sink).add if options.skips_invalid else _ignore
+    reader = RowReader(entry, findings, limits, mapping, on_invalid)
+    held_out = Part(ChunkWriter(held_out_sink, target_bytes), Collector(entry.turns)) if options.split else None
+    kept = Part(ChunkWriter(sink, target_bytes), Collector(entry.turns))
+    run = Run(reader, findings, kept, held_out, options.split, on_invalid)
+    with open_rows(path, file_name, limits, block_bytes, options.field_mapping) as file:
         for batch in file.batches:
             run.add(batch)
             if on_progress:
@@ -88,50 +115,42 @@ def validate(
                 on_progress(at)
     if not run.rows:
         raise UnreadableFile("NO_ROWS", "the file holds no rows")
-    return run.report(format_name, file.container, file.compression)
+    if mapping.unused:
+        keys = ", ".join(map(shown, mapping.unused))
+        raise UnreadableFile("UNUSED_MAPPING", f"no row has the key {keys}, which field_mapping names")
+    suggested = {} if mapping.names else suggest(entry, reader.unrecognised)
+    return _report(run, suggested, format_name, file.container, file.compression)
 
 
-class _Run:
-    """The running totals of one validation."""
+def _ignore(problems: Problems, content: bytes | dict[str, Any] | None) -> None:
+    """Rows that are wrong are findings, and no more."""
 
-    def __init__(self, reader: RowReader, findings: Findings, writer: ChunkWriter, collector: Collector) -> None:
-        self._reader, self._findings, self._writer = reader, findings, writer
-        self.collector = collector
-        self.rows = 0
-        self.spellings: Counter[str] = Counter()
 
-    def add(self, batch: Batch) -> None:
-        if isinstance(batch, Broken):
-            self.rows += 1
-            Problems(self._findings, self.rows, batch.line).add("", batch.reason, batch.message)
-            return
-        result = self._read(batch)
-        self.rows += result.seen
-        self.spellings.update(result.spellings)
-        self.collector.add(result.rows, result.encoded)
-        self._writer.add(result.encoded)
-
-    def _read(self, batch: Lines | Texts | Values) -> Result:
-        if isinstance(batch, Lines):
-            return self._reader.lines(batch, self.rows + 1)
-        if isinstance(batch, Texts):
-            return self._reader.texts(batch, self.rows + 1)
-        return self._reader.values(batch, self.rows + 1)
-
-    def report(self, format_name: str, container: str, compression: str) -> Report:
-        """What was found; flushes the last chunk."""
-        self._writer.finish()
-        return Report(
-            format=format_name,
-            container=container,
-            compression=compression,
-            rows=self.rows,
-            valid_rows=self._writer.rows,
-            invalid_rows=self.rows - self._writer.rows,
-            findings=tuple(self._findings.kept),
-            finding_count=self._findings.total,
-            findings_by_reason=dict(sorted(self._findings.counts.items())),
-            spellings=dict(sorted(self.spellings.items())),
-            size_bytes=self._writer.size_bytes,
-            statistics=self.collector.result(),
-        )
+def _report(run: Run, suggested: dict[str, str], format_name: str, container: str, compression: str) -> Report:
+    """What was found; flushes the last chunks."""
+    parts = [part for part in (run.kept, run.held_out) if part is not None]
+    for part in parts:
+        part.writer.finish()
+    valid = sum(part.writer.rows for part in parts)
+    statistics = run.kept.collector.result()
+    held_out = run.held_out.collector.result() if run.held_out else None
+    return Report(
+        format=format_name,
+        container=container,
+        compression=compression,
+        rows=run.rows,
+        valid_rows=valid,
+        invalid_rows=run.rows - valid,
+        held_out_rows=run.held_out.writer.rows if run.held_out else 0,
+        findings=tuple(run.findings.kept),
+        finding_count=run.findings.total,
+        findings_by_reason=dict(sorted(run.findings.counts.items())),
+        spellings=dict(sorted(run.spellings.items())),
+        kept_keys=dict(sorted(run.kept_keys.items())),
+        suggested_mapping=suggested,
+        duplicates=statistics.duplicates + (held_out.duplicates if held_out else 0),
+        duplicates_exact=statistics.duplicates_exact and (held_out is None or held_out.duplicates_exact),
+        size_bytes=run.kept.writer.size_bytes,
+        statistics=statistics,
+        held_out_statistics=held_out,
+    )

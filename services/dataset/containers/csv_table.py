@@ -7,7 +7,7 @@ object or list, in those of MESSAGE_COLUMNS a list of messages or one message. A
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -55,8 +55,13 @@ class _Records:
             yield from lines
 
 
-def read(stream: ByteStream, limits: Limits, block_bytes: int = BLOCK_BYTES) -> Batches:
-    """Rows below the header, in batches. Raises UnreadableFile for a header that cannot be used."""
+def read(
+    stream: ByteStream, limits: Limits, block_bytes: int = BLOCK_BYTES, names: Mapping[str, str] | None = None
+) -> Batches:
+    """Rows below the header, in batches. Raises UnreadableFile for a header that cannot be used.
+
+    The cells of a column are read as those of the name that `names` gives it.
+    """
     # csv's only bound on the length of a field is a setting of the whole process; rows are bounded by _Records.
     csv.field_size_limit(limits.row_bytes + 1)
     records = _Records(stream, limits, block_bytes)
@@ -64,7 +69,8 @@ def read(stream: ByteStream, limits: Limits, block_bytes: int = BLOCK_BYTES) -> 
     header = _header(records, reader, limits)
     values: list[dict[str, Any]] = []
     lines: list[int] = []
-    for line, outcome in _rows(records, reader, header, limits):
+    read_as = [(names or {}).get(name, name) for name in header]
+    for line, outcome in _rows(records, reader, header, read_as, limits):
         if isinstance(outcome, dict):
             values.append(outcome)
             lines.append(line)
@@ -93,7 +99,7 @@ def _header(records: _Records, reader: Iterator[list[str]], limits: Limits) -> l
 
 
 def _rows(
-    records: _Records, reader: Iterator[list[str]], header: list[str], limits: Limits
+    records: _Records, reader: Iterator[list[str]], header: list[str], read_as: list[str], limits: Limits
 ) -> Iterator[tuple[int, dict[str, Any] | Batch]]:
     """(line on which it begins, row or what is wrong with it) of each record."""
     while True:
@@ -109,7 +115,8 @@ def _rows(
             yield line, too_long(line, limits.row_bytes)
         else:
             if len(cells) == len(header):
-                yield line, {name: _cell(name, text) for name, text in zip(header, cells, strict=True) if text}
+                named = zip(header, read_as, cells, strict=True)
+                yield line, {name: _cell(like, text) for name, like, text in named if text}
             elif cells:
                 message = f"has {len(cells)} cells, the header has {len(header)}"
                 yield line, Broken(line, Reason.CSV_COLUMNS, message)

@@ -10,6 +10,7 @@ from msgspec import UNSET, UnsetType
 from services.dataset import dialogues, instructions, turns
 from services.dataset.findings import Problems, Reason
 from services.dataset.formats import formats
+from services.dataset.message import check_text
 from services.dataset.rows import Message, PreferenceRow, Row
 from services.dataset.spellings import Source, Spelling
 
@@ -106,7 +107,7 @@ def _explain_alpaca(fields: dict[str, Any], problems: Problems) -> Row | None:
     prompt, sides = instructions.prompt(fields, problems), _sides(fields, problems)
     if prompt is None or sides is None:
         return None
-    turns.check_text(instruction, "instruction", problems)
+    check_text(instruction, "instruction", problems)
     return _row(prompt, *sides, problems)
 
 

@@ -5,18 +5,19 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterable
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from services.dataset import turns
+from services.dataset import instructions, turns
 from services.dataset.findings import Problems, Reason, kind
 from services.dataset.formats import formats
+from services.dataset.message import check_text
 from services.dataset.rows import Message, PromptRow, Row
-from services.dataset.spellings import Source, Spelling
+from services.dataset.spellings import Source, Spelling, renamed_source
 
-PROMPT_KEYS = ("prompt", "question", "problem")
+PROMPT_KEYS = ("prompt", "question", "problem", "query")
 # In order of precedence: where a row has both, `solution` is the way to the `answer`.
 ANSWER_KEYS = ("answer", "ground_truth", "target", "solution")
 
@@ -91,7 +92,7 @@ def _explain_verl(fields: dict[str, Any], problems: Problems) -> Row | None:
 def _answer(value: Any, field: str, problems: Problems) -> str | None:
     answer = answer_text(value)
     if answer is not None:
-        turns.check_text(answer, field, problems)
+        check_text(answer, field, problems)
     elif value is None:
         problems.add(field, Reason.MISSING, "is missing; a string or a number expected")
     elif isinstance(value, float):
@@ -102,23 +103,36 @@ def _answer(value: Any, field: str, problems: Problems) -> str | None:
 
 
 def _plain(prompt_key: str, answer_key: str | None) -> Spelling:
-    """The spelling with these two keys, e.g. `question+answer`. Its struct is made by renaming the fields."""
-    names = {"prompt": prompt_key, **({"answer": answer_key} if answer_key else {})}
-    types = {"prompt": str | list[Message], "answer": str | int | float}
-    source = msgspec.defstruct(
-        "Plain_" + "_".join(names.values()),
-        [(field, types[field], msgspec.field(name=name)) for field, name in names.items()],
-        bases=(Source,),
-        gc=False,
-        kw_only=True,
-        forbid_unknown_fields=True,
-    )
+    """The spelling with these two keys, e.g. `question+answer`."""
+    fields: dict[str, tuple[str, Any]] = {"prompt": (prompt_key, str | list[Message])}
+    if answer_key:
+        fields["answer"] = (answer_key, str | int | float)
+    names = tuple(key for key, _ in fields.values())
     return Spelling(
-        "+".join(names.values()),
-        tuple(names.values()),
+        "+".join(names),
+        names,
         functools.partial(_explain, prompt_key, answer_key),
-        cast("type[Source]", source),
+        renamed_source("Plain_" + "_".join(names), fields),
         _quick_answered if answer_key else _quick_asked,
+    )
+
+
+def _explain_instruction(answer_key: str, fields: dict[str, Any], problems: Problems) -> Row | None:
+    instruction = fields["instruction"]
+    prompt = instructions.prompt(fields, problems)
+    answer = _answer(fields.pop(answer_key), answer_key, problems)
+    if prompt is None:
+        return None
+    check_text(instruction, "instruction", problems)
+    turns.check(prompt, "prompt", "prompt", problems)
+    return PromptRow(prompt, answer)
+
+
+def _instruction(answer_key: str) -> Spelling:
+    """Alpaca's and Dolly's fields, the answer being what a reward compares with. Read row by row."""
+    keys = ("instruction", answer_key)
+    return Spelling(
+        "+".join(keys), keys, functools.partial(_explain_instruction, answer_key), Source, lambda source: None
     )
 
 
@@ -127,10 +141,11 @@ class Prompt:
     """Prompts to answer, with an answer that a reward can check, for reinforcement learning.
 
     Canonical row: {"prompt": [messages], "answer": string or null, "metadata"?}. Accepted spellings: verl
-    (`prompt`, `reward_model.ground_truth`), and `prompt`, `question` or `problem` (a string or a message list) with
-    `answer`, `ground_truth`, `target` or `solution` (a string or a number), or with none of them: such rows are valid
-    and counted, and an answer of null; a reward that compares with an answer cannot use them. Not for answers that
-    are lists or objects.
+    (`prompt`, `reward_model.ground_truth`), and `prompt`, `question`, `problem` or `query` (a string or a message list)
+    with `answer`, `ground_truth`, `target` or `solution` (a string or a number), or with none of them: such rows are
+    valid and counted, and an answer of null; a reward that compares with an answer cannot use them. Besides
+    `query`/`response`, `input`/`output`, Alpaca's `instruction`/`input`/`output` and Dolly's
+    `instruction`/`context`/`response`. Not for answers that are lists or objects.
     """
 
     name: ClassVar[str] = "prompt"
@@ -138,6 +153,10 @@ class Prompt:
     spellings: ClassVar[tuple[Spelling, ...]] = (
         Spelling("verl", ("prompt", "reward_model"), _explain_verl, Verl, _quick_verl),
         *(_plain(prompt, answer) for prompt in PROMPT_KEYS for answer in ANSWER_KEYS),
+        _plain("query", "response"),
+        _instruction("output"),
+        _instruction("response"),
+        _plain("input", "output"),
         *(_plain(prompt, None) for prompt in PROMPT_KEYS),
     )
 

@@ -92,6 +92,7 @@ def check(
     path = folder / "upload"
     path.write_bytes(content)
     sunk: list[bytes] = []
+    limits = limits or Limits(findings_of_reason=100)
     report = validate(path, name, format_name, lambda chunk: sunk.append(bytes(chunk)), limits=limits, **options)
     return Checked(report, sunk)
 

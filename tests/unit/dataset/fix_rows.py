@@ -26,6 +26,8 @@ ROLES = {"user": "human", "assistant": "gpt", "system": "system"}
 @st.composite
 def conversations(draw: st.DrawFn) -> list[Row]:
     turns = [[user(draw(TEXT)), assistant(draw(TEXT))] for _ in range(draw(st.integers(1, 3)))]
+    if draw(st.booleans()):
+        turns[-1][1]["reasoning_content"] = draw(TEXT)
     start = [system(draw(TEXT))] if draw(st.booleans()) else []
     return [*start, *(message for turn in turns for message in turn)]
 
@@ -71,7 +73,8 @@ def _prompts(draw: st.DrawFn) -> Row:
 VALID = {"messages": MESSAGES, "preference": _preferences(), "prompt": _prompts()}
 EXTRAS = st.dictionaries(st.sampled_from(["id", "source", "a b", "tags"]), VALUES, max_size=3)
 KEYS = ["messages", "conversations", "prompt", "completion", "chosen", "rejected", "answer", "instruction", "output",
-        "system", "metadata", "reward_model", "question", "role", "content", "tool_calls"]  # fmt: skip
+        "system", "metadata", "reward_model", "question", "role", "content", "tool_calls", "name", "weight",
+        "reasoning_content", "images", "label", "tools"]  # fmt: skip
 
 
 @st.composite

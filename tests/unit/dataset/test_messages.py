@@ -22,7 +22,21 @@ TOOL = {"role": "tool", "content": ""}
         ({"messages": [{"role": "developer", "content": "s"}, *HI]}, "openai", [system("s"), *HI]),
         ({"messages": [system(""), *HI]}, "openai", HI),
         ({"messages": HI, "system": "s"}, "openai", [system("s"), *HI]),
-        ({"messages": [{**HI[0], "name": "Ann", "tool_calls": None}, HI[1]]}, "openai", HI),
+        ({"messages": [{**HI[0], "name": "Ann", "tool_calls": []}, HI[1]]}, "openai",
+         [{**HI[0], "name": "Ann"}, HI[1]]),
+        ({"messages": [HI[0], {**HI[1], "name": None, "reasoning": "hm"}]}, "openai",
+         [HI[0], {**HI[1], "reasoning_content": "hm"}]),
+        ({"messages": [HI[0], {**HI[1], "thinking": "hm", "reasoning": ""}]}, "openai",
+         [HI[0], {**HI[1], "reasoning_content": "hm"}]),
+        ({"messages": [HI[0], {**HI[1], "weight": 0}, {**HI[0], "weight": 0}, {**HI[1], "weight": 1}]}, "openai",
+         [HI[0], {**HI[1], "weight": 0}, *HI]),
+        ({"messages": [HI[0], {**HI[1], "loss_weight": 0.0}, {**HI[0], "train": False}, {**HI[1], "train": True}]},
+         "openai", [HI[0], {**HI[1], "weight": 0}, *HI]),
+        ({"conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "yo", "loss": False},
+                            {"from": "human", "value": "hi"}, {"from": "gpt", "value": "yo", "loss": True}]},
+         "sharegpt", [HI[0], {**HI[1], "weight": 0}, *HI]),
+        # As in TRL, what was said before is not trained.
+        ({"prompt": [*HI, HI[0]], "completion": "yo"}, "prompt_completion", [HI[0], {**HI[1], "weight": 0}, *HI]),
         ({"messages": [HI[0], assistant("call f"), TOOL, assistant("yo")]}, "openai",
          [HI[0], assistant("call f"), TOOL, assistant("yo")]),
         ({"conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "yo"}]}, "sharegpt", HI),
@@ -65,6 +79,25 @@ def test_accepted(tmp_path: Path, row: Row, spelling: str, messages: list[Row]) 
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}, HI[1]]},
          "messages[0].content[0]", "unsupported_part"),
         ({"messages": [HI[0], {**HI[1], "tool_calls": [{"id": 1}]}]}, "messages[1].tool_calls", "tool_calls"),
+        ({"messages": [HI[0], {**HI[1], "function_call": {"name": "f"}}]}, "messages[1].function_call", "tool_calls"),
+        ({"messages": [{**HI[0], "images": ["a.png"]}, HI[1]]}, "messages[0].images", "media"),
+        ({"messages": HI, "image": "a.png"}, "image", "media"),
+        ({"messages": HI, "videos": ["a.mp4"]}, "videos", "media"),
+        ({"messages": HI, "audio": {"array": [0.5]}}, "audio", "media"),
+        ({"messages": HI, "tools": [{"type": "function"}]}, "tools", "tool_calls"),
+        ({"messages": HI, "tools": '[{"type": "function"}]'}, "tools", "tool_calls"),
+        ({"prompt": "a", "completion": "b", "label": False}, "label", "kto_label"),
+        ({"prompt": "a", "completion": "b", "label": "True"}, "label", "kto_label"),
+        ({"messages": HI, "kto_tag": True}, "kto_tag", "kto_label"),
+        ({"messages": [HI[0], {**HI[1], "weight": 0.5}]}, "messages[1].weight", "unsupported_weight"),
+        ({"messages": [HI[0], {**HI[1], "train": "no"}]}, "messages[1].train", "unsupported_weight"),
+        ({"messages": [{**HI[0], "train": True}, HI[1]]}, "messages[0].train", "unsupported_weight"),
+        ({"messages": [HI[0], {**HI[1], "train": True, "weight": 0}]}, "messages[1].train", "conflict"),
+        ({"messages": [HI[0], {**HI[1], "weight": 0}]}, "messages", "nothing_trained"),
+        ({"messages": [{**HI[0], "reasoning": "hm"}, HI[1]]}, "messages[0].reasoning", "conflict"),
+        ({"messages": [HI[0], {**HI[1], "reasoning": "a", "thinking": "b"}]}, "messages[1].thinking", "conflict"),
+        ({"messages": [HI[0], {**HI[1], "reasoning_content": "\0"}]}, "messages[1].reasoning_content", "nul_character"),
+        ({"messages": [{**HI[0], "name": 3}, HI[1]]}, "messages[0].name", "wrong_type"),
         ({"messages": [HI[0]]}, "messages[0].role", "role_order"),
         ({"messages": [HI[1]]}, "messages[0].role", "role_order"),
         ({"messages": [HI[0], HI[0], HI[1]]}, "messages[1].role", "role_order"),
@@ -127,6 +160,39 @@ def test_unknown_keys_become_metadata(tmp_path: Path, extra: Row, metadata: Row 
     expected = {"messages": HI} if metadata is None else {"messages": HI, "metadata": metadata}
     assert checked.rows == [expected] * 3
     assert list(checked.rows[2].get("metadata", {})) == sorted(metadata or {})
+
+
+def test_what_is_no_longer_in_a_row_is_told_by_name(tmp_path: Path) -> None:
+    """Keys of messages go to the metadata too, under the place where they stood, and all are counted."""
+    part = {"type": "text", "text": "hi", "cache_control": "x"}
+    rows = [
+        {"messages": [{**HI[0], "content": [part]}, {**HI[1], "id": 7, "timestamp": None}], "source": "s"},
+        *[{"messages": HI, "source": "s", "score": score} for score in (0.5, 0.25, None)],
+    ]
+    checked = check_rows(tmp_path, rows, "messages")
+    assert checked.found == []
+    assert checked.rows[0]["metadata"] == {
+        "message_keys": {"messages[0].content[0]": {"cache_control": "x"}, "messages[1]": {"id": 7}},
+        "source": "s",
+    }
+    told = {"messages[].content[].cache_control": 1, "messages[].id": 1, "score": 2, "source": 4}
+    assert checked.report.kept_keys == told
+    # What was downloaded is taken again as it is.
+    again = check_rows(tmp_path, checked.rows, "messages")
+    assert (again.found, again.content) == ([], checked.content)
+
+
+def test_names_of_kept_keys_are_bounded(tmp_path: Path) -> None:
+    checked = check_rows(tmp_path, [{"messages": HI, f"k{index}": 1} for index in range(300)], "messages")
+    assert checked.report.valid_rows == 300
+    assert (len(checked.report.kept_keys), checked.report.kept_keys["(other keys)"]) == (101, 200)
+
+
+@pytest.mark.parametrize("key", ["image", "label", "tools"])
+def test_a_watched_key_is_seen_after_rows_in_which_it_said_nothing(tmp_path: Path, key: str) -> None:
+    rows = [{"messages": HI, key: ""} for _ in range(40)]
+    checked = check_rows(tmp_path, [*rows, {"messages": HI, key: True}], "messages")
+    assert [(row, field) for row, field, _ in checked.found] == [(41, key)]
 
 
 def test_canonical_bytes(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ FORMATS = st.sampled_from(["messages", "preference", "prompt"])
 
 def explained(format_name: str, row: Any) -> tuple[str, bytes] | None:
     found = canonical(formats.get(format_name), row, Problems(Findings(9), 1, 1))
-    return (found[0].name, encode(found[1])) if found else None
+    return (found.spelling.name, encode(found.row)) if found else None
 
 
 def test_the_registry() -> None:
@@ -81,9 +81,9 @@ def test_valid_rows_without_nulls_teach_a_shape(case: tuple[str, Any]) -> None:
     found = canonical(entry, row, Problems(Findings(9), 1, 1))
     assert found is not None
     shapes = Shapes(entry)
-    shapes.learn(found[0], row, found[1])
+    shapes.learn(found.spelling, row, found.row)
     assert shapes.first is not None
-    assert shapes.first.spelling is found[0]
+    assert shapes.first.spelling is found.spelling
 
 
 SHAREGPT = {"conversations": [{"from": "human", "value": "c"}, {"from": "gpt", "value": "c"}]}

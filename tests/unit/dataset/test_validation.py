@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from services.dataset.chunks import rows as read_rows
 from services.dataset.findings import Findings, Problems
 from services.dataset.formats import formats
+from services.dataset.limits import Limits
 from services.dataset.rows import encode
 from services.dataset.spellings import canonical
 from services.dataset.validation import Progress, Report, validate
@@ -43,8 +44,8 @@ def test_the_report_counts_what_there_is(case: tuple[str, list[Any]], block: int
         found = canonical(formats.get(name), row, Problems(findings, 1, 1))
         reasons.update(findings.counts)
         if found:
-            spellings[found[0].name] += 1
-            expected.append(encode(found[1]))
+            spellings[found.spelling.name] += 1
+            expected.append(encode(found.row))
             distinct.add(expected[-1])
     with tempfile.TemporaryDirectory() as folder:
         checked = check(Path(folder), jsonl(given_rows), format_name=name, block_bytes=block, target_bytes=200)
@@ -59,9 +60,10 @@ def test_the_report_counts_what_there_is(case: tuple[str, list[Any]], block: int
     assert report.size_bytes == len(checked.content)
 
 
-def test_the_first_hundred_findings_are_kept_and_all_counted(tmp_path: Path) -> None:
-    report = check(tmp_path, jsonl([GOOD] + [BAD] * 150 + [{}] * 50)).report
-    assert [finding.row for finding in report.findings] == list(range(2, 102))
+def test_three_findings_of_each_reason_are_kept_and_all_counted(tmp_path: Path) -> None:
+    """150 of one reason hide nothing of another."""
+    report = check(tmp_path, jsonl([GOOD] + [BAD] * 150 + [{}] * 50), limits=Limits()).report
+    assert [finding.row for finding in report.findings] == [2, 3, 4, 152, 153, 154]
     assert report.finding_count == 200
     assert report.findings_by_reason == {"role_order": 150, "unknown_spelling": 50}
     assert not report.ok
