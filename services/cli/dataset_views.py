@@ -6,12 +6,12 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from services.cli import display, output
+from services.cli import display, output, upload_options
 from services.cli.output import Column
 from services.client import references
 
 if TYPE_CHECKING:
-    from rlhf.dataset.v1.dataset_pb2 import Dataset, DatasetVersion, Upload, ValidationReport
+    from rlhf.dataset.v1.dataset_pb2 import Dataset, DatasetVersion, SkippedRow, Upload
     from rlhf.dataset.v1.dataset_service_pb2 import Row
 
 DATASETS = (
@@ -42,6 +42,13 @@ _FINDINGS = (
     Column("WHAT IS WRONG", lambda finding: finding.message),
 )
 _CELL_WIDTH = 400
+_SHOWN_NAMES = 12
+_SKIPPED = (
+    Column("LINE", lambda row: str(row.line or ""), right=True),
+    Column("ROW", lambda row: str(row.row), right=True),
+    Column("WHY", lambda row: "; ".join(f"{each.field or '(row)'} {each.message}" for each in row.findings)),
+    Column("CONTENT", lambda row: display.one_line(row.content or repr(row.raw_content), _CELL_WIDTH)),
+)
 
 
 def dataset_facts(dataset: Dataset) -> list[tuple[str, str]]:
@@ -84,23 +91,57 @@ def show_upload(upload: Upload, output_format: str) -> None:
         return
     report = upload.report
     if upload.state == upload.STATE_SUCCEEDED:
-        spellings = ", ".join(f"{count:,} {spelling}" for spelling, count in report.row_count_by_spelling.items())
-        taken = f"{report.row_count:,} rows" + (f" ({spellings})" if spellings else "")
-        output.show(output.grid([("version", references.short(upload.dataset_version)), ("taken", taken)]))
+        output.show(output.grid(_taken(upload)))
         return
     output.say(f"{upload.file_name} was not taken: {upload.error.message or upload.error.reason}", style="bold")
     if report.findings:
         output.show(output.table(_FINDINGS, report.findings))
-        _say_rest(report)
+        if report.finding_count > len(report.findings):
+            findings = f"{len(report.findings)} of {report.finding_count:,} findings"
+            output.hint(f"{findings}, the first of each reason: {_by_count(report.finding_count_by_reason)}")
+    if report.suggested_field_mapping:
+        output.say(f"These keys would fit: {upload_options.map_flag(report.suggested_field_mapping)}")
 
 
-def _say_rest(report: ValidationReport) -> None:
-    """The findings beyond those that were listed, by reason."""
-    if report.finding_count <= len(report.findings):
-        return
-    reasons = sorted(report.finding_count_by_reason.items(), key=lambda item: -item[1])
-    counted = ", ".join(f"{count:,} {reason}" for reason, count in reasons)
-    output.hint(f"the first {len(report.findings)} of {report.finding_count:,} findings: {counted}")
+def _taken(upload: Upload) -> list[tuple[str, str]]:
+    """What became of the rows of a file that was taken."""
+    report = upload.report
+    rows = report.row_count - report.invalid_row_count - report.split_row_count
+    spellings = ", ".join(f"{count:,} {spelling}" for spelling, count in report.row_count_by_spelling.items())
+    facts = [
+        ("version", references.short(upload.dataset_version)),
+        ("taken", f"{rows:,} rows" + (f" ({spellings})" if spellings else "")),
+    ]
+    if upload.split_dataset_version:
+        facts.append(("held out", f"{report.split_row_count:,} rows: {references.short(upload.split_dataset_version)}"))
+    if report.invalid_row_count:
+        dataset = references.short(upload.name.partition("/uploads/")[0])
+        counted = f"{report.invalid_row_count:,} rows: {_by_count(report.finding_count_by_reason)}"
+        facts.append(("left out", f"{counted}; see `rlhf dataset skipped {dataset}`"))
+    if report.duplicate_row_count:
+        about = "" if report.duplicate_row_count_exact else "about "
+        facts.append(("duplicates", f"{about}{report.duplicate_row_count:,} rows are equal to an earlier one"))
+    if report.row_count_by_metadata_key:
+        kept = f"{_by_count(report.row_count_by_metadata_key)}: not trained on"
+        facts.append(("kept as metadata", kept))
+    return facts
+
+
+def _by_count(counts: Mapping[str, int]) -> str:
+    """The most frequent first; of many names not all."""
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    shown = ", ".join(f"{count:,} {display.one_line(name, 60)}" for name, count in ordered[:_SHOWN_NAMES])
+    return shown + (", …" if len(ordered) > _SHOWN_NAMES else "")
+
+
+def show_skipped(rows: Sequence[SkippedRow], output_format: str) -> None:
+    if output_format == "json":
+        for row in rows:
+            output.write_json_line(output.as_json(row))
+    elif rows:
+        output.show(output.table(_SKIPPED, rows))
+    else:
+        output.say("no rows were left out")
 
 
 def show_rows(rows: Sequence[Row], output_format: str) -> None:

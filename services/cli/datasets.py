@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from services.cli import assignments, completions, dataset_views, exits, output, uploading
+from services.cli import assignments, completions, dataset_views, exits, output, upload_options, uploading
 from services.cli.output import DocumentOption, FormatOption
 from services.cli.session import collect, run
 from services.client import references
-from services.mesh.errors import InvalidArgument, NotFound
+from services.mesh.errors import AlreadyExists, InvalidArgument, NotFound, PlatformError
 
 if TYPE_CHECKING:
-    from rlhf.dataset.v1.dataset_pb2 import Dataset, DatasetVersion, Upload
+    from rlhf.dataset.v1.dataset_pb2 import Dataset, DatasetVersion, SkippedRow, Upload
     from rlhf.dataset.v1.dataset_service_pb2 import Row
 
     from services.client import AsyncClient
@@ -42,24 +43,46 @@ def upload(
         str, typer.Option("--format", help="What a row is; see `rlhf dataset formats`. Needed for a new dataset.")
     ] = "",
     label: Annotated[list[str] | None, typer.Option(help="key=value for a new dataset; may be given again.")] = None,
+    map_: Annotated[
+        list[str] | None, typer.Option("--map", help="Keys of the file to read as others: question=prompt,gold=answer.")
+    ] = None,
+    skip_invalid: Annotated[
+        str, typer.Option(metavar="ROWS|SHARE%", help="Leave out wrong rows, at most so many: 20, or 5%.")
+    ] = "",
+    split: Annotated[
+        str, typer.Option(metavar="NAME=SHARE", help="Hold rows out for the dataset `…-NAME`: validation=0.05.")
+    ] = "",
+    split_seed: Annotated[int, typer.Option(help="Another number holds out other rows.")] = 0,
     output_format: DocumentOption = "table",
 ) -> None:
     """Upload a file: every row is checked, and the rows become the dataset's next version.
 
     An upload that broke off goes on where it stopped when the same command is given again. Rows that are wrong are
-    listed with line, field and reason; nothing of the file is taken then, and the exit code is 1.
+    listed with line, field and reason, three of each reason; nothing of the file is taken then, and the exit code is 1,
+    unless `--skip-invalid` lets some be: `rlhf dataset skipped` shows those.
 
     Examples:
 
     - `rlhf dataset upload train.jsonl --name digits --format messages`
     - `rlhf dataset upload questions.csv.gz --name digits-held-out --format prompt --label split=test`
+    - `rlhf dataset upload qa.jsonl --name qa --format messages --map body=prompt,gold=completion --skip-invalid 1%`
+    - `rlhf dataset upload chat.jsonl --name chat --format messages --split validation=0.05`
     """
     labels = assignments.labels(label or [])
+    options = upload_options.read(map_ or [], skip_invalid, split, split_seed)
     _check_file(file)
 
     async def command(client: AsyncClient) -> Upload:
-        dataset = await ensure(client, references.dataset(client.project, name, "--name"), row_format, labels)
-        return await uploading.upload(client, dataset.name, file)
+        dataset, is_new = await ensure(client, references.dataset(client.project, name, "--name"), row_format, labels)
+        try:
+            done = await uploading.upload(client, dataset.name, file, options)
+        except InvalidArgument:
+            if is_new:
+                await _remove_empty(client, dataset)
+            raise
+        if is_new and done.state == done.STATE_FAILED:
+            await _remove_empty(client, dataset)
+        return done
 
     done = run(context, command)
     dataset_views.show_upload(done, output_format)
@@ -120,6 +143,36 @@ def rows(
 
 
 @app.command()
+def skipped(
+    context: typer.Context,
+    dataset: DatasetArgument,
+    upload: Annotated[
+        str, typer.Option(help="The end of an upload's name; by default the newest that left some out.")
+    ] = "",
+    limit: LimitOption = 20,
+    output_format: DocumentOption = "table",
+) -> None:
+    """Rows that an upload left out, with why. With `-o json` one a line.
+
+    Examples:
+
+    - `rlhf dataset skipped digits`
+    - `rlhf dataset skipped digits --limit 0 -o json > left-out.jsonl`
+    """
+
+    async def command(client: AsyncClient) -> list[SkippedRow]:
+        name = references.dataset(client.project, dataset)
+        if upload:
+            return await collect(client.uploads.skipped_rows(f"{name}/uploads/{upload}", limit=limit))
+        async for each in client.uploads.list(name):
+            if each.state == each.STATE_SUCCEEDED and each.report.invalid_row_count:
+                return await collect(client.uploads.skipped_rows(each.name, limit=limit))
+        return []
+
+    dataset_views.show_skipped(run(context, command), output_format)
+
+
+@app.command()
 def download(
     context: typer.Context,
     dataset: VersionArgument,
@@ -168,8 +221,9 @@ def formats(context: typer.Context, output_format: DocumentOption = "table") -> 
     output.show_list(found, dataset_views.FORMATS, output_format, "no formats")
 
 
-async def ensure(client: AsyncClient, name: str, row_format: str, labels: dict[str, str]) -> Dataset:
-    """The dataset, made when it is not there. Raises InvalidArgument on a format that is missing or another one."""
+async def ensure(client: AsyncClient, name: str, row_format: str, labels: dict[str, str]) -> tuple[Dataset, bool]:
+    """The dataset, and whether it was made here, since it was not there or holds nothing but uploads that failed.
+    Raises InvalidArgument on a format that is missing or another one."""
     try:
         found = await client.datasets.get(name)
     except NotFound:
@@ -177,11 +231,24 @@ async def ensure(client: AsyncClient, name: str, row_format: str, labels: dict[s
             known = ", ".join(each.format_id for each in await client.datasets.formats())
             message = f"{references.short(name)} is new: say what its rows are, one of {known}"
             raise InvalidArgument.of("--format", message) from None
-        return await client.datasets.create(name, row_format, labels=labels)
+        return await client.datasets.create(name, row_format, labels=labels), True
+    if row_format and not found.latest_version:
+        # Made anew where all that came to it failed.
+        with contextlib.suppress(AlreadyExists):
+            return await client.datasets.create(name, row_format, labels=labels), True
     if row_format not in ("", found.format):
         message = f"{references.short(name)} holds rows of format {found.format!r}; choose another --name for these"
         raise InvalidArgument.of("--format", message)
-    return found
+    return found, False
+
+
+async def _remove_empty(client: AsyncClient, dataset: Dataset) -> None:
+    """Take back a dataset that was made for a file which was not taken, so that its name is free; not where somebody
+    else has begun to use it."""
+    uploads = await collect(client.uploads.list(dataset.name, limit=2))
+    if len(uploads) < 2 and all(upload.state == upload.STATE_FAILED for upload in uploads):
+        with contextlib.suppress(PlatformError):
+            await client.datasets.delete(dataset.name, etag=dataset.etag)
 
 
 def _version(client: AsyncClient, text: str) -> str:

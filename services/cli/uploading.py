@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from services.client import AsyncClient, Progress
 
 
-async def upload(client: AsyncClient, dataset: str, path: Path) -> Upload:
+async def upload(client: AsyncClient, dataset: str, path: Path, options: Upload | None = None) -> Upload:
     """Upload `path` into a dataset and follow until SUCCEEDED or FAILED. Goes on with an upload that broke off."""
     with interrupts.same_command_goes_on(), contextlib.closing(_Shown(path.name)) as shown:
-        return await client.uploads.upload(dataset, path, on_progress=shown.take)
+        return await client.uploads.upload(dataset, path, options=options, on_progress=shown.take)
 
 
 class _Shown:

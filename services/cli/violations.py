@@ -36,6 +36,11 @@ _FLAGS = {
     "source.init.tokenizer_model": "--tokenizer",
     "source.init.seed": "--seed",
     "file_name": "FILE",
+    "field_mapping": "--map",
+    "max_invalid_row_count": "--skip-invalid",
+    "max_invalid_row_share": "--skip-invalid",
+    "split.name": "--split",
+    "split.share": "--split",
     "reward_id": "REWARD",
     "params": "--set",
     "inputs.base_manifest_sha256": "model",
@@ -54,6 +59,8 @@ def flag(field: str) -> str:
         return f"reward model {path.removeprefix('inputs.reward_models.')}"
     if path.startswith("params."):
         return f"--set {path.removeprefix('params.')}"
+    if path.startswith("field_mapping."):
+        return f"--map {path.removeprefix('field_mapping.')}"
     return _FLAGS.get(path, path)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from services.dataset.entities import Dataset
 from services.dataset.formats import formats
 from services.dataset.staging import SWEEP_TOPIC
-from services.dataset.store import datasets, uses
+from services.dataset.store import datasets, uploads, uses
 from services.mesh import names
 from services.mesh.errors import Aborted, FailedPrecondition, InvalidArgument, Violation
 from services.mesh.jobs import job_topic
@@ -16,7 +16,7 @@ from services.mesh.labels import check_labels
 from services.mesh.pages import Page, PageRequest
 from services.mesh.partly import found_or_told
 from services.mesh.postgres import Connection, Database
-from services.mesh.requests import RequestKey, claim
+from services.mesh.requests import RequestKey, claim, earlier
 
 MAX_DISPLAY_NAME_CHARACTERS = 200
 # Fields of a dataset that its owner can change.
@@ -94,13 +94,17 @@ class Datasets:
         self._database = database
 
     async def create(self, new: NewDataset, key: RequestKey, *, validate_only: bool) -> Dataset:
-        """An empty dataset. Raises InvalidArgument, AlreadyExists. With `validate_only` nothing stays of it."""
+        """An empty dataset, in place of one of the same name to which only uploads came that failed. Raises
+        InvalidArgument, AlreadyExists. With `validate_only` nothing stays of it."""
         violations = [*new.check(), *names.check_request_id(key.id)]
         if violations:
             raise InvalidArgument(violations)
         uid = names.uuid7()
         name = names.child(new.parent, "datasets", new.id or str(uid))
         async with self._database.transaction() as connection:
+            if made := await earlier(connection, key):
+                return await datasets.get(connection, made)
+            await self._free_name(connection, name)
             known = await claim(connection, key, name)
             if known is not None:
                 return await datasets.get(connection, known)
@@ -110,6 +114,15 @@ class Datasets:
             if validate_only:
                 await connection.rollback()
             return dataset
+
+    async def _free_name(self, connection: Connection, name: str) -> None:
+        """Delete a dataset of this name that holds nothing but uploads that failed."""
+        if await uploads.all_failed(connection, name):
+            await datasets.lock_jobs(connection, name)
+            dataset = await datasets.lock(connection, name)
+            # A file may have been announced meanwhile.
+            if not dataset.version_count and await uploads.all_failed(connection, name):
+                await datasets.delete(connection, dataset)
 
     async def get(self, name: str) -> Dataset:
         """Raises NotFound."""

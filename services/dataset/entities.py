@@ -80,7 +80,10 @@ class Upload:
     file_name: str
     size_bytes: int
     sha256: str
+    # An UploadOptions as JSON.
+    options: dict[str, Any]
     dataset_version: str
+    split_dataset_version: str
     report: dict[str, Any] | None
     create_time: datetime
     expire_time: datetime

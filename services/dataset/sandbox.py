@@ -5,6 +5,8 @@ The process gets the file, a scratch folder and nothing else: no environment, no
 its standard output in frames: one byte of kind, the length in 8 bytes big-endian, the content.
 
     C  a chunk of canonical rows
+    H  a chunk of rows that a split holds out
+    S  a row that is left out, as JSON
     P  rows read so far, decimal
     E  the end: an Outcome as JSON
 """
@@ -22,9 +24,11 @@ import sys
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeAlias
 
 import msgspec
+
+from services.dataset.options import UploadOptions
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +50,25 @@ class Outcome(msgspec.Struct, frozen=True):
     # The fields of rlhf.dataset.v1.ValidationReport.
     report: dict[str, Any] = {}
     statistics: dict[str, Any] = {}
+    # Of the rows that a split holds out.
+    held_out_statistics: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """A chunk of rows that a split holds out."""
+
+    content: bytes
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A row that is left out, a SkippedRow as JSON."""
+
+    content: bytes
+
+
+Frame: TypeAlias = bytes | HeldOut | Skipped | int | Outcome
 
 
 @dataclass(frozen=True)
@@ -55,13 +78,15 @@ class Reading:
     path: Path
     file_name: str
     format: str
+    options: UploadOptions
     # Made before and removed afterwards.
     scratch: Path
     memory_bytes: int
     cpu_seconds: int
 
     def command(self) -> list[str]:
-        words = (os.getpid(), self.path, self.file_name, self.format, self.memory_bytes, self.cpu_seconds)
+        options = msgspec.json.encode(self.options).decode()
+        words = (os.getpid(), self.path, self.file_name, self.format, self.memory_bytes, self.cpu_seconds, options)
         return [sys.executable, "-P", "-m", "services.dataset.sandboxed", *map(str, words)]
 
 
@@ -73,8 +98,9 @@ class ReaderDied(Exception):
         self.final = final
 
 
-async def read(reading: Reading) -> AsyncGenerator[bytes | int | Outcome, None]:
-    """Chunks as bytes, counts of rows, and last of all an Outcome. Raises ReaderDied.
+async def read(reading: Reading) -> AsyncGenerator[Frame, None]:
+    """Chunks as bytes, counts of rows, and last of all an Outcome; between them what is held out or left out. Raises
+    ReaderDied.
 
     Close the iterator to end the process.
     """
@@ -117,7 +143,7 @@ def _pipe() -> tuple[int, int]:
     return ends
 
 
-def _frame(frames: BinaryIO) -> bytes | int | Outcome | None:
+def _frame(frames: BinaryIO) -> Frame | None:
     """The next frame; None when there is no whole one any more."""
     header = frames.read(HEADER.size)
     if len(header) < HEADER.size:
@@ -130,9 +156,14 @@ def _frame(frames: BinaryIO) -> bytes | int | Outcome | None:
         return None
     if kind == b"C":
         return content
+    if kind in _KINDS:
+        return _KINDS[kind](content)
     if kind == b"P":
         return int(content)
     return msgspec.json.decode(content, type=Outcome)
+
+
+_KINDS: dict[bytes, type[HeldOut] | type[Skipped]] = {b"H": HeldOut, b"S": Skipped}
 
 
 async def _tail(stream: asyncio.StreamReader) -> str:

@@ -1,4 +1,4 @@
-"""`python -m services.dataset.sandboxed PARENT PATH FILE_NAME FORMAT MEMORY_BYTES CPU_SECONDS`: see sandbox.py.
+"""`python -m services.dataset.sandboxed PARENT PATH FILE_NAME FORMAT MEMORY_BYTES CPU_SECONDS OPTIONS`: see sandbox.py.
 
 Imports what parses only after the limits are set.
 """
@@ -11,6 +11,7 @@ import resource
 import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from services.dataset.limits import Limits
+from services.dataset.options import UploadOptions
 from services.dataset.sandbox import HEADER, Outcome
-from services.mesh.job import storable
+from services.dataset.skipping import told, words
 
 if TYPE_CHECKING:
     from services.dataset.validation import Progress, Report
@@ -48,7 +50,7 @@ def confine(parent: int, memory_bytes: int, cpu_seconds: int) -> None:
     _lower(resource.RLIMIT_CPU, cpu_seconds, cpu_seconds + 1)
 
 
-def run(path: Path, file_name: str, format_name: str, send: Send) -> None:
+def run(path: Path, file_name: str, format_name: str, options: UploadOptions, send: Send) -> None:
     """Read the file, sending frames as it goes."""
     from services.dataset.findings import UnreadableFile
     from services.dataset.validation import validate
@@ -59,11 +61,15 @@ def run(path: Path, file_name: str, format_name: str, send: Send) -> None:
             file_name,
             format_name,
             lambda content: send(b"C", content),
+            options=options,
+            held_out_sink=lambda content: send(b"H", content),
+            skipped_sink=lambda row: send(b"S", row),
             on_progress=_now_and_then(send),
         )
-        outcome = Outcome(report=_report(report), statistics=msgspec.to_builtins(report.statistics))
+        held_out = msgspec.to_builtins(report.held_out_statistics)
+        outcome = Outcome("", "", _report(report), msgspec.to_builtins(report.statistics), held_out)
     except UnreadableFile as error:
-        outcome = Outcome(error.reason, _words(str(error), _MAX_MESSAGE_CHARACTERS))
+        outcome = Outcome(error.reason, words(str(error), _MAX_MESSAGE_CHARACTERS))
     except MemoryError:
         outcome = Outcome("FILE_TOO_COMPLEX", "reading it takes more memory than a file may; split it or its rows")
     send(b"E", msgspec.json.encode(outcome))
@@ -86,24 +92,24 @@ def _report(report: Report) -> dict[str, Any]:
     return {
         "row_count": report.rows,
         "invalid_row_count": report.invalid_rows,
-        "findings": [
-            {
-                "row": finding.row,
-                "field": _words(finding.field, _MAX_FIELD_CHARACTERS),
-                "reason": finding.reason.upper(),
-                "message": _words(finding.message, _MAX_MESSAGE_CHARACTERS),
-                "line": finding.line or 0,
-            }
-            for finding in report.findings
-        ],
+        "findings": [told(finding) for finding in report.findings],
         "finding_count": report.finding_count,
         "finding_count_by_reason": {reason.upper(): count for reason, count in report.findings_by_reason.items()},
         "row_count_by_spelling": report.spellings,
+        "row_count_by_metadata_key": _counts(report.kept_keys),
+        "duplicate_row_count": report.duplicates,
+        "duplicate_row_count_exact": report.duplicates_exact,
+        "suggested_field_mapping": report.suggested_mapping,
+        "split_row_count": report.held_out_rows,
     }
 
 
-def _words(text: str, characters: int) -> str:
-    return storable(text if len(text) <= characters else text[: characters - 1] + "…")
+def _counts(counts: dict[str, int]) -> dict[str, int]:
+    """By names that strangers gave, made fit to be stored; those that are then equal are added up."""
+    total: Counter[str] = Counter()
+    for name, count in counts.items():
+        total[words(name, _MAX_FIELD_CHARACTERS)] += count
+    return dict(total)
 
 
 def _lower(limit: int, soft: int, hard: int) -> None:
@@ -114,7 +120,7 @@ def _lower(limit: int, soft: int, hard: int) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    parent, path, file_name, format_name, memory_bytes, cpu_seconds = arguments
+    parent, path, file_name, format_name, memory_bytes, cpu_seconds, options = arguments
     confine(int(parent), int(memory_bytes), int(cpu_seconds))
     # Whatever else prints goes to the log: standard output carries frames.
     descriptor = os.dup(1)
@@ -126,7 +132,7 @@ def main(arguments: list[str]) -> None:
             output.write(content)
             output.flush()
 
-        run(Path(path), file_name, format_name, send)
+        run(Path(path), file_name, format_name, msgspec.json.decode(options, type=UploadOptions), send)
 
 
 if __name__ == "__main__":

@@ -55,6 +55,12 @@ class Servicer(DatasetServiceServicer):
         page = await self._uploads.list_(request.parent, _page(request, request.parent))
         return pb.ListUploadsResponse(uploads=map(wire.upload, page.items), next_page_token=page.next_token)
 
+    async def ListSkippedRows(self, request: pb.ListSkippedRowsRequest, context: Any) -> pb.ListSkippedRowsResponse:
+        page = await self._uploads.skipped_rows(request.parent, _page(request, request.parent))
+        return pb.ListSkippedRowsResponse(
+            skipped_rows=map(wire.skipped_row, page.items), next_page_token=page.next_token
+        )
+
     async def WriteUpload(
         self, request_iterator: AsyncIterator[pb.WriteUploadRequest], context: Any
     ) -> dataset_pb2.Upload:

@@ -5,15 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import re
 from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass, replace
 
+import msgspec
+
 from services.dataset.entities import Upload, UploadState
-from services.dataset.file_names import by_name
-from services.dataset.findings import UnreadableFile
+from services.dataset.new_upload import NewUpload
+from services.dataset.options import to_json
+from services.dataset.options_checking import check_against_dataset
+from services.dataset.skipping import MAX_ROWS as MAX_SKIPPED_ROWS
+from services.dataset.skipping import SkippedRow
 from services.dataset.staging import SWEEP_TOPIC, Staging
-from services.dataset.store import datasets, uploads
+from services.dataset.store import datasets, skipped_rows, uploads
 from services.mesh import identity, metrics, names
 from services.mesh.errors import (
     DeadlineExceeded,
@@ -32,29 +36,10 @@ from services.mesh.postgres import Database, wait
 log = logging.getLogger(__name__)
 
 VALIDATION = "validation"
+# A page of skipped rows ends once it holds this much.
+MAX_PAGE_BYTES = 2 * 1024 * 1024
 # Of one message of WriteUpload.
 MAX_CHUNK_BYTES = 1024 * 1024
-MAX_FILE_NAME_BYTES = 255
-_SHA256 = re.compile(r"[0-9a-f]{64}")
-
-
-@dataclass(frozen=True)
-class NewUpload:
-    """What a caller announces."""
-
-    parent: str
-    file_name: str
-    size_bytes: int
-    sha256: str
-
-    def check(self, max_bytes: int) -> list[Violation]:
-        """Everything that is wrong with it."""
-        found = _check_file_name(self.file_name)
-        if not 0 < self.size_bytes <= max_bytes:
-            found.append(Violation("upload.size_bytes", f"must be from 1 to {max_bytes} (got {self.size_bytes})"))
-        if not _SHA256.fullmatch(self.sha256):
-            found.append(Violation("upload.sha256", f"must be 64 lower-case hex digits (got {self.sha256[:80]!r})"))
-        return found
 
 
 @dataclass(frozen=True)
@@ -97,6 +82,8 @@ class Uploads:
                 await found_or_told(datasets.get(connection, new.parent), "parent", violations)
                 raise InvalidArgument(violations)
             dataset = await datasets.get(connection, new.parent)
+            if wrong := await check_against_dataset(connection, new.options, dataset):
+                raise InvalidArgument(wrong)
             upload = await uploads.announce(
                 connection,
                 uid,
@@ -105,6 +92,7 @@ class Uploads:
                 file_name=new.file_name,
                 size_bytes=new.size_bytes,
                 sha256=new.sha256,
+                options=to_json(new.options),
                 expiry_seconds=self._rules.expiry_seconds,
             )
             upload = self._with_bytes(upload)
@@ -124,6 +112,19 @@ class Uploads:
             dataset = await datasets.get(connection, parent)
             found = await uploads.list_(connection, dataset.uid, page)
         return page.page([self._with_bytes(upload) for upload in found], lambda upload: (str(upload.uid),))
+
+    async def skipped_rows(self, parent: str, page: PageRequest) -> Page[SkippedRow]:
+        """Rows that an upload left out, in order; a page ends early at MAX_PAGE_BYTES. Raises NotFound."""
+        names.parse(names.UPLOAD, parent, "parent")
+        first = page.after[0] if page.after else 0
+        if not isinstance(first, int) or not 0 <= first <= MAX_SKIPPED_ROWS:
+            raise InvalidArgument.of("page_token", "is not a token that a list returned")
+        async with self._database.transaction() as connection:
+            upload = await uploads.get(connection, parent)
+            found, total = await skipped_rows.read(connection, upload.uid, first, page.size, MAX_PAGE_BYTES)
+        following = first + len(found)
+        rows = [msgspec.json.decode(content, type=SkippedRow) for content in found]
+        return Page(rows, page.token((following,)) if following < total else "")
 
     async def write(self, pieces: AsyncIterator[Piece]) -> Upload:
         """Append what a caller sends. Whatever ends the call, the bytes that came before are kept.
@@ -281,17 +282,3 @@ def _check_piece(upload: Upload, piece: Piece, position: int) -> int:
     if end > upload.size_bytes:
         raise InvalidArgument.of("chunk", f"ends at {end}, beyond the announced {upload.size_bytes} bytes")
     return end
-
-
-def _check_file_name(name: str) -> list[Violation]:
-    """A bare name: it is shown, logged and offered for download, and never made a path of."""
-    field = "upload.file_name"
-    if not name or len(name.encode()) > MAX_FILE_NAME_BYTES:
-        return [Violation(field, f"must be 1 to {MAX_FILE_NAME_BYTES} bytes long")]
-    if "/" in name or "\\" in name or name.startswith(".") or not name.isprintable():
-        return [Violation(field, f"must be a bare name, printable and without a leading dot (got {name[:120]!r})")]
-    try:
-        by_name(name)
-    except UnreadableFile as error:
-        return [Violation(field, str(error))]
-    return []

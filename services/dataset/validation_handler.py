@@ -7,16 +7,17 @@ import contextlib
 import hashlib
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from services.dataset import sandbox, versions
+from services.dataset import held_out, sandbox, versions
 from services.dataset.chunks import Content, version_sha256
 from services.dataset.entities import Dataset, Upload
-from services.dataset.sandbox import Outcome, ReaderDied, Reading
+from services.dataset.options import UploadOptions, from_json
+from services.dataset.sandbox import HeldOut, Outcome, ReaderDied, Reading, Skipped
 from services.dataset.staging import SWEEP_TOPIC, Staging
-from services.dataset.store import datasets, uploads
+from services.dataset.store import datasets, skipped_rows, uploads
 from services.dataset.store.versions import NewVersion
 from services.dataset.versions import Announce
 from services.mesh.artifacts import ArtifactStore
@@ -45,6 +46,15 @@ class Rejected(PlatformError):
     def __init__(self, reason: str, message: str, report: dict[str, Any] | None = None) -> None:
         super().__init__(reason, message)
         self.report = report
+
+
+@dataclass
+class Found:
+    """What a reader sends on its way."""
+
+    content: Content = field(default_factory=Content)
+    held_out: Content = field(default_factory=Content)
+    skipped: list[bytes] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -92,15 +102,16 @@ class ValidationHandler:
             return attempt, upload, await datasets.get(connection, lease.job.parent)
 
     async def _attempt(self, lease: Lease, attempt: int, upload: Upload, dataset: Dataset) -> Ending:
-        path = self._staging.path(upload.uid)
+        path, options, found = self._staging.path(upload.uid), from_json(upload.options), Found()
         try:
             with self._staging.scratch(upload.uid) as scratch:
                 limits = self._limits
                 reading = Reading(
-                    path, upload.file_name, dataset.format, scratch, limits.memory_bytes, limits.cpu_seconds
+                    path, upload.file_name, dataset.format, options, scratch, limits.memory_bytes, limits.cpu_seconds
                 )
-                content, outcome = await self._read_and_hash(lease, upload, reading)
-            _check_rows(outcome)
+                outcome = await self._read_and_hash(lease, upload, reading, found)
+            _check_rows(outcome, options, found)
+            await self._check_split(dataset, options)
             await self._artifacts.put_file(path, upload.sha256)
         except FileNotFoundError:
             raise Rejected("FILE_LOST", "its bytes are no longer on the server; upload it again") from None
@@ -109,23 +120,33 @@ class ValidationHandler:
             if attempt < MAX_ATTEMPTS and not (isinstance(error, ReaderDied) and error.final):
                 raise Retry(str(error), _RETRY_SECONDS) from error
             raise Rejected("READER_DIED", f"{error}; given up after {attempt} attempts") from error
-        return self._success(upload, dataset, content, outcome)
+        return self._success(upload, dataset, found, outcome)
 
-    async def _read_and_hash(self, lease: Lease, upload: Upload, reading: Reading) -> tuple[Content, Outcome]:
+    async def _check_split(self, dataset: Dataset, options: UploadOptions) -> None:
+        """Raises Rejected where the dataset of the rows held out has come to be another one."""
+        if options.split is None:
+            return
+        async with self._database.transaction() as connection:
+            other = await held_out.find(connection, dataset, options.split)
+        if other is not None and other.format != dataset.format:
+            message = f"{other.name} holds rows of format {other.format}; take another name for the split"
+            raise Rejected("SPLIT_DATASET_DIFFERS", message)
+
+    async def _read_and_hash(self, lease: Lease, upload: Upload, reading: Reading, found: Found) -> Outcome:
         """Both at once: they need a processor each. What the rows are like counts only if the hash is right."""
         hashing = asyncio.create_task(_check_hash(reading.path, upload))
         try:
-            read = await self._read(lease, reading)
+            outcome = await self._read(lease, reading, found)
             await hashing
         except ReaderDied:
             await hashing  # a file that is not the announced one may well kill its reader
             raise
         finally:
             hashing.cancel()
-        return read
+        return outcome
 
-    async def _read(self, lease: Lease, reading: Reading) -> tuple[Content, Outcome]:
-        content, told, storing = Content(), time.monotonic(), None
+    async def _read(self, lease: Lease, reading: Reading, found: Found) -> Outcome:
+        told, storing = time.monotonic(), None
         try:
             async with contextlib.aclosing(sandbox.read(reading)) as frames:
                 async for frame in frames:
@@ -134,12 +155,18 @@ class ValidationHandler:
                             told = time.monotonic()
                             await self._tell(lease, frame)
                         continue
+                    if isinstance(frame, Skipped):
+                        found.skipped.append(frame.content)
+                        continue
                     # While one chunk is stored the next one is made.
                     if storing is not None:
                         await storing
                     if isinstance(frame, Outcome):
-                        return content, frame
-                    storing = asyncio.create_task(self._store(frame, content))
+                        return frame
+                    if isinstance(frame, HeldOut):
+                        storing = asyncio.create_task(self._store(frame.content, found.held_out))
+                    else:
+                        storing = asyncio.create_task(self._store(frame, found.content))
         finally:
             if storing is not None:
                 storing.cancel()
@@ -153,21 +180,20 @@ class ValidationHandler:
             async with self._database.transaction() as connection:
                 await self._jobs.report(connection, lease, {"validated_row_count": row_count})
 
-    def _success(self, upload: Upload, dataset: Dataset, content: Content, outcome: Outcome) -> Ending:
-        new = NewVersion(
-            sha256=version_sha256(dataset.format, content.chunks),
-            format=dataset.format,
-            row_count=content.row_count,
-            size_bytes=content.size_bytes,
-            statistics=outcome.statistics,
-            source_sha256=upload.sha256,
-            source_file_name=upload.file_name,
-            chunks=content.chunks,
-        )
+    def _success(self, upload: Upload, dataset: Dataset, found: Found, outcome: Outcome) -> Ending:
+        split, kept = from_json(upload.options).split, _version(upload, dataset, found.content, outcome.statistics)
 
         async def write(connection: Connection) -> None:
-            version = await versions.add(connection, upload.dataset_uid, new, self._announce)
-            await uploads.write_ending(connection, upload.name, version.name, outcome.report, new.row_count)
+            version = await versions.add(connection, upload.dataset_uid, kept, self._announce)
+            made = (version.name, "")
+            if split is not None:
+                other = await held_out.ensure(connection, dataset, split)
+                if other is None:
+                    raise Retry("the dataset of the rows held out was made by somebody else meanwhile", 0)
+                rest = _version(upload, dataset, found.held_out, outcome.held_out_statistics or {})
+                made = (version.name, (await versions.add(connection, other.uid, rest, self._announce)).name)
+            await skipped_rows.write(connection, upload.uid, found.skipped)
+            await uploads.write_ending(connection, upload.name, made, outcome.report, outcome.report["row_count"])
             await self._database.notify(connection, SWEEP_TOPIC)
 
         return Ending(State.SUCCEEDED, then=write)
@@ -175,22 +201,42 @@ class ValidationHandler:
     def _rejection(self, lease: Lease, error: Rejected) -> Ending:
         async def write(connection: Connection) -> None:
             rows = (error.report or {}).get("row_count", 0)
-            await uploads.write_ending(connection, lease.job.name, "", error.report, rows)
+            await uploads.write_ending(connection, lease.job.name, ("", ""), error.report, rows)
             await self._database.notify(connection, SWEEP_TOPIC)
 
         return Ending(State.FAILED, error, write)
 
 
-def _check_rows(outcome: Outcome) -> None:
-    """Raises Rejected unless every row is valid."""
+def _version(upload: Upload, dataset: Dataset, content: Content, statistics: dict[str, Any]) -> NewVersion:
+    return NewVersion(
+        sha256=version_sha256(dataset.format, content.chunks),
+        format=dataset.format,
+        row_count=content.row_count,
+        size_bytes=content.size_bytes,
+        statistics=statistics,
+        source_sha256=upload.sha256,
+        source_file_name=upload.file_name,
+        chunks=content.chunks,
+    )
+
+
+def _check_rows(outcome: Outcome, options: UploadOptions, found: Found) -> None:
+    """Raises Rejected unless as many rows are valid as must be."""
     if outcome.error_reason:
         raise Rejected(outcome.error_reason, outcome.error_message)
-    invalid, rows = outcome.report["invalid_row_count"], outcome.report["row_count"]
-    if invalid:
-        first = outcome.report["findings"][0]
+    report = outcome.report
+    invalid, rows = report["invalid_row_count"], report["row_count"]
+    tolerated = options.tolerated(rows)
+    if invalid > tolerated or invalid == rows:
+        first = report["findings"][0]
         where = f"row {first['row']}" + (f", {first['field']}" if first["field"] else "")
-        message = f"{invalid} of {rows} rows are not valid; the first: {where}: {first['message']}"
-        raise Rejected("INVALID_ROWS", message, outcome.report)
+        bound = f", {tolerated} may be" if options.skips_invalid and invalid > tolerated else ""
+        message = f"{invalid} of {rows} rows are not valid{bound}; the first: {where}: {first['message']}"
+        raise Rejected("INVALID_ROWS", message, report)
+    if options.split is not None and not (found.held_out.row_count and found.content.row_count):
+        side = "of the rest" if found.held_out.row_count else options.split.name
+        message = f"the split leaves none of {rows - invalid} rows to the side {side}; change its share or seed"
+        raise Rejected("EMPTY_SPLIT", message, report)
 
 
 async def _check_hash(path: Path, upload: Upload) -> None:

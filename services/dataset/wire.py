@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 
 import msgspec
@@ -13,8 +14,10 @@ from rlhf.type.v1 import job_state_pb2
 from services.dataset import uploads, versions
 from services.dataset.datasets import DatasetChange, NewDataset
 from services.dataset.entities import Dataset, DatasetVersion, Upload
+from services.dataset.new_upload import NewUpload
+from services.dataset.options import Split, UploadOptions, from_json
+from services.dataset.skipping import SkippedRow
 from services.dataset.spellings import Format
-from services.dataset.uploads import NewUpload
 from services.dataset.versions import StoredRow
 from services.mesh import registry
 from services.mesh.messages import timestamp, to_struct
@@ -66,10 +69,22 @@ def dataset_to_be(row: Dataset, request: pb.CreateDatasetRequest) -> dataset_pb2
 
 def new_upload(request: pb.CreateUploadRequest) -> NewUpload:
     upload = request.upload
-    return NewUpload(request.parent, upload.file_name, upload.size_bytes, upload.sha256)
+    return NewUpload(request.parent, upload.file_name, upload.size_bytes, upload.sha256, _options(upload))
+
+
+def _options(upload: dataset_pb2.Upload) -> UploadOptions:
+    split = upload.split
+    return UploadOptions(
+        field_mapping=dict(upload.field_mapping),
+        max_invalid_rows=upload.max_invalid_row_count,
+        max_invalid_share=upload.max_invalid_row_share,
+        split=Split(split.name, split.share, split.seed) if upload.HasField("split") else None,
+    )
 
 
 def upload(row: Upload) -> dataset_pb2.Upload:
+    options = from_json(row.options)
+    split = options.split
     return dataset_pb2.Upload(
         name=row.name,
         file_name=row.file_name,
@@ -83,6 +98,22 @@ def upload(row: Upload) -> dataset_pb2.Upload:
         create_time=timestamp(row.create_time),
         expire_time=timestamp(row.expire_time) if row.job_state is None else None,
         validated_row_count=row.validated_row_count,
+        field_mapping=options.field_mapping,
+        max_invalid_row_count=options.max_invalid_rows,
+        max_invalid_row_share=options.max_invalid_share,
+        split=dataset_pb2.Split(name=split.name, share=split.share, seed=split.seed) if split else None,
+        split_dataset_version=row.split_dataset_version,
+    )
+
+
+def skipped_row(row: SkippedRow) -> dataset_pb2.SkippedRow:
+    return dataset_pb2.SkippedRow(
+        row=row.row,
+        line=row.line,
+        content="" if row.is_base64 else row.content or "",
+        raw_content=base64.b64decode(row.content or "") if row.is_base64 else b"",
+        truncated=row.is_cut,
+        findings=[dataset_pb2.Finding(**finding) for finding in row.findings],
     )
 
 

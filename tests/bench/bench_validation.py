@@ -42,11 +42,13 @@ import msgspec
 
 from services.dataset import sandbox
 from services.dataset.chunks import Content
+from services.dataset.options import UploadOptions
 from services.dataset.rows import Message
 from services.dataset.sandbox import Outcome, Reading
 
 ROLES = {"system", "user", "assistant", "tool"}
 MIB = 1 << 20
+OPTIONS = UploadOptions()
 
 
 def generate(path: Path, megabytes: int, row_bytes: int) -> None:
@@ -75,7 +77,7 @@ def generate(path: Path, megabytes: int, row_bytes: int) -> None:
 
 def ours(path: Path, scratch: Path) -> int:
     async def read() -> int:
-        content, reading = Content(), Reading(path, "chat.jsonl", "messages", scratch, 2048 * MIB, 3600)
+        content, reading = Content(), Reading(path, "chat.jsonl", "messages", OPTIONS, scratch, 2048 * MIB, 3600)
         async for frame in sandbox.read(reading):
             if isinstance(frame, bytes):
                 content.add(hashlib.sha256(frame).hexdigest(), frame)

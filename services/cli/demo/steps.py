@@ -32,7 +32,7 @@ async def upload(client: AsyncClient, name: str, row_format: str, file: Path) ->
     """Raises typer.Exit where the file was not taken."""
     from services.cli import dataset_views
 
-    dataset = await datasets.ensure(client, f"{client.project}/datasets/{name}", row_format, {})
+    dataset, _ = await datasets.ensure(client, f"{client.project}/datasets/{name}", row_format, {})
     done = await uploading.upload(client, dataset.name, file)
     if done.state != done.STATE_SUCCEEDED:
         dataset_views.show_upload(done, "table")

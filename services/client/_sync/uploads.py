@@ -9,7 +9,7 @@ from pathlib import Path
 
 from google.protobuf.empty_pb2 import Empty
 from rlhf.dataset.v1 import dataset_service_pb2 as rpc
-from rlhf.dataset.v1.dataset_pb2 import Upload
+from rlhf.dataset.v1.dataset_pb2 import SkippedRow, Upload
 
 from services.client import files, references
 from services.client._sync.resource import Resource
@@ -27,17 +27,23 @@ class Uploads(Resource):
         content: Path | Iterable[bytes],
         *,
         file_name: str = "",
+        options: Upload | None = None,
         wait: bool = True,
         on_progress: OnProgress = files.ignore,
     ) -> Upload:
         """Send a file, or bytes under a `file_name`, and follow until SUCCEEDED with a version or FAILED with findings;
         without `wait` until it is committed. Goes on with an upload of the same bytes that broke off.
 
+        `options` says how the rows are read: `field_mapping`, `max_invalid_row_count` or `max_invalid_row_share`,
+        `split`; its other fields count for nothing.
         `on_progress` may be called from any thread. Raises NotFound, InvalidArgument, ResourceExhausted.
         """
         source = in_thread(Source.open, content, file_name, on_progress)
         try:
-            described = Upload(file_name=source.file_name, size_bytes=source.size_bytes, sha256=source.sha256)
+            described = Upload()
+            described.CopyFrom(options or Upload())
+            described.file_name, described.size_bytes = source.file_name, source.size_bytes
+            described.sha256 = source.sha256
             found = self.create(dataset, described)
             if found.state == Upload.STATE_RECEIVING:
                 self.write(found, source, on_progress=on_progress)
@@ -59,6 +65,11 @@ class Uploads(Resource):
         """Newest first; 0 takes all."""
         request = rpc.ListUploadsRequest(parent=references.dataset(self._project, dataset, "dataset"))
         return self._calls.pages("ListUploads", request, rpc.ListUploadsResponse, lambda page: page.uploads, limit)
+
+    def skipped_rows(self, name: str, *, limit: int = 0) -> Iterator[SkippedRow]:
+        """The rows that an upload left out, in order; 0 takes all that are kept."""
+        request, reply = rpc.ListSkippedRowsRequest(parent=name), rpc.ListSkippedRowsResponse
+        return self._calls.pages("ListSkippedRows", request, reply, lambda page: page.skipped_rows, limit)
 
     def write(self, upload: Upload, source: Source, *, on_progress: OnProgress = files.ignore) -> None:
         """Send what the server has not got; after a broken connection it is asked how far it got."""

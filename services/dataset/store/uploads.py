@@ -16,8 +16,9 @@ from services.mesh.pages import PageRequest
 from services.mesh.postgres import Connection
 
 _SELECT = (
-    "SELECT u.uid, u.name, u.dataset_uid, u.file_name, u.size_bytes, u.sha256, u.dataset_version, u.report,"
-    " u.create_time, u.expire_time, j.state AS job_state, j.progress AS job_progress, j.error AS job_error"
+    "SELECT u.uid, u.name, u.dataset_uid, u.file_name, u.size_bytes, u.sha256, u.options, u.dataset_version,"
+    " u.split_dataset_version, u.report, u.create_time, u.expire_time,"
+    " j.state AS job_state, j.progress AS job_progress, j.error AS job_error"
     " FROM uploads u LEFT JOIN jobs j ON j.name = u.name"
 )
 
@@ -31,15 +32,17 @@ async def announce(
     file_name: str,
     size_bytes: int,
     sha256: str,
+    options: dict[str, Any],
     expiry_seconds: float,
 ) -> Upload:
-    """A new upload, or the one of the same file that is still receiving, which then has its full time again."""
+    """A new upload, or the one of the same file that is still receiving, which then has its full time again, and the
+    options of this call."""
     cursor = await connection.execute(
-        "INSERT INTO uploads (uid, name, dataset_uid, file_name, size_bytes, sha256, expire_time)"
-        " VALUES (%s, %s, %s, %s, %s, %s, now() + make_interval(secs => %s))"
+        "INSERT INTO uploads (uid, name, dataset_uid, file_name, size_bytes, sha256, options, expire_time)"
+        " VALUES (%s, %s, %s, %s, %s, %s, %s, now() + make_interval(secs => %s))"
         " ON CONFLICT (dataset_uid, sha256, size_bytes, file_name) WHERE NOT committed"
-        " DO UPDATE SET expire_time = excluded.expire_time RETURNING name",
-        (uid, name, dataset_uid, file_name, size_bytes, sha256, expiry_seconds),
+        " DO UPDATE SET expire_time = excluded.expire_time, options = excluded.options RETURNING name",
+        (uid, name, dataset_uid, file_name, size_bytes, sha256, Jsonb(options), expiry_seconds),
     )
     row = await cursor.fetchone()
     assert row is not None
@@ -69,6 +72,18 @@ async def list_(connection: Connection, dataset_uid: UUID, page: PageRequest) ->
         return await cursor.fetchall()
 
 
+async def all_failed(connection: Connection, dataset: str) -> bool:
+    """Whether files came to the dataset of this name, and all of them failed."""
+    cursor = await connection.execute(
+        "SELECT bool_and(coalesce(j.state, '') = 'FAILED') FROM uploads u JOIN datasets d ON d.uid = u.dataset_uid"
+        " LEFT JOIN jobs j ON j.name = u.name WHERE d.name = %s",
+        (dataset,),
+    )
+    row = await cursor.fetchone()
+    assert row is not None
+    return row[0] is True
+
+
 async def touch(connection: Connection, uid: UUID, expiry_seconds: float) -> None:
     """Give it its full time again."""
     await connection.execute(
@@ -81,12 +96,12 @@ async def mark_committed(connection: Connection, uid: UUID) -> None:
 
 
 async def write_ending(
-    connection: Connection, name: str, dataset_version: str, report: dict[str, Any] | None, row_count: int
+    connection: Connection, name: str, versions: tuple[str, str], report: dict[str, Any] | None, row_count: int
 ) -> None:
-    """What the validation found; `dataset_version` is empty when it failed."""
+    """What the validation found; `versions` are the names of what it made and held out, empty where nothing."""
     await connection.execute(
-        "UPDATE uploads SET dataset_version = %s, report = %s WHERE name = %s",
-        (dataset_version, Jsonb(report) if report is not None else None, name),
+        "UPDATE uploads SET dataset_version = %s, split_dataset_version = %s, report = %s WHERE name = %s",
+        (*versions, Jsonb(report) if report is not None else None, name),
     )
     await connection.execute(
         "UPDATE jobs SET progress = progress || %s WHERE name = %s", (Jsonb({"validated_row_count": row_count}), name)

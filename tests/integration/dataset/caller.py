@@ -102,10 +102,17 @@ class Caller:
         return await call(self.stub.CreateDataset(request))
 
     async def announce(
-        self, dataset: str, data: bytes, file_name: str = "rows.jsonl", sha256: str | None = None
+        self,
+        dataset: str,
+        data: bytes,
+        file_name: str = "rows.jsonl",
+        sha256: str | None = None,
+        options: dataset_pb2.Upload | None = None,
     ) -> dataset_pb2.Upload:
+        """`options` are the fields of an Upload that say how its rows are read."""
         digest = sha256 or hashlib.sha256(data).hexdigest()
         upload = dataset_pb2.Upload(file_name=file_name, size_bytes=len(data), sha256=digest)
+        upload.MergeFrom(options or dataset_pb2.Upload())
         return await call(self.stub.CreateUpload(pb.CreateUploadRequest(parent=dataset, upload=upload)))
 
     async def write(self, upload: str, data: bytes, offset: int = 0, size: int = PIECE_BYTES) -> dataset_pb2.Upload:
@@ -126,10 +133,15 @@ class Caller:
         return last
 
     async def upload(
-        self, dataset: str, data: bytes, file_name: str = "rows.jsonl", sha256: str | None = None
+        self,
+        dataset: str,
+        data: bytes,
+        file_name: str = "rows.jsonl",
+        sha256: str | None = None,
+        options: dataset_pb2.Upload | None = None,
     ) -> dataset_pb2.Upload:
         """Announce, write, commit, wait."""
-        upload = await self.announce(dataset, data, file_name, sha256)
+        upload = await self.announce(dataset, data, file_name, sha256, options)
         await self.write(upload.name, data)
         await self.commit(upload.name)
         return await self.ended(upload.name)

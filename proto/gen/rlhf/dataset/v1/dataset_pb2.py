@@ -28,7 +28,7 @@ from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1drlhf/dataset/v1/dataset.proto\x12\x0frlhf.dataset.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xac\x03\n\x07\x44\x61taset\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x1a\n\x0c\x64isplay_name\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12\x15\n\x06\x66ormat\x18\x03 \x01(\tB\x05\xe2\x41\x02\x02\x05\x12:\n\x06labels\x18\x04 \x03(\x0b\x32$.rlhf.dataset.v1.Dataset.LabelsEntryB\x04\xe2\x41\x01\x01\x12\x1c\n\x0elatest_version\x18\x05 \x01(\tB\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x35\n\x0bupdate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x12\n\x04\x65tag\x18\x08 \x01(\tB\x04\xe2\x41\x01\x01\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01:O\xea\x41L\n\x10rlhf.dev/Dataset\x12%projects/{project}/datasets/{dataset}*\x08\x64\x61tasets2\x07\x64\x61taset\"\xa3\x03\n\x0e\x44\x61tasetVersion\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x14\n\x06sha256\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\x12\x17\n\trow_count\x18\x03 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x18\n\nsize_bytes\x18\x04 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x14\n\x06\x66ormat\x18\x05 \x01(\tB\x04\xe2\x41\x01\x03\x12\x31\n\nstatistics\x18\x06 \x01(\x0b\x32\x17.google.protobuf.StructB\x04\xe2\x41\x01\x03\x12\x1b\n\rsource_sha256\x18\x07 \x01(\tB\x04\xe2\x41\x01\x03\x12\x1e\n\x10source_file_name\x18\x08 \x01(\tB\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x63reate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03:w\xea\x41t\n\x17rlhf.dev/DatasetVersion\x12\x38projects/{project}/datasets/{dataset}/versions/{version}*\x0f\x64\x61tasetVersions2\x0e\x64\x61tasetVersion\"\xc3\x05\n\x06Upload\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x18\n\tfile_name\x18\x02 \x01(\tB\x05\xe2\x41\x02\x02\x05\x12\x19\n\nsize_bytes\x18\x03 \x01(\x03\x42\x05\xe2\x41\x02\x02\x05\x12\x15\n\x06sha256\x18\x04 \x01(\tB\x05\xe2\x41\x02\x02\x05\x12\x1c\n\x0ereceived_bytes\x18\x05 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x32\n\x05state\x18\x06 \x01(\x0e\x32\x1d.rlhf.dataset.v1.Upload.StateB\x04\xe2\x41\x01\x03\x12\x39\n\x0f\x64\x61taset_version\x18\x07 \x01(\tB \xe2\x41\x01\x03\xfa\x41\x19\n\x17rlhf.dev/DatasetVersion\x12\x37\n\x06report\x18\x08 \x01(\x0b\x32!.rlhf.dataset.v1.ValidationReportB\x04\xe2\x41\x01\x03\x12\x31\n\x05\x65rror\x18\t \x01(\x0b\x32\x1c.rlhf.dataset.v1.UploadErrorB\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x63reate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x65xpire_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12!\n\x13validated_row_count\x18\x0c \x01(\x03\x42\x04\xe2\x41\x01\x03\"p\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x13\n\x0fSTATE_RECEIVING\x10\x01\x12\x14\n\x10STATE_VALIDATING\x10\x02\x12\x13\n\x0fSTATE_SUCCEEDED\x10\x03\x12\x10\n\x0cSTATE_FAILED\x10\x04:]\xea\x41Z\n\x0frlhf.dev/Upload\x12\x36projects/{project}/datasets/{dataset}/uploads/{upload}*\x07uploads2\x06upload\".\n\x0bUploadError\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\"\xb3\x03\n\x10ValidationReport\x12\x11\n\trow_count\x18\x01 \x01(\x03\x12\x19\n\x11invalid_row_count\x18\x02 \x01(\x03\x12*\n\x08\x66indings\x18\x03 \x03(\x0b\x32\x18.rlhf.dataset.v1.Finding\x12\x15\n\rfinding_count\x18\x04 \x01(\x03\x12\\\n\x17\x66inding_count_by_reason\x18\x05 \x03(\x0b\x32;.rlhf.dataset.v1.ValidationReport.FindingCountByReasonEntry\x12X\n\x15row_count_by_spelling\x18\x06 \x03(\x0b\x32\x39.rlhf.dataset.v1.ValidationReport.RowCountBySpellingEntry\x1a;\n\x19\x46indingCountByReasonEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\x1a\x39\n\x17RowCountBySpellingEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"T\n\x07\x46inding\x12\x0b\n\x03row\x18\x01 \x01(\x03\x12\r\n\x05\x66ield\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\x12\x0c\n\x04line\x18\x05 \x01(\x03\"l\n\x06\x46ormat\x12\x11\n\tformat_id\x18\x01 \x01(\t\x12\x0f\n\x07summary\x18\x02 \x01(\t\x12+\n\nrow_schema\x18\x03 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x11\n\tspellings\x18\x04 \x03(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1drlhf/dataset/v1/dataset.proto\x12\x0frlhf.dataset.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xac\x03\n\x07\x44\x61taset\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x1a\n\x0c\x64isplay_name\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12\x15\n\x06\x66ormat\x18\x03 \x01(\tB\x05\xe2\x41\x02\x02\x05\x12:\n\x06labels\x18\x04 \x03(\x0b\x32$.rlhf.dataset.v1.Dataset.LabelsEntryB\x04\xe2\x41\x01\x01\x12\x1c\n\x0elatest_version\x18\x05 \x01(\tB\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x35\n\x0bupdate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x12\n\x04\x65tag\x18\x08 \x01(\tB\x04\xe2\x41\x01\x01\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01:O\xea\x41L\n\x10rlhf.dev/Dataset\x12%projects/{project}/datasets/{dataset}*\x08\x64\x61tasets2\x07\x64\x61taset\"\xa3\x03\n\x0e\x44\x61tasetVersion\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x14\n\x06sha256\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\x12\x17\n\trow_count\x18\x03 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x18\n\nsize_bytes\x18\x04 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x14\n\x06\x66ormat\x18\x05 \x01(\tB\x04\xe2\x41\x01\x03\x12\x31\n\nstatistics\x18\x06 \x01(\x0b\x32\x17.google.protobuf.StructB\x04\xe2\x41\x01\x03\x12\x1b\n\rsource_sha256\x18\x07 \x01(\tB\x04\xe2\x41\x01\x03\x12\x1e\n\x10source_file_name\x18\x08 \x01(\tB\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x63reate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03:w\xea\x41t\n\x17rlhf.dev/DatasetVersion\x12\x38projects/{project}/datasets/{dataset}/versions/{version}*\x0f\x64\x61tasetVersions2\x0e\x64\x61tasetVersion\"\xfc\x07\n\x06Upload\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x18\n\tfile_name\x18\x02 \x01(\tB\x05\xe2\x41\x02\x02\x05\x12\x19\n\nsize_bytes\x18\x03 \x01(\x03\x42\x05\xe2\x41\x02\x02\x05\x12\x15\n\x06sha256\x18\x04 \x01(\tB\x05\xe2\x41\x02\x02\x05\x12\x1c\n\x0ereceived_bytes\x18\x05 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x32\n\x05state\x18\x06 \x01(\x0e\x32\x1d.rlhf.dataset.v1.Upload.StateB\x04\xe2\x41\x01\x03\x12\x39\n\x0f\x64\x61taset_version\x18\x07 \x01(\tB \xe2\x41\x01\x03\xfa\x41\x19\n\x17rlhf.dev/DatasetVersion\x12\x37\n\x06report\x18\x08 \x01(\x0b\x32!.rlhf.dataset.v1.ValidationReportB\x04\xe2\x41\x01\x03\x12\x31\n\x05\x65rror\x18\t \x01(\x0b\x32\x1c.rlhf.dataset.v1.UploadErrorB\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x63reate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x65xpire_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12!\n\x13validated_row_count\x18\x0c \x01(\x03\x42\x04\xe2\x41\x01\x03\x12G\n\rfield_mapping\x18\r \x03(\x0b\x32).rlhf.dataset.v1.Upload.FieldMappingEntryB\x05\xe2\x41\x02\x01\x05\x12$\n\x15max_invalid_row_count\x18\x0e \x01(\x03\x42\x05\xe2\x41\x02\x01\x05\x12$\n\x15max_invalid_row_share\x18\x0f \x01(\x01\x42\x05\xe2\x41\x02\x01\x05\x12,\n\x05split\x18\x10 \x01(\x0b\x32\x16.rlhf.dataset.v1.SplitB\x05\xe2\x41\x02\x01\x05\x12?\n\x15split_dataset_version\x18\x11 \x01(\tB \xe2\x41\x01\x03\xfa\x41\x19\n\x17rlhf.dev/DatasetVersion\x1a\x33\n\x11\x46ieldMappingEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"p\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x13\n\x0fSTATE_RECEIVING\x10\x01\x12\x14\n\x10STATE_VALIDATING\x10\x02\x12\x13\n\x0fSTATE_SUCCEEDED\x10\x03\x12\x10\n\x0cSTATE_FAILED\x10\x04:]\xea\x41Z\n\x0frlhf.dev/Upload\x12\x36projects/{project}/datasets/{dataset}/uploads/{upload}*\x07uploads2\x06upload\"D\n\x05Split\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x13\n\x05share\x18\x02 \x01(\x01\x42\x04\xe2\x41\x01\x02\x12\x12\n\x04seed\x18\x03 \x01(\x03\x42\x04\xe2\x41\x01\x01\"\x8c\x01\n\nSkippedRow\x12\x0b\n\x03row\x18\x01 \x01(\x03\x12\x0c\n\x04line\x18\x02 \x01(\x03\x12\x0f\n\x07\x63ontent\x18\x03 \x01(\t\x12\x13\n\x0braw_content\x18\x04 \x01(\x0c\x12\x11\n\ttruncated\x18\x05 \x01(\x08\x12*\n\x08\x66indings\x18\x06 \x03(\x0b\x32\x18.rlhf.dataset.v1.Finding\".\n\x0bUploadError\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\"\xc8\x06\n\x10ValidationReport\x12\x11\n\trow_count\x18\x01 \x01(\x03\x12\x19\n\x11invalid_row_count\x18\x02 \x01(\x03\x12*\n\x08\x66indings\x18\x03 \x03(\x0b\x32\x18.rlhf.dataset.v1.Finding\x12\x15\n\rfinding_count\x18\x04 \x01(\x03\x12\\\n\x17\x66inding_count_by_reason\x18\x05 \x03(\x0b\x32;.rlhf.dataset.v1.ValidationReport.FindingCountByReasonEntry\x12X\n\x15row_count_by_spelling\x18\x06 \x03(\x0b\x32\x39.rlhf.dataset.v1.ValidationReport.RowCountBySpellingEntry\x12_\n\x19row_count_by_metadata_key\x18\x07 \x03(\x0b\x32<.rlhf.dataset.v1.ValidationReport.RowCountByMetadataKeyEntry\x12\x1b\n\x13\x64uplicate_row_count\x18\x08 \x01(\x03\x12!\n\x19\x64uplicate_row_count_exact\x18\t \x01(\x08\x12]\n\x17suggested_field_mapping\x18\n \x03(\x0b\x32<.rlhf.dataset.v1.ValidationReport.SuggestedFieldMappingEntry\x12\x17\n\x0fsplit_row_count\x18\x0b \x01(\x03\x1a;\n\x19\x46indingCountByReasonEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\x1a\x39\n\x17RowCountBySpellingEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\x1a<\n\x1aRowCountByMetadataKeyEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\x1a<\n\x1aSuggestedFieldMappingEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"T\n\x07\x46inding\x12\x0b\n\x03row\x18\x01 \x01(\x03\x12\r\n\x05\x66ield\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\x12\x0c\n\x04line\x18\x05 \x01(\x03\"l\n\x06\x46ormat\x12\x11\n\tformat_id\x18\x01 \x01(\t\x12\x0f\n\x07summary\x18\x02 \x01(\t\x12+\n\nrow_schema\x18\x03 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x11\n\tspellings\x18\x04 \x03(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -75,6 +75,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DATASETVERSION'].fields_by_name['create_time']._serialized_options = b'\342A\001\003'
   _globals['_DATASETVERSION']._loaded_options = None
   _globals['_DATASETVERSION']._serialized_options = b'\352At\n\027rlhf.dev/DatasetVersion\0228projects/{project}/datasets/{dataset}/versions/{version}*\017datasetVersions2\016datasetVersion'
+  _globals['_UPLOAD_FIELDMAPPINGENTRY']._loaded_options = None
+  _globals['_UPLOAD_FIELDMAPPINGENTRY']._serialized_options = b'8\001'
   _globals['_UPLOAD'].fields_by_name['name']._loaded_options = None
   _globals['_UPLOAD'].fields_by_name['name']._serialized_options = b'\342A\001\010'
   _globals['_UPLOAD'].fields_by_name['file_name']._loaded_options = None
@@ -99,12 +101,32 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_UPLOAD'].fields_by_name['expire_time']._serialized_options = b'\342A\001\003'
   _globals['_UPLOAD'].fields_by_name['validated_row_count']._loaded_options = None
   _globals['_UPLOAD'].fields_by_name['validated_row_count']._serialized_options = b'\342A\001\003'
+  _globals['_UPLOAD'].fields_by_name['field_mapping']._loaded_options = None
+  _globals['_UPLOAD'].fields_by_name['field_mapping']._serialized_options = b'\342A\002\001\005'
+  _globals['_UPLOAD'].fields_by_name['max_invalid_row_count']._loaded_options = None
+  _globals['_UPLOAD'].fields_by_name['max_invalid_row_count']._serialized_options = b'\342A\002\001\005'
+  _globals['_UPLOAD'].fields_by_name['max_invalid_row_share']._loaded_options = None
+  _globals['_UPLOAD'].fields_by_name['max_invalid_row_share']._serialized_options = b'\342A\002\001\005'
+  _globals['_UPLOAD'].fields_by_name['split']._loaded_options = None
+  _globals['_UPLOAD'].fields_by_name['split']._serialized_options = b'\342A\002\001\005'
+  _globals['_UPLOAD'].fields_by_name['split_dataset_version']._loaded_options = None
+  _globals['_UPLOAD'].fields_by_name['split_dataset_version']._serialized_options = b'\342A\001\003\372A\031\n\027rlhf.dev/DatasetVersion'
   _globals['_UPLOAD']._loaded_options = None
   _globals['_UPLOAD']._serialized_options = b'\352AZ\n\017rlhf.dev/Upload\0226projects/{project}/datasets/{dataset}/uploads/{upload}*\007uploads2\006upload'
+  _globals['_SPLIT'].fields_by_name['name']._loaded_options = None
+  _globals['_SPLIT'].fields_by_name['name']._serialized_options = b'\342A\001\002'
+  _globals['_SPLIT'].fields_by_name['share']._loaded_options = None
+  _globals['_SPLIT'].fields_by_name['share']._serialized_options = b'\342A\001\002'
+  _globals['_SPLIT'].fields_by_name['seed']._loaded_options = None
+  _globals['_SPLIT'].fields_by_name['seed']._serialized_options = b'\342A\001\001'
   _globals['_VALIDATIONREPORT_FINDINGCOUNTBYREASONENTRY']._loaded_options = None
   _globals['_VALIDATIONREPORT_FINDINGCOUNTBYREASONENTRY']._serialized_options = b'8\001'
   _globals['_VALIDATIONREPORT_ROWCOUNTBYSPELLINGENTRY']._loaded_options = None
   _globals['_VALIDATIONREPORT_ROWCOUNTBYSPELLINGENTRY']._serialized_options = b'8\001'
+  _globals['_VALIDATIONREPORT_ROWCOUNTBYMETADATAKEYENTRY']._loaded_options = None
+  _globals['_VALIDATIONREPORT_ROWCOUNTBYMETADATAKEYENTRY']._serialized_options = b'8\001'
+  _globals['_VALIDATIONREPORT_SUGGESTEDFIELDMAPPINGENTRY']._loaded_options = None
+  _globals['_VALIDATIONREPORT_SUGGESTEDFIELDMAPPINGENTRY']._serialized_options = b'8\001'
   _globals['_DATASET']._serialized_start=174
   _globals['_DATASET']._serialized_end=602
   _globals['_DATASET_LABELSENTRY']._serialized_start=476
@@ -112,19 +134,29 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DATASETVERSION']._serialized_start=605
   _globals['_DATASETVERSION']._serialized_end=1024
   _globals['_UPLOAD']._serialized_start=1027
-  _globals['_UPLOAD']._serialized_end=1734
-  _globals['_UPLOAD_STATE']._serialized_start=1527
-  _globals['_UPLOAD_STATE']._serialized_end=1639
-  _globals['_UPLOADERROR']._serialized_start=1736
-  _globals['_UPLOADERROR']._serialized_end=1782
-  _globals['_VALIDATIONREPORT']._serialized_start=1785
-  _globals['_VALIDATIONREPORT']._serialized_end=2220
-  _globals['_VALIDATIONREPORT_FINDINGCOUNTBYREASONENTRY']._serialized_start=2102
-  _globals['_VALIDATIONREPORT_FINDINGCOUNTBYREASONENTRY']._serialized_end=2161
-  _globals['_VALIDATIONREPORT_ROWCOUNTBYSPELLINGENTRY']._serialized_start=2163
-  _globals['_VALIDATIONREPORT_ROWCOUNTBYSPELLINGENTRY']._serialized_end=2220
-  _globals['_FINDING']._serialized_start=2222
-  _globals['_FINDING']._serialized_end=2306
-  _globals['_FORMAT']._serialized_start=2308
-  _globals['_FORMAT']._serialized_end=2416
+  _globals['_UPLOAD']._serialized_end=2047
+  _globals['_UPLOAD_FIELDMAPPINGENTRY']._serialized_start=1787
+  _globals['_UPLOAD_FIELDMAPPINGENTRY']._serialized_end=1838
+  _globals['_UPLOAD_STATE']._serialized_start=1840
+  _globals['_UPLOAD_STATE']._serialized_end=1952
+  _globals['_SPLIT']._serialized_start=2049
+  _globals['_SPLIT']._serialized_end=2117
+  _globals['_SKIPPEDROW']._serialized_start=2120
+  _globals['_SKIPPEDROW']._serialized_end=2260
+  _globals['_UPLOADERROR']._serialized_start=2262
+  _globals['_UPLOADERROR']._serialized_end=2308
+  _globals['_VALIDATIONREPORT']._serialized_start=2311
+  _globals['_VALIDATIONREPORT']._serialized_end=3151
+  _globals['_VALIDATIONREPORT_FINDINGCOUNTBYREASONENTRY']._serialized_start=2909
+  _globals['_VALIDATIONREPORT_FINDINGCOUNTBYREASONENTRY']._serialized_end=2968
+  _globals['_VALIDATIONREPORT_ROWCOUNTBYSPELLINGENTRY']._serialized_start=2970
+  _globals['_VALIDATIONREPORT_ROWCOUNTBYSPELLINGENTRY']._serialized_end=3027
+  _globals['_VALIDATIONREPORT_ROWCOUNTBYMETADATAKEYENTRY']._serialized_start=3029
+  _globals['_VALIDATIONREPORT_ROWCOUNTBYMETADATAKEYENTRY']._serialized_end=3089
+  _globals['_VALIDATIONREPORT_SUGGESTEDFIELDMAPPINGENTRY']._serialized_start=3091
+  _globals['_VALIDATIONREPORT_SUGGESTEDFIELDMAPPINGENTRY']._serialized_end=3151
+  _globals['_FINDING']._serialized_start=3153
+  _globals['_FINDING']._serialized_end=3237
+  _globals['_FORMAT']._serialized_start=3239
+  _globals['_FORMAT']._serialized_end=3347
 # @@protoc_insertion_point(module_scope)

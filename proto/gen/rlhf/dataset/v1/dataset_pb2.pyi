@@ -171,6 +171,26 @@ class Upload(message.Message):
     STATE_FAILED: Upload.State.ValueType  # 4
     """Not one row was taken; `error` and `report` say why."""
 
+    @typing.final
+    class FieldMappingEntry(message.Message):
+        DESCRIPTOR: descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        value: builtins.str
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     NAME_FIELD_NUMBER: builtins.int
     FILE_NAME_FIELD_NUMBER: builtins.int
     SIZE_BYTES_FIELD_NUMBER: builtins.int
@@ -183,6 +203,11 @@ class Upload(message.Message):
     CREATE_TIME_FIELD_NUMBER: builtins.int
     EXPIRE_TIME_FIELD_NUMBER: builtins.int
     VALIDATED_ROW_COUNT_FIELD_NUMBER: builtins.int
+    FIELD_MAPPING_FIELD_NUMBER: builtins.int
+    MAX_INVALID_ROW_COUNT_FIELD_NUMBER: builtins.int
+    MAX_INVALID_ROW_SHARE_FIELD_NUMBER: builtins.int
+    SPLIT_FIELD_NUMBER: builtins.int
+    SPLIT_DATASET_VERSION_FIELD_NUMBER: builtins.int
     name: builtins.str
     file_name: builtins.str
     """Its ending tells the container: .jsonl, .json, .csv, .parquet, with .gz or .zst or neither."""
@@ -195,6 +220,12 @@ class Upload(message.Message):
     dataset_version: builtins.str
     validated_row_count: builtins.int
     """Rows read so far."""
+    max_invalid_row_count: builtins.int
+    """Rows that are wrong are left out while there are at most so many. 0 refuses the file for the first one."""
+    max_invalid_row_share: builtins.float
+    """The same as a share of all rows, below 1. One of the two is given."""
+    split_dataset_version: builtins.str
+    """The version that holds the rows that `split` gave away."""
     @builtins.property
     def report(self) -> ValidationReport: ...
     @builtins.property
@@ -204,6 +235,14 @@ class Upload(message.Message):
     @builtins.property
     def expire_time(self) -> timestamp_pb2.Timestamp:
         """When an upload that was never committed is thrown away."""
+
+    @builtins.property
+    def field_mapping(self) -> containers.ScalarMap[builtins.str, builtins.str]:
+        """Keys of the file's rows and the keys of the format that they are read as: `{"question": "prompt"}`."""
+
+    @builtins.property
+    def split(self) -> Split:
+        """Gives some of the rows to another dataset."""
 
     def __init__(
         self,
@@ -220,10 +259,85 @@ class Upload(message.Message):
         create_time: timestamp_pb2.Timestamp | None = ...,
         expire_time: timestamp_pb2.Timestamp | None = ...,
         validated_row_count: builtins.int = ...,
+        field_mapping: abc.Mapping[builtins.str, builtins.str] | None = ...,
+        max_invalid_row_count: builtins.int = ...,
+        max_invalid_row_share: builtins.float = ...,
+        split: Split | None = ...,
+        split_dataset_version: builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = typing.Literal["create_time", b"create_time", "error", b"error", "expire_time", b"expire_time", "report", b"report"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["create_time", b"create_time", "error", b"error", "expire_time", b"expire_time", "report", b"report", "split", b"split"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["create_time", b"create_time", "dataset_version", b"dataset_version", "error", b"error", "expire_time", b"expire_time", "file_name", b"file_name", "name", b"name", "received_bytes", b"received_bytes", "report", b"report", "sha256", b"sha256", "size_bytes", b"size_bytes", "state", b"state", "validated_row_count", b"validated_row_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["create_time", b"create_time", "dataset_version", b"dataset_version", "error", b"error", "expire_time", b"expire_time", "field_mapping", b"field_mapping", "file_name", b"file_name", "max_invalid_row_count", b"max_invalid_row_count", "max_invalid_row_share", b"max_invalid_row_share", "name", b"name", "received_bytes", b"received_bytes", "report", b"report", "sha256", b"sha256", "size_bytes", b"size_bytes", "split", b"split", "split_dataset_version", b"split_dataset_version", "state", b"state", "validated_row_count", b"validated_row_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class Split(message.Message):
+    """Rows held out by what they hold: equal rows, metadata aside, go the same way in every file, so none is in both."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    SHARE_FIELD_NUMBER: builtins.int
+    SEED_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """`validation` gives the rows to the dataset `{dataset}-validation`, which is made when it is not there."""
+    share: builtins.float
+    """Of all rows, about: above 0, at most 0.5."""
+    seed: builtins.int
+    """Another seed chooses other rows."""
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        share: builtins.float = ...,
+        seed: builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["name", b"name", "seed", b"seed", "share", b"share"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class SkippedRow(message.Message):
+    """A row that was left out."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    ROW_FIELD_NUMBER: builtins.int
+    LINE_FIELD_NUMBER: builtins.int
+    CONTENT_FIELD_NUMBER: builtins.int
+    RAW_CONTENT_FIELD_NUMBER: builtins.int
+    TRUNCATED_FIELD_NUMBER: builtins.int
+    FINDINGS_FIELD_NUMBER: builtins.int
+    row: builtins.int
+    """From 1, as a person counts."""
+    line: builtins.int
+    """In the file, from 1; 0 where the container has no lines."""
+    content: builtins.str
+    """As it was in the file, the first MiB; of a table, its values as JSON. Empty where it could not be cut out."""
+    raw_content: builtins.bytes
+    """In place of `content` where that is not UTF-8."""
+    truncated: builtins.bool
+    """Whether more than a MiB was cut off."""
+    @builtins.property
+    def findings(self) -> containers.RepeatedCompositeFieldContainer[Finding]:
+        """The first 10."""
+
+    def __init__(
+        self,
+        *,
+        row: builtins.int = ...,
+        line: builtins.int = ...,
+        content: builtins.str = ...,
+        raw_content: builtins.bytes = ...,
+        truncated: builtins.bool = ...,
+        findings: abc.Iterable[Finding] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["content", b"content", "findings", b"findings", "line", b"line", "raw_content", b"raw_content", "row", b"row", "truncated", b"truncated"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -296,25 +410,86 @@ class ValidationReport(message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @typing.final
+    class RowCountByMetadataKeyEntry(message.Message):
+        DESCRIPTOR: descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        value: builtins.int
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @typing.final
+    class SuggestedFieldMappingEntry(message.Message):
+        DESCRIPTOR: descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        value: builtins.str
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     ROW_COUNT_FIELD_NUMBER: builtins.int
     INVALID_ROW_COUNT_FIELD_NUMBER: builtins.int
     FINDINGS_FIELD_NUMBER: builtins.int
     FINDING_COUNT_FIELD_NUMBER: builtins.int
     FINDING_COUNT_BY_REASON_FIELD_NUMBER: builtins.int
     ROW_COUNT_BY_SPELLING_FIELD_NUMBER: builtins.int
+    ROW_COUNT_BY_METADATA_KEY_FIELD_NUMBER: builtins.int
+    DUPLICATE_ROW_COUNT_FIELD_NUMBER: builtins.int
+    DUPLICATE_ROW_COUNT_EXACT_FIELD_NUMBER: builtins.int
+    SUGGESTED_FIELD_MAPPING_FIELD_NUMBER: builtins.int
+    SPLIT_ROW_COUNT_FIELD_NUMBER: builtins.int
     row_count: builtins.int
     invalid_row_count: builtins.int
     finding_count: builtins.int
-    """All of them, the ones beyond the first 100 too."""
+    """All of them, those that are not listed too."""
+    duplicate_row_count: builtins.int
+    """Rows that occurred before in the file, equal to the byte, metadata included."""
+    duplicate_row_count_exact: builtins.bool
+    """False where there were too many different rows to remember and the count is an estimate."""
+    split_row_count: builtins.int
+    """Rows that `split` gave away."""
     @builtins.property
     def findings(self) -> containers.RepeatedCompositeFieldContainer[Finding]:
-        """The first 100."""
+        """The first three of each reason, 100 at most."""
 
     @builtins.property
     def finding_count_by_reason(self) -> containers.ScalarMap[builtins.str, builtins.int]: ...
     @builtins.property
     def row_count_by_spelling(self) -> containers.ScalarMap[builtins.str, builtins.int]:
         """How many rows came in which spelling: `openai`, `sharegpt`, `alpaca`, `trl`, `verl`."""
+
+    @builtins.property
+    def row_count_by_metadata_key(self) -> containers.ScalarMap[builtins.str, builtins.int]:
+        """How many rows had which key that the format does not read: it is kept under `metadata`. `messages[].id` is one of
+        messages.
+        """
+
+    @builtins.property
+    def suggested_field_mapping(self) -> containers.ScalarMap[builtins.str, builtins.str]:
+        """A `field_mapping` under which the first rows would be valid, where rows tell no spelling."""
 
     def __init__(
         self,
@@ -325,10 +500,15 @@ class ValidationReport(message.Message):
         finding_count: builtins.int = ...,
         finding_count_by_reason: abc.Mapping[builtins.str, builtins.int] | None = ...,
         row_count_by_spelling: abc.Mapping[builtins.str, builtins.int] | None = ...,
+        row_count_by_metadata_key: abc.Mapping[builtins.str, builtins.int] | None = ...,
+        duplicate_row_count: builtins.int = ...,
+        duplicate_row_count_exact: builtins.bool = ...,
+        suggested_field_mapping: abc.Mapping[builtins.str, builtins.str] | None = ...,
+        split_row_count: builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["finding_count", b"finding_count", "finding_count_by_reason", b"finding_count_by_reason", "findings", b"findings", "invalid_row_count", b"invalid_row_count", "row_count", b"row_count", "row_count_by_spelling", b"row_count_by_spelling"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["duplicate_row_count", b"duplicate_row_count", "duplicate_row_count_exact", b"duplicate_row_count_exact", "finding_count", b"finding_count", "finding_count_by_reason", b"finding_count_by_reason", "findings", b"findings", "invalid_row_count", b"invalid_row_count", "row_count", b"row_count", "row_count_by_metadata_key", b"row_count_by_metadata_key", "row_count_by_spelling", b"row_count_by_spelling", "split_row_count", b"split_row_count", "suggested_field_mapping", b"suggested_field_mapping"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -92,6 +92,11 @@ class DatasetServiceStub(object):
                 request_serializer=rlhf_dot_dataset_dot_v1_dot_dataset__service__pb2.WatchUploadRequest.SerializeToString,
                 response_deserializer=rlhf_dot_dataset_dot_v1_dot_dataset__service__pb2.WatchUploadResponse.FromString,
                 _registered_method=True)
+        self.ListSkippedRows = channel.unary_unary(
+                '/rlhf.dataset.v1.DatasetService/ListSkippedRows',
+                request_serializer=rlhf_dot_dataset_dot_v1_dot_dataset__service__pb2.ListSkippedRowsRequest.SerializeToString,
+                response_deserializer=rlhf_dot_dataset_dot_v1_dot_dataset__service__pb2.ListSkippedRowsResponse.FromString,
+                _registered_method=True)
         self.DeleteUpload = channel.unary_unary(
                 '/rlhf.dataset.v1.DatasetService/DeleteUpload',
                 request_serializer=rlhf_dot_dataset_dot_v1_dot_dataset__service__pb2.DeleteUploadRequest.SerializeToString,
@@ -207,6 +212,13 @@ class DatasetServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListSkippedRows(self, request, context):
+        """The rows that were left out, in order; the first 10,000 or 32 MiB of them.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DeleteUpload(self, request, context):
         """Throws the bytes away. FAILED_PRECONDITION while a worker reads them.
         """
@@ -306,6 +318,11 @@ def add_DatasetServiceServicer_to_server(servicer, server):
                     servicer.WatchUpload,
                     request_deserializer=rlhf_dot_dataset_dot_v1_dot_dataset__service__pb2.WatchUploadRequest.FromString,
                     response_serializer=rlhf_dot_dataset_dot_v1_dot_dataset__service__pb2.WatchUploadResponse.SerializeToString,
+            ),
+            'ListSkippedRows': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListSkippedRows,
+                    request_deserializer=rlhf_dot_dataset_dot_v1_dot_dataset__service__pb2.ListSkippedRowsRequest.FromString,
+                    response_serializer=rlhf_dot_dataset_dot_v1_dot_dataset__service__pb2.ListSkippedRowsResponse.SerializeToString,
             ),
             'DeleteUpload': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteUpload,
@@ -636,6 +653,33 @@ class DatasetService(object):
             '/rlhf.dataset.v1.DatasetService/WatchUpload',
             rlhf_dot_dataset_dot_v1_dot_dataset__service__pb2.WatchUploadRequest.SerializeToString,
             rlhf_dot_dataset_dot_v1_dot_dataset__service__pb2.WatchUploadResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListSkippedRows(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/rlhf.dataset.v1.DatasetService/ListSkippedRows',
+            rlhf_dot_dataset_dot_v1_dot_dataset__service__pb2.ListSkippedRowsRequest.SerializeToString,
+            rlhf_dot_dataset_dot_v1_dot_dataset__service__pb2.ListSkippedRowsResponse.FromString,
             options,
             channel_credentials,
             insecure,

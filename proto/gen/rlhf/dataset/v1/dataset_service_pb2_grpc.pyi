@@ -46,6 +46,8 @@ class DatasetServiceStub:
     """Sends the upload at once, then after each change, and ends with a terminal state. A message without an upload is a
     heartbeat.
     """
+    ListSkippedRows: aio.UnaryUnaryMultiCallable[dataset_service_pb2.ListSkippedRowsRequest, dataset_service_pb2.ListSkippedRowsResponse]
+    """The rows that were left out, in order; the first 10,000 or 32 MiB of them."""
     DeleteUpload: aio.UnaryUnaryMultiCallable[dataset_service_pb2.DeleteUploadRequest, empty_pb2.Empty]
     """Throws the bytes away. FAILED_PRECONDITION while a worker reads them."""
     GetDatasetVersion: aio.UnaryUnaryMultiCallable[dataset_service_pb2.GetDatasetVersionRequest, dataset_pb2.DatasetVersion]
@@ -156,6 +158,14 @@ class DatasetServiceServicer(metaclass=abc_1.ABCMeta):
         """Sends the upload at once, then after each change, and ends with a terminal state. A message without an upload is a
         heartbeat.
         """
+
+    @abc_1.abstractmethod
+    def ListSkippedRows(
+        self,
+        request: dataset_service_pb2.ListSkippedRowsRequest,
+        context: aio.ServicerContext[dataset_service_pb2.ListSkippedRowsRequest, abc.Awaitable[dataset_service_pb2.ListSkippedRowsResponse]],
+    ) -> abc.Awaitable[dataset_service_pb2.ListSkippedRowsResponse]:
+        """The rows that were left out, in order; the first 10,000 or 32 MiB of them."""
 
     @abc_1.abstractmethod
     def DeleteUpload(
