@@ -30,4 +30,8 @@ class RunContext:
             limit = self.plan.max_tokens
             message = f"{left_out} of {rows} training rows are longer than {limit} tokens and are left out"
             remedy = "raise max_prompt_length" if self.plan.trainer == "rl" else "raise max_length"
+        self.warn(message, remedy)
+
+    def warn(self, message: str, remedy: str) -> None:
+        """Say what the run does otherwise than its user may think."""
         self.spool.append(Problem(severity="warning", message=message, remedy=remedy))

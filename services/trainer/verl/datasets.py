@@ -18,6 +18,9 @@ from torch.utils.data import Dataset
 
 from services.trainer.weights import chat
 
+Warn = Callable[[str, str], None]
+"""Takes a warning and its remedy."""
+
 # Rows rendered together when lengths are taken.
 RENDER_ROWS = 1000
 # Tokenised rows kept in memory: small data sets are rendered once, large ones as they come.
@@ -95,15 +98,34 @@ def _rendered(
         return [row for one in batch for row in _rendered(tokenizer, [one], generation_prompt)]
 
 
+def ignore_warning(message: str, remedy: str) -> None:
+    """For a caller who looks at nothing but the rows."""
+
+
+def warn_of_thoughts(tokenizer: Any, conversations: Sequence[Sequence[chat.Message]], warn: Warn) -> None:
+    """Say where thoughts are not trained, since the model's chat template writes none."""
+    count = sum(any("reasoning_content" in message for message in messages) for messages in conversations)
+    if count and not chat.reasoning_key(tokenizer):
+        warn(
+            f"{count} of {len(conversations)} rows have reasoning_content, and the model's chat template"
+            " writes no thoughts: the answers are trained without them",
+            "take a model whose chat template writes them, or put them into content, such as <think>…</think>",
+        )
+
+
 class ConversationRows(Dataset):
-    """Conversations of which every assistant's turn is trained, in the fields that verl's SFT trainer reads.
+    """Conversations of which every assistant's turn is trained that has no weight 0, in the fields that verl's SFT
+    trainer reads.
 
     verl has a dataset for this, which renders message by message: it cannot take a template that wants its roles in
     turn (Gemma's, Mistral's), nor one that renders a turn otherwise once others follow (Qwen3's).
     """
 
-    def __init__(self, path: Path, tokenizer: Any, max_tokens: int, report: Callable[..., None]) -> None:
+    def __init__(
+        self, path: Path, tokenizer: Any, max_tokens: int, report: Callable[..., None], warn: Warn = ignore_warning
+    ) -> None:
         rows = [row["messages"] for row in read_rows(path)]
+        warn_of_thoughts(tokenizer, rows, warn)
         fitting = within(tokenizer, rows, False, max_tokens)
         fitting.report(max_tokens, report)
         self._conversations = [rows[index] for index in fitting.kept]
@@ -118,8 +140,7 @@ class ConversationRows(Dataset):
 
     def _encode(self, item: int) -> dict[str, Any]:
         messages = self._conversations[item]
-        turns = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
-        tokens, mask = chat.trained_tokens(self._tokenizer, messages, turns)
+        tokens, mask = chat.trained_tokens(self._tokenizer, messages, chat.trained_turns(messages))
         return {
             "input_ids": torch.tensor(tokens),
             "loss_mask": torch.tensor(mask),

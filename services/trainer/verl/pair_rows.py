@@ -11,8 +11,16 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from services.trainer.verl.datasets import CACHED_ROWS, Fitting, read_rows, within
-from services.trainer.weights.chat import trained_tokens
+from services.trainer.verl.datasets import (
+    CACHED_ROWS,
+    Fitting,
+    Warn,
+    ignore_warning,
+    read_rows,
+    warn_of_thoughts,
+    within,
+)
+from services.trainer.weights.chat import trained_tokens, trained_turns
 
 Messages = list[dict[str, str]]
 
@@ -20,8 +28,11 @@ Messages = list[dict[str, str]]
 class PairRows(Dataset):
     """Pairs of which neither side is longer than `max_tokens`. `references` is filled in by who trains with one."""
 
-    def __init__(self, path: Path, tokenizer: Any, max_tokens: int, report: Callable[..., None]) -> None:
+    def __init__(
+        self, path: Path, tokenizer: Any, max_tokens: int, report: Callable[..., None], warn: Warn = ignore_warning
+    ) -> None:
         rows = read_rows(path)
+        warn_of_thoughts(tokenizer, [[*row["chosen"], *row["rejected"]] for row in rows], warn)
         chosen, rejected = (
             within(tokenizer, [row["prompt"] + row[side] for row in rows], False, max_tokens)
             for side in ("chosen", "rejected")
@@ -52,8 +63,7 @@ class PairRows(Dataset):
 def encode(tokenizer: Any, prompt: Messages, completion: Messages) -> tuple[list[int], list[int]]:
     """Tokens of the whole conversation, and 1 for those of the completion's assistant turns; see `trained_tokens`."""
     messages = prompt + completion
-    turns = [index for index in range(len(prompt), len(messages)) if messages[index]["role"] == "assistant"]
-    return trained_tokens(tokenizer, messages, turns)
+    return trained_tokens(tokenizer, messages, trained_turns(messages, len(prompt)))
 
 
 def collate(pairs: list[dict[str, Any]]) -> dict[str, Any]:

@@ -19,7 +19,8 @@ PAIRS = "pairs"
 
 class PairTrainer(SftTrainer):
     def _rows(self, path: Path, report: Callable[..., None]) -> PairRows:
-        return PairRows(path, self.model_config.tokenizer, self._context.plan.max_tokens, report)
+        plan, tokenizer = self._context.plan, self.model_config.tokenizer
+        return PairRows(path, tokenizer, plan.max_tokens, report, self._context.warn)
 
     def _collator(self) -> Any:
         return collate

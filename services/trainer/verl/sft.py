@@ -28,7 +28,8 @@ class SftTrainer(sft_trainer_ray.SFTTrainer):
         super().__init__(sft_config(context.plan))
 
     def _rows(self, path: Path, report: Callable[..., None]) -> Any:
-        return ConversationRows(path, self.model_config.tokenizer, self._context.plan.max_tokens, report)
+        plan, tokenizer = self._context.plan, self.model_config.tokenizer
+        return ConversationRows(path, tokenizer, plan.max_tokens, report, self._context.warn)
 
     def _collator(self) -> Any:
         return self.collate_fn

@@ -10,6 +10,8 @@ from jinja2 import TemplateError
 
 Message = Mapping[str, Any]
 _REASONING_END = "</think>"
+# A canonical row's name first; OpenRouter's and gpt-oss's.
+_REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 
 
 class TemplateRefusesError(Exception):
@@ -31,9 +33,10 @@ def render_all(tokenizer: Any, conversations: Sequence[Sequence[Message]], openi
 
 def rendered_roles(tokenizer: Any, messages: Sequence[Message]) -> list[dict[str, Any]]:
     """`messages` as the template takes them: where it has no system role (Gemma's refuses it, others drop it) the
-    system message stands at the beginning of the first user message, as Gemma's authors advise.
+    system message stands at the beginning of the first user message, as Gemma's authors advise; and thoughts stand
+    under the template's own name.
     """
-    plain = [dict(message) for message in messages]
+    plain = [_with_reasoning(tokenizer, message) for message in messages]
     if len(plain) < 2 or plain[0]["role"] != "system" or plain[1]["role"] != "user":
         return plain
     if has_system_role(tokenizer):
@@ -54,6 +57,40 @@ def _has_system_role(tokenizer: Any, _template: str) -> bool:
         return mark in _apply(tokenizer, asked, False, False)
     except TemplateRefusesError:
         return False
+
+
+def reasoning_key(tokenizer: Any) -> str:
+    """The key of an assistant's message whose text the template writes as thoughts; "" where it writes none."""
+    return _reasoning_key(tokenizer, str(tokenizer.chat_template))
+
+
+@lru_cache(maxsize=8)
+def _reasoning_key(tokenizer: Any, _template: str) -> str:
+    mark = "ReasoningProbe"
+    for key in _REASONING_KEYS:
+        asked = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", key: mark}]
+        try:
+            if mark in _apply(tokenizer, asked, False, False):
+                return key
+        except TemplateRefusesError:
+            continue
+    return ""
+
+
+def _with_reasoning(tokenizer: Any, message: Message) -> dict[str, Any]:
+    plain = dict(message)
+    if "reasoning_content" in plain and (key := reasoning_key(tokenizer)):
+        plain[key] = plain.pop("reasoning_content")
+    return plain
+
+
+def trained_turns(messages: Sequence[Message], first: int = 0) -> list[int]:
+    """Indexes of the messages that are trained, from the `first` on: the assistant's, but those of weight 0."""
+    return [
+        index
+        for index in range(first, len(messages))
+        if messages[index]["role"] == "assistant" and messages[index].get("weight", 1) != 0
+    ]
 
 
 def trained_tokens(tokenizer: Any, messages: Sequence[Message], turns: Collection[int]) -> tuple[list[int], list[int]]:

@@ -111,6 +111,60 @@ def test_a_template_that_adds_to_the_last_turn_trains_what_it_adds() -> None:
     assert trained(tokenizer, tokens, mask) == ["2<|im_end|>\n", "<think>\n\n</think>\n\n4<|im_end|>\n"]
 
 
+def test_a_turn_of_weight_0_is_read_and_not_trained(template: str, tmp_path: Path) -> None:
+    tokenizer, end = tokenizer_of(template), ENDS[template]
+    unwanted: Any = {**assistant("2"), "weight": 0}
+    row = conversation_rows(tokenizer, tmp_path / "rows.jsonl", [[SUM, unwanted, DOUBLE, assistant("4")]])[0]
+    assert trained(tokenizer, row["input_ids"].tolist(), row["loss_mask"].tolist()) == [f"4{end}"]
+    trained_whole = conversation_rows(
+        tokenizer, tmp_path / "all.jsonl", [[SUM, assistant("2"), DOUBLE, assistant("4")]]
+    )
+    assert row["input_ids"].tolist() == trained_whole[0]["input_ids"].tolist()
+    tokens, mask = encode(tokenizer, [SUM], [unwanted, DOUBLE, assistant("4")])
+    assert trained(tokenizer, tokens, mask) == [f"4{end}"]
+
+
+def test_thoughts_are_trained_where_the_template_writes_them(tmp_path: Path) -> None:
+    """Qwen3's leaves out those before the last question. gpt-oss's has another name for them."""
+    tokenizer = tokenizer_of("qwen3")
+    thought: Any = {**assistant("4"), "reasoning_content": "2 and 2"}
+    earlier: Any = {**assistant("2"), "reasoning_content": "1 and 1"}
+    row = conversation_rows(tokenizer, tmp_path / "rows.jsonl", [[SUM, earlier, DOUBLE, thought]])[0]
+    texts = trained(tokenizer, row["input_ids"].tolist(), row["loss_mask"].tolist())
+    assert texts == ["2<|im_end|>\n", "<think>\n2 and 2\n</think>\n\n4<|im_end|>\n"]
+    tokens, mask = encode(tokenizer, [SUM], [thought])
+    assert trained(tokenizer, tokens, mask) == ["<think>\n2 and 2\n</think>\n\n4<|im_end|>\n"]
+    tokenizer.chat_template = tokenizer.chat_template.replace("reasoning_content", "thinking")
+    tokens, mask = encode(tokenizer, [SUM], [thought])
+    assert trained(tokenizer, tokens, mask) == ["<think>\n2 and 2\n</think>\n\n4<|im_end|>\n"]
+
+
+def test_thoughts_that_no_template_writes_are_told(tmp_path: Path) -> None:
+    from services.trainer.verl.datasets import ConversationRows
+
+    told: list[str] = []
+    path = tmp_path / "rows.jsonl"
+    rows = [[SUM, {**assistant("2"), "reasoning_content": "1 and 1"}], [SUM, assistant("2")]]
+    path.write_text("".join(json.dumps({"messages": messages}) + "\n" for messages in rows))
+    pair = {"prompt": [SUM], "chosen": rows[0][1:], "rejected": [assistant("3")]}
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text(json.dumps(pair) + "\n")
+    for template in ("chatml", "qwen3"):
+        tokenizer = tokenizer_of(template)
+        ConversationRows(path, tokenizer, 4096, lambda *_: None, lambda message, _: told.append(message))
+        PairRows(pairs, tokenizer, 4096, lambda *_: None, lambda message, _: told.append(message))
+    assert [message.partition(" rows")[0] for message in told] == ["1 of 2", "1 of 1"]
+
+
+def test_names_reach_the_template() -> None:
+    tokenizer = tokenizer_of("chatml")
+    tokenizer.chat_template = CHATML.replace(
+        "message['role'] +", "message['role'] + ' ' + message.get('name', '') +", 1
+    )
+    tokens, _ = encode(tokenizer, [{**SUM, "name": "Ann"}], [assistant("2")])
+    assert "user Ann" in tokenizer.decode(tokens)
+
+
 def test_pairs_with_a_side_that_is_too_long_are_left_out_whole(tmp_path: Path) -> None:
     tokenizer = tokenizer_of("llama3")
     short, long = [assistant("2")], [assistant("2" * 100)]
