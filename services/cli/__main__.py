@@ -18,6 +18,7 @@ from services.cli import (
     lifecycle,
     models,
     recipes_command,
+    repeated_options,
     reward_trials,
     train,
     violations,
@@ -30,6 +31,7 @@ _EPILOG = "Exit codes: " + "; ".join(f"**{code}** {meaning}" for code, meaning i
 
 app = typer.Typer(
     name="rlhf",
+    cls=repeated_options.CheckedGroup,
     help="""Train language models with SFT and reinforcement learning, on this machine or on a cluster.
 
     Start here: `rlhf up`, then `rlhf demo`. Every command tells more with `--help`.""",

@@ -43,16 +43,10 @@ def upload(
         str, typer.Option("--format", help="What a row is; see `rlhf dataset formats`. Needed for a new dataset.")
     ] = "",
     label: Annotated[list[str] | None, typer.Option(help="key=value for a new dataset; may be given again.")] = None,
-    map_: Annotated[
-        list[str] | None, typer.Option("--map", help="Keys of the file to read as others: question=prompt,gold=answer.")
-    ] = None,
-    skip_invalid: Annotated[
-        str, typer.Option(metavar="ROWS|SHARE%", help="Leave out wrong rows, at most so many: 20, or 5%.")
-    ] = "",
-    split: Annotated[
-        str, typer.Option(metavar="NAME=SHARE", help="Hold rows out for the dataset `…-NAME`: validation=0.05.")
-    ] = "",
-    split_seed: Annotated[int, typer.Option(help="Another number holds out other rows.")] = 0,
+    map_: upload_options.MapOption = None,
+    skip_invalid: upload_options.SkipOption = "",
+    split: upload_options.SplitOption = "",
+    split_seed: upload_options.SeedOption = 0,
     output_format: DocumentOption = "table",
 ) -> None:
     """Upload a file: every row is checked, and the rows become the dataset's next version.
@@ -74,15 +68,7 @@ def upload(
 
     async def command(client: AsyncClient) -> Upload:
         dataset, is_new = await ensure(client, references.dataset(client.project, name, "--name"), row_format, labels)
-        try:
-            done = await uploading.upload(client, dataset.name, file, options)
-        except InvalidArgument:
-            if is_new:
-                await _remove_empty(client, dataset)
-            raise
-        if is_new and done.state == done.STATE_FAILED:
-            await _remove_empty(client, dataset)
-        return done
+        return await _upload(client, dataset, file, options, is_new)
 
     done = run(context, command)
     dataset_views.show_upload(done, output_format)
@@ -240,6 +226,19 @@ async def ensure(client: AsyncClient, name: str, row_format: str, labels: dict[s
         message = f"{references.short(name)} holds rows of format {found.format!r}; choose another --name for these"
         raise InvalidArgument.of("--format", message)
     return found, False
+
+
+async def _upload(client: AsyncClient, dataset: Dataset, file: Path, options: Upload, is_new: bool) -> Upload:
+    """Nothing stays of a new dataset whose file is not taken."""
+    try:
+        done = await uploading.upload(client, dataset.name, file, options)
+    except InvalidArgument:
+        if is_new:
+            await _remove_empty(client, dataset)
+        raise
+    if is_new and done.state == done.STATE_FAILED:
+        await _remove_empty(client, dataset)
+    return done
 
 
 async def _remove_empty(client: AsyncClient, dataset: Dataset) -> None:

@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from services.mesh.errors import InvalidArgument, Violation
 
 if TYPE_CHECKING:
     from rlhf.dataset.v1.dataset_pb2 import Upload
+
+
+MapOption = Annotated[
+    list[str] | None, typer.Option("--map", help="Keys of the file to read as others: question=prompt,gold=answer.")
+]
+SkipOption = Annotated[
+    str, typer.Option(metavar="ROWS|SHARE%", help="Leave out wrong rows, at most so many: 20, or 5%.")
+]
+SplitOption = Annotated[
+    str, typer.Option(metavar="NAME=SHARE", help="Hold rows out for the dataset `…-NAME`: validation=0.05.")
+]
+SeedOption = Annotated[int, typer.Option(help="Another number holds out other rows.")]
 
 
 def read(maps: Sequence[str], skip_invalid: str, split: str, seed: int) -> Upload:

@@ -113,13 +113,18 @@ def validate(
             if on_progress:
                 at = Progress(file.stream.bytes_in, file.stream.compressed_bytes, run.rows, findings.total)
                 on_progress(at)
+    _check_whole(run, mapping)
+    suggested = {} if mapping.names else suggest(entry, reader.unrecognised)
+    return _report(run, suggested, format_name, file.container, file.compression)
+
+
+def _check_whole(run: Run, mapping: FieldMapping) -> None:
+    """Raises UnreadableFile where the file as a whole is not what its owner thinks."""
     if not run.rows:
         raise UnreadableFile("NO_ROWS", "the file holds no rows")
     if mapping.unused:
         keys = ", ".join(map(shown, mapping.unused))
         raise UnreadableFile("UNUSED_MAPPING", f"no row has the key {keys}, which field_mapping names")
-    suggested = {} if mapping.names else suggest(entry, reader.unrecognised)
-    return _report(run, suggested, format_name, file.container, file.compression)
 
 
 def _ignore(problems: Problems, content: bytes | dict[str, Any] | None) -> None:

@@ -12,7 +12,7 @@ from rlhf.dataset.v1 import dataset_pb2 as types
 from rlhf.dataset.v1 import dataset_service_pb2 as rpc
 from rlhf.dataset.v1.dataset_service_pb2_grpc import DatasetServiceServicer
 
-from services.mesh.errors import NotFound, OutOfRange, Unavailable
+from services.mesh.errors import InvalidArgument, NotFound, OutOfRange, Unavailable
 
 CHUNK_BYTES = 1000
 
@@ -32,6 +32,7 @@ class FakeDatasets(DatasetServiceServicer):
         self.break_after_bytes: int | None = None
         self.break_downloads = 0
         self.writes: list[int] = []
+        self.skipped: list[types.SkippedRow] = []
 
     async def CreateDataset(self, request: rpc.CreateDatasetRequest, context: Any) -> types.Dataset:
         name = f"{request.parent}/datasets/{request.dataset_id}"
@@ -64,6 +65,8 @@ class FakeDatasets(DatasetServiceServicer):
             if known.sha256 == request.upload.sha256 and known.state == types.Upload.STATE_RECEIVING:
                 return known
         name = f"{request.parent}/uploads/u{len(self.uploads) + 1}"
+        if "refused" in request.upload.field_mapping:
+            raise InvalidArgument.of("upload.field_mapping.refused", "is refused by the test")
         made = types.Upload(name=name, state=types.Upload.STATE_RECEIVING)
         made.MergeFrom(request.upload)
         self.uploads[name], self.content[name] = made, bytearray()
@@ -71,6 +74,14 @@ class FakeDatasets(DatasetServiceServicer):
 
     async def GetUpload(self, request: rpc.GetUploadRequest, context: Any) -> types.Upload:
         return self.uploads[request.name]
+
+    async def ListUploads(self, request: rpc.ListUploadsRequest, context: Any) -> rpc.ListUploadsResponse:
+        found = [upload for name, upload in self.uploads.items() if name.startswith(f"{request.parent}/")]
+        return rpc.ListUploadsResponse(uploads=reversed(found))
+
+    async def ListSkippedRows(self, request: rpc.ListSkippedRowsRequest, context: Any) -> rpc.ListSkippedRowsResponse:
+        assert request.parent in self.uploads
+        return rpc.ListSkippedRowsResponse(skipped_rows=self.skipped)
 
     async def WriteUpload(self, requests: AsyncIterator[rpc.WriteUploadRequest], context: Any) -> types.Upload:
         name = ""
@@ -157,15 +168,32 @@ class FakeDatasets(DatasetServiceServicer):
                 message = "must be a list of [role, content] turns, with at least one of the assistant's"
                 report.findings.add(row=number, line=number, field="messages", reason="MISSING", message=message)
         report.row_count, report.finding_count = len(lines), len(report.findings)
-        if report.findings:
+        if upload.max_invalid_row_count >= len(report.findings) > 0:
+            self._skip(upload)
+        elif report.findings:
+            report.suggested_field_mapping.update({"my gold": "completion", "question": "prompt"})
             upload.state = types.Upload.STATE_FAILED
             upload.error.reason, upload.error.message = "INVALID_ROWS", f"{report.finding_count} rows are wrong"
             return
         dataset = self.datasets[upload.name.partition("/uploads/")[0]]
         dataset.latest_version = f"{dataset.name}/versions/{int(dataset.latest_version.rpartition('/')[2] or 0) + 1}"
+        if upload.split.name:
+            upload.split_dataset_version = f"{dataset.name}-{upload.split.name}/versions/1"
+            report.split_row_count = 1
         self.rows[dataset.latest_version] = b"".join(line + b"\n" for line in lines)
         report.row_count_by_spelling["openai"] = len(lines)
         upload.state, upload.dataset_version = types.Upload.STATE_SUCCEEDED, dataset.latest_version
+
+    def _skip(self, upload: types.Upload) -> None:
+        report = upload.report
+        report.invalid_row_count, report.duplicate_row_count = len(report.findings), 3
+        report.duplicate_row_count_exact = True
+        report.finding_count_by_reason["NOT_AN_OBJECT"] = len(report.findings)
+        report.row_count_by_metadata_key.update({"source": 2, "messages[].id": 5})
+        self.skipped = [
+            types.SkippedRow(row=finding.row, line=finding.line, content="[1]", findings=[finding])
+            for finding in report.findings
+        ]
 
 
 def _parse(line: bytes) -> Any:

@@ -75,6 +75,66 @@ async def test_wrong_rows_are_listed_by_line_field_and_reason(fake_mesh: FakeMes
     ]
 
 
+async def test_a_dataset_made_for_a_file_that_fails_is_taken_back(fake_mesh: FakeMesh, tmp_path: Path) -> None:
+    """Its name is free for another format; one that was there before stays."""
+    file = tmp_path / "bad.jsonl"
+    file.write_text("[1]\n")
+    upload = ("dataset", "upload", str(file), "--name", "bad", "--format", "messages")
+    done = await fake_mesh.rlhf(*upload, check=1)
+    assert "--map 'question=prompt,my gold=completion'" in done.err
+    assert fake_mesh.datasets.datasets == {}
+    assert "--map refused" in (await fake_mesh.rlhf(*upload, "--map", "refused=prompt", check=2)).err
+    assert fake_mesh.datasets.datasets == {}
+    name = "projects/default/datasets/bad"
+    fake_mesh.datasets.datasets[name] = dataset_pb2.Dataset(
+        name=name, format="messages", latest_version=f"{name}/versions/1"
+    )
+    await fake_mesh.rlhf(*upload, check=1)
+    assert list(fake_mesh.datasets.datasets) == [name]
+
+
+async def test_what_became_of_the_rows_is_said(fake_mesh: FakeMesh, tmp_path: Path) -> None:
+    file = tmp_path / "mixed.jsonl"
+    file.write_text('{"messages": []}\n[1]\n{"messages": [1]}\n')
+    flags = ("--skip-invalid", "1", "--split", "validation=25%", "--map", "a=prompt", "--map", "b=completion,c=system")
+    done = await fake_mesh.rlhf("dataset", "upload", str(file), "--name", "m", "--format", "messages", *flags)
+    upload = fake_mesh.datasets.uploads["projects/default/datasets/m/uploads/u1"]
+    assert dict(upload.field_mapping) == {"a": "prompt", "b": "completion", "c": "system"}
+    assert (upload.split.name, upload.split.share) == ("validation", 0.25)
+    assert [" ".join(line.split()) for line in done.out.splitlines()] == [
+        "version m:1",
+        "taken 1 rows (3 openai)",
+        "held out 1 rows: m-validation:1",
+        "left out 1 rows: 1 NOT_AN_OBJECT; see `rlhf dataset skipped m`",
+        "duplicates 3 rows are equal to an earlier one",
+        "kept as metadata 5 messages[].id, 2 source: not trained on",
+    ]
+    shown = (await fake_mesh.rlhf("dataset", "skipped", "m")).out.splitlines()
+    assert [line.split() for line in shown][1] == ["2", "2", "(row)", "a", "row", "must", "be", "an", "object", "[1]"]
+    [line] = (await fake_mesh.rlhf("dataset", "skipped", "m", "-o", "json")).out.splitlines()
+    assert (json.loads(line)["content"], json.loads(line)["line"]) == ("[1]", "2")
+
+
+@pytest.mark.parametrize(
+    ("flags", "names"),
+    [
+        (("--skip-invalid", "many", "--split", "x", "--map", "a"), ("--skip-invalid", "--split", "--map")),
+        (("--skip-invalid", "100%"), ("--skip-invalid",)),
+        (("--skip-invalid", "0"), ("--skip-invalid",)),
+        (("--map", "a=b,a=c"), ("--map",)),
+        (("--split-seed", "3"), ("--split-seed",)),
+        (("--split", "a=0.1", "--split", "b=0.1"), ("--split is given 2 times",)),
+        (("--name", "other"), ("--name is given 2 times",)),
+    ],
+)
+async def test_wrong_options_of_an_upload(
+    fake_mesh: FakeMesh, rows: Path, flags: tuple[str, ...], names: tuple[str, ...]
+) -> None:
+    done = await fake_mesh.rlhf("dataset", "upload", str(rows), "--name", "m", "--format", "messages", *flags, check=2)
+    assert all(name in done.err for name in names), done.err
+    assert fake_mesh.datasets.datasets == {}
+
+
 async def test_a_new_dataset_wants_a_format_and_an_old_one_keeps_its_own(fake_mesh: FakeMesh, rows: Path) -> None:
     done = await fake_mesh.rlhf("dataset", "upload", str(rows), "--name", "digits", check=2)
     assert "one of messages, prompt" in done.err

@@ -115,7 +115,7 @@ def test_empty_files(tmp_path: Path, name: str) -> None:
         (b"{}", "x.parquet", "NAME_AND_CONTENT_DIFFER"),
         (VALID["parquet", ""], "x.jsonl", "NAME_AND_CONTENT_DIFFER"),
         (b"PK\x03\x04xxxx", "x.csv", "NAME_AND_CONTENT_DIFFER"),
-        ("{}".encode("utf-16"), "x.jsonl", "NAME_AND_CONTENT_DIFFER"),
+        ("{}".encode("utf-16"), "x.jsonl", "NOT_UTF8"),
     ],
 )
 def test_files_that_are_not_what_they_seem(tmp_path: Path, content: bytes, name: str, reason: str) -> None:

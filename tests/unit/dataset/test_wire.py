@@ -21,8 +21,11 @@ from services.dataset import versions, wire
 from services.dataset.datasets import DatasetChange, NewDataset
 from services.dataset.entities import Dataset, DatasetVersion, Upload
 from services.dataset.formats import formats
+from services.dataset.new_upload import NewUpload
+from services.dataset.options import Split, UploadOptions, to_json
 from services.dataset.rows import encode
-from services.dataset.uploads import NewUpload, Piece
+from services.dataset.skipping import SkippedRow
+from services.dataset.uploads import Piece
 from services.dataset.versions import StoredRow
 from services.mesh.jobs import State
 
@@ -36,7 +39,13 @@ REPORT = {
     "finding_count": 1,
     "finding_count_by_reason": {"EMPTY": 1},
     "row_count_by_spelling": {"openai": 2},
+    "row_count_by_metadata_key": {"id": 2},
+    "duplicate_row_count": 1,
+    "duplicate_row_count_exact": True,
+    "suggested_field_mapping": {"q": "prompt"},
+    "split_row_count": 1,
 }
+OPTIONS = UploadOptions({"q": "prompt"}, 3, 0.5, Split("validation", 0.1, 7))
 
 
 def dataset(**changes: Any) -> Dataset:
@@ -63,7 +72,9 @@ def upload(**changes: Any) -> Upload:
         "file_name": "a.jsonl",
         "size_bytes": 10,
         "sha256": "0" * 64,
+        "options": {},
         "dataset_version": "",
+        "split_dataset_version": "",
         "report": None,
         "create_time": TIME,
         "expire_time": TIME,
@@ -108,7 +119,9 @@ def test_requests() -> None:
     announced = pb.CreateUploadRequest(
         parent=NAME, upload=dataset_pb2.Upload(file_name="a.csv", size_bytes=5, sha256="f")
     )
-    assert wire.new_upload(announced) == NewUpload(NAME, "a.csv", 5, "f")
+    assert wire.new_upload(announced) == NewUpload(NAME, "a.csv", 5, "f", UploadOptions())
+    asked = wire.upload(upload(options=to_json(OPTIONS)))
+    assert wire.new_upload(pb.CreateUploadRequest(parent=NAME, upload=asked)).options == OPTIONS
     assert wire.piece(pb.WriteUploadRequest(name="n", offset_bytes=3, chunk=b"c")) == Piece("n", 3, b"c")
 
 
@@ -136,6 +149,8 @@ def test_upload_that_ended() -> None:
         job_state=State.FAILED,
         report=REPORT,
         dataset_version=f"{NAME}/versions/1",
+        split_dataset_version=f"{NAME}-validation/versions/1",
+        options=to_json(OPTIONS),
         job_progress={"validated_row_count": 3},
         job_error={"code": "INVALID_ARGUMENT", "reason": "INVALID_ROWS", "message": "m", "metadata": {}},
     )
@@ -151,7 +166,18 @@ def test_upload_that_ended() -> None:
         "findings": [{**REPORT["findings"][0], "row": "2", "line": "4"}],
         "finding_count_by_reason": {"EMPTY": "1"},
         "row_count_by_spelling": {"openai": "2"},
+        "row_count_by_metadata_key": {"id": "2"},
+        "duplicate_row_count": "1",
+        "split_row_count": "1",
     }
+
+
+def test_skipped_row() -> None:
+    row = SkippedRow(2, 4, "{}", False, True, [REPORT["findings"][0]])
+    assert unset(wire.skipped_row(row)) == {"raw_content"}
+    binary = wire.skipped_row(SkippedRow(2, 4, "/w==", True, False, []))
+    assert (binary.content, binary.raw_content) == ("", b"\xff")
+    assert wire.skipped_row(SkippedRow(2, 0, None, False, False, [])).content == ""
 
 
 def test_heartbeat_has_no_upload() -> None:

@@ -75,6 +75,8 @@ export const en = {
     intoKnown: "Makes a new version. Its format is {format}.", intoNew: "A new dataset. 1 to 63 of a–z, 0–9 and dashes, a letter first.",
     phases: { idle: "", hashing: "Hashing", sending: "Sending", validating: "Checking every row", paused: "Paused", done: "Done", failed: "No version was made" },
     rowsSoFar: "– {count} so far", rowsTaken: "{count} rows", findings: "{count} findings", wrongRows: "{wrong} of {all} rows are wrong.",
+    heldOut: "{count} rows held out", leftOut: "{count} wrong rows are left out.", duplicates: "{count} rows are equal to an earlier one.",
+    keptKeys: "Kept as metadata, not trained on:", suggestion: "These names would fit, from a terminal:",
     row: "Row", line: "Line", field: "Field", finding: "Finding",
   },
   models: {

@@ -77,6 +77,8 @@ export const zh: typeof en = {
     intoKnown: "将创建新版本，格式为 {format}。", intoNew: "新数据集。1 到 63 个字符：a–z、0–9 和连字符，以字母开头。",
     phases: { idle: "", hashing: "计算哈希", sending: "上传中", validating: "逐行检查中", paused: "已暂停", done: "完成", failed: "未生成版本" },
     rowsSoFar: "– 已检查 {count} 行", rowsTaken: "{count} 行", findings: "{count} 个问题", wrongRows: "{all} 行中有 {wrong} 行有误。",
+    heldOut: "留出 {count} 行", leftOut: "略去 {count} 行有误的数据。", duplicates: "{count} 行与前面的行完全相同。",
+    keptKeys: "仅保存为元数据，不参与训练：", suggestion: "在终端中使用以下对应关系即可：",
     row: "行", line: "行号", field: "字段", finding: "问题",
   },
   models: {
