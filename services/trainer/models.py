@@ -49,7 +49,8 @@ class Models:
         self._checkpoint = checkpoint
 
     async def import_model(self, new: NewModel, key: RequestKey, *, validate_only: bool) -> Model | None:
-        """Accept a model; a worker brings it in. None when only asked to check. Raises InvalidArgument."""
+        """Accept a model, in place of one of the same name whose import failed; a worker brings it in. None when only
+        asked to check. Raises InvalidArgument."""
         async with self._database.transaction() as connection:
             if made := await earlier(connection, key):
                 return await self._get(connection, made)
@@ -62,6 +63,7 @@ class Models:
         uid = names.uuid7()
         name = names.child(new.parent, "models", new.id or str(uid))
         async with self._database.transaction() as connection:
+            await store.forget_failed(connection, name)
             known = await claim(connection, key, name)
             if known is not None:
                 return await self._get(connection, known)

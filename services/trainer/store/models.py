@@ -81,6 +81,14 @@ async def delete(connection: Connection, name: str) -> None:
     await connection.execute("DELETE FROM jobs WHERE name = %s", (name,))
 
 
+async def forget_failed(connection: Connection, name: str) -> None:
+    """Free the name of a model whose import failed: it has no files, and nothing can use it."""
+    cursor = await connection.execute("DELETE FROM models WHERE name = %s AND state = 'FAILED'", (name,))
+    if cursor.rowcount:
+        await connection.execute("DELETE FROM jobs WHERE name = %s", (name,))
+        await connection.execute("DELETE FROM requests WHERE resource = %s", (name,))
+
+
 async def open_jobs_from(connection: Connection, model: str) -> list[str]:
     """Names of the training jobs and imports that have not ended and start from `model` or from an adapter over it, or
     are judged by it."""

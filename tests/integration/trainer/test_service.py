@@ -95,6 +95,11 @@ async def test_a_model_that_transformers_refuses_fails_with_its_words(trainer: T
     model = await imported(trainer, started.name)
     assert model.state == model_pb2.Model.STATE_FAILED
     assert "no-such-model" in model.error.message
+    # The name is free: nothing needs to be deleted first.
+    again = await client.call(trainer.ImportModel(init_request("bad")))
+    assert again.name == started.name
+    model = await imported(trainer, again.name)
+    assert (model.state, model.error.message) == (model_pb2.Model.STATE_READY, "")
 
 
 async def test_every_violation_of_an_import_is_told_at_once(trainer: TrainerServiceStub, home: Path) -> None:
