@@ -76,12 +76,14 @@ class Shape:
                 for row, values in zip(rows, extras, strict=True):
                     row.metadata = self._metadata(*values)
             return Canonical(rows, plain=True, kept_keys=Counter(dict.fromkeys(self._keys, len(rows))))
+        kept_keys = self._count(extras)
+        kept_keys.update(chain.from_iterable(row.metadata for row in rows if row.metadata is not UNSET))
         try:
             for row, source, values in zip(rows, sources, extras, strict=True):
                 row.metadata = self._merged(row, source, values)
         except (metadata.TooDeepError, metadata.UnsupportedTypeError):
             return None
-        return Canonical(rows, plain=False, kept_keys=self._count(extras))
+        return Canonical(rows, plain=False, kept_keys=kept_keys)
 
     def _count(self, extras: list[tuple[Any, ...]]) -> Counter[str]:
         keys = (zip(self._keys, values, strict=True) for values in extras)
