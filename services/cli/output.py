@@ -144,10 +144,10 @@ def paragraphs(text: str) -> str:
 
 
 def as_json(message: Message) -> dict[str, Any]:
-    """As the HTTP API writes it: lowerCamelCase, every field, 64-bit integers as text."""
-    from google.protobuf.json_format import MessageToDict
+    """As the HTTP API writes it: lowerCamelCase, every field, 64-bit integers as text, whole numbers whole."""
+    from services.mesh import protojson_printing
 
-    return MessageToDict(message, always_print_fields_with_no_presence=True)
+    return protojson_printing.tree(message)
 
 
 def write_json(value: Any) -> None:

@@ -23,6 +23,8 @@ from services.mesh.protojson import BY_TEXT, BY_VALUE, WRAPPERS, is_map
 _Print = Callable[[Any], Any]
 _INT64 = (FieldDescriptor.CPPTYPE_INT64, FieldDescriptor.CPPTYPE_UINT64)
 _encoder = msgspec.json.Encoder()
+# From here on a double no longer tells every whole number from the next.
+_EXACT = 2.0**53
 
 
 def dumps(tree: Any) -> bytes:
@@ -47,7 +49,8 @@ def _printer(descriptor: Any) -> _Print:
         return lambda message: printed(message.value)
     if name in BY_VALUE:
         # Holds messages of any type, or says what cannot be printed.
-        return functools.partial(json_format.MessageToDict, always_print_fields_with_no_presence=True)
+        whole = functools.partial(json_format.MessageToDict, always_print_fields_with_no_presence=True)
+        return whole if name == "google.protobuf.Any" else lambda message: _plain(whole(message))
     # Filled at the first message: a type may hold itself.
     fields: list[tuple[str, str, bool, _Print]] = []
     return functools.partial(_print, descriptor, fields)
@@ -110,6 +113,15 @@ def _double(value: float) -> float | str:
 
 def _float(value: float) -> float | str:
     return type_checkers.ToShortestFloat(value) if math.isfinite(value) else _double(value)
+
+
+def _plain(value: Any) -> Any:
+    """A Struct knows only doubles: whole numbers are printed whole, as their JSON was written."""
+    if isinstance(value, dict):
+        return {key: _plain(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_plain(one) for one in value]
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < _EXACT else value
 
 
 def _bytes(value: bytes) -> str:

@@ -144,3 +144,18 @@ def test_one_of_every_kind_is_printed() -> None:
 def test_what_json_cannot_hold_is_an_error(number: float) -> None:
     with pytest.raises(ValueError, match="number_value"):
         protojson_printing.tree(struct_pb2.Value(number_value=number))
+
+
+def test_whole_numbers_of_a_struct_are_printed_whole() -> None:
+    values = {
+        "steps": 8,
+        "rate": 1e-5,
+        "sizes": [1, 2.5],
+        "lora": {"rank": 16, "far": 1e300},
+        "text": "8.0",
+        "on": True,
+    }
+    made = json_format.ParseDict(values, struct_pb2.Struct())
+    text = protojson_printing.dumps(protojson_printing.tree(made)).decode()
+    assert '"steps":8,' in text + "," and '"sizes":[1,2.5]' in text and '"rank":16' in text and "8.0," not in text
+    assert json_format.ParseDict(json.loads(text), struct_pb2.Struct()) == made
