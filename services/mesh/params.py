@@ -2,8 +2,8 @@
 
 A field is written `learning_rate: Annotated[float, Field(gt=0, le=1, description="…")] = 1e-5`; pydantic checks it and
 draws its JSON Schema, from which the command line and the web form are made. What holds between fields is a method
-`rules` of the class (`Ruled`). With fields that are wrong `read` still gives all the others, and the rules that need no
-wrong one are asked.
+`rules` of the class (`Ruled`); names that others have for its fields stand in a class variable `elsewhere`. With fields
+that are wrong `read` still gives all the others, and the rules that need no wrong one are asked.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def _rules(made: object) -> list[Violation]:
 def _faults(detail: ErrorDetails, kind: type[Any]) -> list[Path]:
     """Where a value is not known because of an error. A misspelt name leaves the one open that was meant."""
     path = detail["loc"]
-    near = _nearest(str(path[-1]), _names(kind, path[:-1])) if detail["type"] in _UNKNOWN_NAME else None
+    near = _meant(str(path[-1]), kind, path[:-1]) if detail["type"] in _UNKNOWN_NAME else None
     return [path, (*path[:-1], near)] if near else [path]
 
 
@@ -136,7 +136,8 @@ def _default(field: dataclasses.Field[Any]) -> Any:
 def _violation(detail: ErrorDetails, kind: type[Any], values: Mapping[str, Any], field: str) -> Violation:
     path = ".".join([field, *_written(detail["loc"], values)])
     if detail["type"] in _UNKNOWN_NAME:
-        return Violation(path, _unknown(str(detail["loc"][-1]), _names(kind, detail["loc"][:-1])))
+        name, place = str(detail["loc"][-1]), detail["loc"][:-1]
+        return Violation(path, _unknown(_meant(name, kind, place), _names(kind, place)))
     if detail["type"] == "dataclass_type":
         message = f"must be an object with any of {', '.join(_names(kind, detail['loc']))}"
     else:
@@ -168,9 +169,15 @@ def _merged(found: typing.Iterable[Violation]) -> list[Violation]:
     return [Violation(field, ", or ".join(dict.fromkeys(said))) for field, said in by_field.items()]
 
 
-def _unknown(name: str, known: list[str]) -> str:
-    """With the nearest name; where none is near, with all of them."""
-    near = _nearest(name, known)
+def _meant(name: str, kind: type[Any], place: Path) -> str | None:
+    """The parameter that is called `name` elsewhere, by the class's `elsewhere`; else the nearest name."""
+    known = _names(kind, place)
+    other = getattr(kind, "elsewhere", {}).get(name) if not place else None
+    return other if other in known else _nearest(name, known)
+
+
+def _unknown(near: str | None, known: list[str]) -> str:
+    """With the name that is meant; where none is near, with all of them."""
     if near:
         return f"unknown parameter; did you mean {near}?"
     return f"unknown parameter; one of {', '.join(known)}" if known else "unknown parameter"

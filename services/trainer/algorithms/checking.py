@@ -112,9 +112,9 @@ def check_share(field_name: str, size: int | None, rows: int, facts: JobFacts, w
     return check_divides(field_name, size, rows // facts.slots, what)
 
 
-def check_length(field_name: str, tokens: int, facts: JobFacts, made_of: str = "") -> list[Violation]:
-    """`made_of` says what adds up to `tokens`, where that is more than the field alone."""
-    if facts.context_length is None or tokens <= facts.context_length:
+def check_length(field_name: str, tokens: int | None, facts: JobFacts, made_of: str = "") -> list[Violation]:
+    """`made_of` says what adds up to `tokens`, where that is more than the field alone; None is fitted to the model."""
+    if tokens is None or facts.context_length is None or tokens <= facts.context_length:
         return []
     message = f"{tokens} tokens{made_of} are more than the model's context of {facts.context_length}"
     return [Violation(field_name, message)]

@@ -85,9 +85,9 @@ class Dapo:
 
 
 def _check_buffer(params: DapoParams) -> list[Violation]:
-    if params.overlong_buffer is None or params.overlong_buffer <= params.max_response_length:
+    if params.overlong_buffer is None or params.overlong_buffer <= params.response_tokens:
         return []
-    return [Violation("overlong_buffer", f"must be at most max_response_length ({params.max_response_length})")]
+    return [Violation("overlong_buffer", f"must be at most max_response_length ({params.response_tokens})")]
 
 
 def _overlong(params: DapoParams) -> dict[str, Any]:
@@ -96,10 +96,10 @@ def _overlong(params: DapoParams) -> dict[str, Any]:
         return {}
     return {
         "reward.reward_manager.name": "dapo",
-        "reward.reward_kwargs.max_resp_len": params.max_response_length,
+        "reward.reward_kwargs.max_resp_len": params.response_tokens,
         "reward.reward_kwargs.overlong_buffer_cfg": {
             "enable": True,
-            "len": params.overlong_buffer or max(1, params.max_response_length // 5),
+            "len": params.overlong_buffer or max(1, params.response_tokens // 5),
             "penalty_factor": params.overlong_penalty,
             "log": True,
         },

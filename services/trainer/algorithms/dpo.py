@@ -95,7 +95,7 @@ class Dpo:
             trainer="dpo",
             verl=pair_overrides(params, inputs),
             adapter=params.lora is not None,
-            max_tokens=params.max_length,
+            max_tokens=params.row_tokens,
             total_steps=pair_steps(params, inputs),
             save_every_steps=params.save_every_steps,
             seed=params.seed,

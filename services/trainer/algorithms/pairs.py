@@ -19,14 +19,14 @@ from services.trainer.algorithms.sections import (
     rows_a_pass,
     total_steps,
 )
-from services.trainer.algorithms.settings import RunParams
+from services.trainer.algorithms.settings import ROW_TOKENS, RowParams
 from services.trainer.plan import JobFacts, PlanInputs
 
 DATASET_FORMATS = ("preference",)
 
 
 @dataclass(frozen=True)
-class PairParams(RunParams):
+class PairParams(RowParams):
     """Sizes count pairs: both answers of one are in the same forward pass."""
 
     warmup_ratio: Annotated[float, Field(ge=0, le=0.5, description="share of steps with a rising rate")] = 0.1
@@ -35,8 +35,14 @@ class PairParams(RunParams):
         int | None, Field(ge=1, description="pairs a forward pass on one slot; null chooses")
     ] = None
     max_length: Annotated[
-        int, Field(ge=8, le=1_048_576, description="tokens of prompt and answer; pairs with a longer side are left out")
-    ] = 2048
+        int | None,
+        Field(
+            ge=8,
+            le=1_048_576,
+            description="tokens of prompt and answer; pairs with a longer side are left out; null: what the model has,"
+            f" at most {ROW_TOKENS}",
+        ),
+    ] = None
 
 
 def check_pairs(
@@ -49,7 +55,7 @@ def check_pairs(
         lambda: check_divides("slots", facts.slots, params.batch_size, "batch_size"),
         lambda: check_share("micro_batch_size", params.micro_batch_size, params.batch_size, facts, pairs),
         lambda: check_length("max_length", params.max_length, facts),
-        lambda: check_memory(params, facts, ForwardPass(_pairs_a_pass(params, facts), 2 * params.max_length, logits)),
+        lambda: check_memory(params, facts, ForwardPass(_pairs_a_pass(params, facts), 2 * params.row_tokens, logits)),
     )
 
 
@@ -64,7 +70,7 @@ def pair_overrides(params: PairParams, inputs: PlanInputs) -> dict[str, Any]:
         # Rows: an even number from an even place on never splits a pair.
         "data.micro_batch_size_per_gpu": 2 * _pairs_a_pass(params, inputs),
         "data.use_dynamic_bsz": False,
-        "data.max_length": params.max_length,
+        "data.max_length": params.row_tokens,
         # It would order rows by length.
         "trainer.balance_batch": False,
     }

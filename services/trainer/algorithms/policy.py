@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field
 
@@ -27,6 +28,9 @@ ACTOR, REFERENCE, ROLLOUT = "actor_rollout_ref.actor", "actor_rollout_ref.ref", 
 # verl's names of how the losses of tokens become one number.
 Aggregation = Literal["token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm"]
 NORMALISED: Aggregation = "seq-mean-token-sum-norm"
+# Of a prompt, and of an answer, where the parameter is null and the model has room for both.
+SIDE_TOKENS = 512
+_NULL_LENGTH = f"what the model has room for, at most {SIDE_TOKENS}"
 # Fields to which an algorithm gives a default of its own.
 Group = Annotated[int, Field(ge=2, le=1024, description="answers a prompt, G of the formula")]
 Answers = Annotated[int, Field(ge=1, le=1024, description="answers a prompt")]
@@ -75,8 +79,12 @@ class PolicyParams(TrainingParams):
         Literal["auto", "transformers", "vllm"],
         Field(description="what answers; auto: vllm on CUDA, else transformers"),
     ] = "auto"
-    max_prompt_length: Annotated[int, Field(ge=1, le=1_048_576, description="tokens; longer ones are left out")] = 512
-    max_response_length: Annotated[int, Field(ge=1, le=1_048_576, description="tokens an answer may have")] = 512
+    max_prompt_length: Annotated[
+        int | None, Field(ge=1, le=1_048_576, description=f"tokens; longer ones are left out; null: {_NULL_LENGTH}")
+    ] = None
+    max_response_length: Annotated[
+        int | None, Field(ge=1, le=1_048_576, description=f"tokens an answer may have; null: {_NULL_LENGTH}")
+    ] = None
     kl_coefficient: KlCoefficient = 0.0
     kl_kind: KlKind = "low_var_kl"
     kl_in: KlIn = "loss"
@@ -87,6 +95,34 @@ class PolicyParams(TrainingParams):
     ] = 3.0
     entropy_coefficient: Annotated[float, Field(ge=0, le=1, description="bonus on the policy's entropy")] = 0.0
     loss_aggregation: LossAggregation = "token-mean"
+    elsewhere: ClassVar[Mapping[str, str]] = {
+        "batch_size": "prompts_per_step",
+        "train_batch_size": "prompts_per_step",
+        "num_generations": "samples_per_prompt",
+        "max_completion_length": "max_response_length",
+        "max_new_tokens": "max_response_length",
+        "beta": "kl_coefficient",
+    }
+
+    def fitted(self, context_length: int | None) -> Self:
+        prompt, response = self.max_prompt_length, self.max_response_length
+        if context_length is None:
+            return replace(self, max_prompt_length=self.prompt_tokens, max_response_length=self.response_tokens)
+        if prompt is None:
+            prompt = min(SIDE_TOKENS, max(1, context_length - response if response else context_length // 2))
+        if response is None:
+            response = min(SIDE_TOKENS, max(1, context_length - prompt))
+        return replace(self, max_prompt_length=prompt, max_response_length=response)
+
+    @property
+    def prompt_tokens(self) -> int:
+        """`max_prompt_length`, or what is taken for it where nobody knows what the model has."""
+        return self.max_prompt_length or SIDE_TOKENS
+
+    @property
+    def response_tokens(self) -> int:
+        """The same of `max_response_length`."""
+        return self.max_response_length or SIDE_TOKENS
 
 
 @dataclass(frozen=True)
@@ -118,7 +154,7 @@ def policy_plan(algorithm: str, params: PolicyParams, inputs: PlanInputs, verl: 
         trainer="rl",
         verl=applied(_verl(params, inputs) | verl, params),
         adapter=params.lora is not None,
-        max_tokens=params.max_prompt_length,
+        max_tokens=params.prompt_tokens,
         total_steps=total_steps(params.steps, params.epochs, inputs.train_rows, params.prompts_per_step),
         save_every_steps=params.save_every_steps,
         seed=params.seed,
@@ -134,8 +170,8 @@ def _verl(params: PolicyParams, inputs: PlanInputs) -> dict[str, Any]:
         **_kl(params),
         "algorithm.rollout_correction.bypass_mode": _on_policy(params, inputs),
         "data.train_batch_size": params.prompts_per_step,
-        "data.max_prompt_length": params.max_prompt_length,
-        "data.max_response_length": params.max_response_length,
+        "data.max_prompt_length": params.prompt_tokens,
+        "data.max_response_length": params.response_tokens,
         "data.seed": params.seed,
     }
 
@@ -186,7 +222,7 @@ def _actor(params: PolicyParams, inputs: PlanInputs) -> dict[str, Any]:
         f"{ACTOR}.clip_ratio_c": params.dual_clip,
         f"{ACTOR}.loss_agg_mode": params.loss_aggregation,
         # verl would take the longest answer of each micro-batch for the constant.
-        f"{ACTOR}.loss_scale_factor": params.max_response_length if params.loss_aggregation == NORMALISED else None,
+        f"{ACTOR}.loss_scale_factor": params.response_tokens if params.loss_aggregation == NORMALISED else None,
         f"{ACTOR}.entropy_coeff": params.entropy_coefficient,
         # Reported even where it is no part of the loss: a policy that collapses shows there first.
         f"{ACTOR}.calculate_entropy": True,

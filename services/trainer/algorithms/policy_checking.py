@@ -79,13 +79,17 @@ def _check_kl_kind(params: PolicyParams) -> list[Violation]:
 
 
 def _check_both_lengths(params: PolicyParams, facts: JobFacts) -> list[Violation]:
-    length = params.max_prompt_length + params.max_response_length
-    made_of = f" ({params.max_response_length} and max_prompt_length {params.max_prompt_length})"
-    return check_length("max_response_length", length, facts, made_of)
+    prompt, response = params.max_prompt_length, params.max_response_length
+    if prompt is not None and response is not None:
+        made_of = f" ({response} and max_prompt_length {prompt})"
+        return check_length("max_response_length", prompt + response, facts, made_of)
+    # The one that is null is fitted to what the other leaves of the context, and takes one token at least.
+    given = "max_prompt_length" if response is None else "max_response_length"
+    return check_length(given, (prompt or response or 0) + 1, facts, ", with one for the other side,")
 
 
 def _check_memory(params: PolicyParams, facts: JobFacts, critics: int) -> list[Violation]:
-    one_pass = ForwardPass(micro_batch_size(params, facts), params.max_prompt_length)
+    one_pass = ForwardPass(micro_batch_size(params, facts), params.prompt_tokens)
     return check_memory(params, facts, one_pass, _beside(params, facts, critics))
 
 

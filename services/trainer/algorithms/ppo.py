@@ -133,7 +133,7 @@ def _steps(params: PpoParams, facts: JobFacts) -> int:
 
 def _check_critic(params: PpoParams, facts: JobFacts) -> list[Violation]:
     """What a critic reads is what the policy has read and written."""
-    length = params.max_prompt_length + params.max_response_length
+    length = params.prompt_tokens + params.response_tokens
     context = facts.critic.context_length if facts.critic is not None else None
     if context is None or length <= context:
         return []

@@ -81,7 +81,7 @@ class RewardModel:
     @staticmethod
     def plan(params: RewardModelParams, inputs: PlanInputs) -> LaunchPlan:
         rows = min(params.validation.rows, inputs.validation_rows) if inputs.validation_path else 0
-        validation = PairValidationPlan(rows, params.validation.batch_size, params.max_length) if rows else None
+        validation = PairValidationPlan(rows, params.validation.batch_size, params.row_tokens) if rows else None
         return LaunchPlan(
             **inputs.common(),
             algorithm="reward_model",
@@ -95,7 +95,7 @@ class RewardModel:
             },
             # Merged.
             adapter=False,
-            max_tokens=params.max_length,
+            max_tokens=params.row_tokens,
             total_steps=pair_steps(params, inputs),
             save_every_steps=params.save_every_steps,
             seed=params.seed,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Literal
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field
 
@@ -14,6 +14,8 @@ from services.trainer.algorithms.retention import DEFAULT_CHECKPOINTS, Checkpoin
 Precision = Literal["auto", "fp32", "bf16"]
 Attention = Literal["auto", "sdpa", "flash_attention_2"]
 Offload = Literal["none", "optimizer", "all"]
+# Of a row, where the parameter is null and the model has as many; longer ones take memory that few rows are worth.
+ROW_TOKENS = 2048
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,39 @@ class RunParams:
     verl_config: ClassVar[str] = "sft_trainer_engine"
     # Series of held-out rows as training would see them, by the format of the rows.
     held_out: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    # What other trainers call a parameter that has another name here.
+    elsewhere: ClassVar[Mapping[str, str]] = {}
+
+    def fitted(self, context_length: int | None) -> Self:
+        """With the lengths that are null: what the model has, within bounds; None where nobody knows what it has."""
+        return self
+
+
+@dataclass(frozen=True)
+class RowParams(RunParams):
+    """Of one that trains on whole rows, none longer than `max_length`."""
+
+    elsewhere: ClassVar[Mapping[str, str]] = {
+        "prompts_per_step": "batch_size",
+        "per_device_train_batch_size": "micro_batch_size",
+        "max_seq_length": "max_length",
+    }
+    max_length: Annotated[
+        int | None,
+        Field(
+            ge=8,
+            le=1_048_576,
+            description=f"tokens; longer rows are left out; null: what the model has, at most {ROW_TOKENS}",
+        ),
+    ] = None
+
+    def fitted(self, context_length: int | None) -> Self:
+        return replace(self, max_length=self.max_length or min(ROW_TOKENS, context_length or ROW_TOKENS))
+
+    @property
+    def row_tokens(self) -> int:
+        """`max_length`, or what is taken for it where nobody knows what the model has."""
+        return self.max_length or ROW_TOKENS
 
 
 @dataclass(frozen=True)

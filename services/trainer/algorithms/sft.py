@@ -30,19 +30,18 @@ from services.trainer.algorithms.sections import (
     total_steps,
     validation_plan,
 )
-from services.trainer.algorithms.settings import TrainingParams
+from services.trainer.algorithms.settings import RowParams, TrainingParams
 from services.trainer.algorithms.validation_series import LOSS, PERPLEXITY
 from services.trainer.plan import JobFacts, LaunchPlan, PlanInputs
 
 
 @dataclass(frozen=True)
-class SftParams(TrainingParams):
+class SftParams(RowParams, TrainingParams):
     held_out: ClassVar[Mapping[str, tuple[str, ...]]] = {"messages": (LOSS, PERPLEXITY)}
     batch_size: Annotated[int, Field(ge=1, le=65_536, description="rows a step")] = 64
     micro_batch_size: Annotated[
         int | None, Field(ge=1, description="rows a forward pass on one slot; null chooses")
     ] = None
-    max_length: Annotated[int, Field(ge=8, le=1_048_576, description="tokens; longer rows are left out")] = 2048
 
 
 @algorithms.register("sft")
@@ -71,7 +70,7 @@ class Sft:
             lambda: check_divides("slots", facts.slots, params.batch_size, "batch_size"),
             lambda: check_share("micro_batch_size", params.micro_batch_size, params.batch_size, facts, rows),
             lambda: check_length("max_length", params.max_length, facts),
-            lambda: check_memory(params, facts, ForwardPass(_rows_a_pass(params, facts), params.max_length)),
+            lambda: check_memory(params, facts, ForwardPass(_rows_a_pass(params, facts), params.row_tokens)),
         )
 
     @staticmethod
@@ -83,7 +82,7 @@ class Sft:
             "data.train_batch_size": params.batch_size,
             "data.micro_batch_size_per_gpu": _rows_a_pass(params, inputs),
             "data.use_dynamic_bsz": False,
-            "data.max_length": params.max_length,
+            "data.max_length": params.row_tokens,
         }
         return LaunchPlan(
             **inputs.common(),
@@ -93,7 +92,7 @@ class Sft:
             trainer="sft",
             verl=applied(verl, params),
             adapter=params.lora is not None,
-            max_tokens=params.max_length,
+            max_tokens=params.row_tokens,
             total_steps=total_steps(params.steps, params.epochs, inputs.train_rows, params.batch_size),
             save_every_steps=params.save_every_steps,
             seed=params.seed,
