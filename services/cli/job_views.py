@@ -12,7 +12,7 @@ from services.cli.output import Column
 from services.client import references
 
 if TYPE_CHECKING:
-    from rlhf.trainer.v1.training_job_pb2 import TrainingJob
+    from rlhf.trainer.v1.training_job_pb2 import DataForecast, TrainingJob
     from rlhf.type.v1.metric_point_pb2 import MetricPoint
     from rlhf.type.v1.sample_pb2 import Sample
 
@@ -71,10 +71,38 @@ def facts(job: TrainingJob) -> list[tuple[str, str]]:
         ("ended", display.moment(job.end_time)),
         ("took", display.took(job.start_time, job.end_time)),
         ("attempts", _attempts(job)),
+        *data_facts(job),
         ("disk", _disk(job)),
         ("software", ", ".join(f"{name} {version}" for name, version in sorted(job.software.items()))),
         ("params", "\n".join(param_lines(output.as_json(job).get("params") or {}))),
     ]
+
+
+def data_facts(job: TrainingJob) -> list[tuple[str, str]]:
+    """What training makes of the rows, as foreseen; nothing where nobody looked."""
+    if not job.HasField("data_forecast"):
+        return []
+    found = job.data_forecast
+    if found.unavailable_reason:
+        return [("rows", f"{found.row_count:,}, not counted: {display.one_line(found.unavailable_reason)}")]
+    about = "about " if found.sampled else ""
+    left = "".join(f"; {about}{count:,} out by {name}" for name, count in sorted(found.left_out.items()))
+    sample = f" (estimated from {found.read_row_count:,})" if found.sampled else ""
+    tokens = found.tokens
+    length = f"a row has {tokens.median:,} at the median, {tokens.p95:,} at 95 %, {tokens.max:,} at most"
+    passes = f", {display.number(found.epoch_count)} passes over the rows that are kept"
+    return [
+        ("rows", f"{about}{found.kept_row_count:,} of {found.row_count:,} kept{left}{sample}"),
+        ("tokens", f"{length}; {about}{found.token_count:,} in a pass"),
+        ("steps", f"{found.step_count:,}{passes}"),
+        ("held out", _held_out(found)),
+    ]
+
+
+def _held_out(found: DataForecast) -> str:
+    """Of the rows that validation looks at, those that it can't use."""
+    left = ", ".join(f"{count:,} out by {name}" for name, count in sorted(found.validation_left_out.items()))
+    return f"{left} of the {found.validation_row_count:,} rows that are looked at" if left else ""
 
 
 def _disk(job: TrainingJob) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from services.cli import assignments, catalogue, completions, job_views, output
+from services.cli import assignments, catalogue, completions, display, job_views, output
 from services.cli.output import FormatOption
 from services.cli.session import Options, options_of, run, with_client
 from services.client import references
@@ -150,6 +150,10 @@ def train(
 
 def show_created(context: typer.Context, job: TrainingJob, watch: bool, dry_run: bool, output_format: str) -> None:
     """What was created, or would have been; or the job until it ends."""
+    for warning in job.warnings:
+        output.say(f"warning: {display.clean(warning.message)}", style="yellow")
+        if warning.remedy:
+            output.say(f"  what to do: {display.clean(warning.remedy)}")
     if dry_run:
         output.say("nothing is wrong with it; nothing was started")
         output.show_one(job, job_views.facts(job), output_format)
@@ -159,6 +163,9 @@ def show_created(context: typer.Context, job: TrainingJob, watch: bool, dry_run:
         watching.watch_until_end(context, job.name, output_format)
     else:
         output.show_row(job, job_views.JOBS, output_format)
+        for title, text in job_views.data_facts(job):
+            if text:
+                output.say(f"{title}: {text}")
         output.hint(f"follow it: rlhf job watch {references.short(job.name)}")
 
 

@@ -46,6 +46,30 @@ def compile_pattern(pattern: str, ignore_case: bool) -> Any:
         raise BadPatternError(reason.decode("utf-8", "replace") if isinstance(reason, bytes) else str(reason)) from None
 
 
+def group_pattern(pattern: str, name: str) -> str | None:
+    """What stands in the group `name`; None where there is no such group, or what stands there is no pattern."""
+    _, found, after = pattern.partition(f"(?P<{name}>")
+    depth, at, in_class = 1, 0, False
+    while found and at < len(after):
+        character = after[at]
+        at += 2 if character == "\\" else 1
+        if in_class or character == "[":
+            in_class = character != "]"
+        elif character in "()":
+            depth += 1 if character == "(" else -1
+            if not depth:
+                return _alone(after[: at - 1])
+    return None
+
+
+def _alone(pattern: str) -> str | None:
+    try:
+        compile_pattern(pattern, False)
+    except BadPatternError:
+        return None
+    return pattern
+
+
 def match(pattern: Any, text: str, mode: Mode) -> dict[str, str] | None:
     """The named groups of the first match, an absent group being empty; None where there is no match."""
     data = to_utf8(text)

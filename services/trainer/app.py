@@ -32,6 +32,7 @@ from services.trainer.series import Series
 from services.trainer.servicer import Servicer
 from services.trainer.settings import Settings
 from services.trainer.store.checkpoints import by_state as checkpoints_by_state
+from services.trainer.token_lengths import Asking, TokenLengths
 from services.trainer.training_handler import TrainingHandler
 from services.trainer.training_jobs import TRAINING, TrainingJobs
 from services.trainer.trials import RewardTrials
@@ -55,7 +56,9 @@ def build(settings: Settings) -> Server:
     memory = settings.slot_memory_bytes or None
     site = Site(settings.device, settings.slots, settings.reward_site, disk, memory)
     corruption = Corruption(database, artifacts, announcing.CheckpointAnnouncer(jobs, log))
-    training_jobs = TrainingJobs(database, jobs, log, datasets, site, artifacts, corruption)
+    asking = Asking(settings.worker_python, _training_environment(), settings.fork_server)
+    lengths = TokenLengths(asking, datasets, settings.cache_folder)
+    training_jobs = TrainingJobs(database, jobs, log, datasets, site, artifacts, corruption, lengths)
     servicer = Servicer(
         Models(database, jobs, artifacts, corruption, settings.model_roots, training_jobs.checkpoint),
         training_jobs,

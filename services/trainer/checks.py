@@ -18,6 +18,7 @@ from services.trainer.algorithms.retention import check_retention
 from services.trainer.algorithms.validation_series import settle
 from services.trainer.disk import Disk, DiskForecast, check_room, forecast, to_json
 from services.trainer.entities import BaseModel, DatasetVersion, NewTrainingJob, TrainingSpec
+from services.trainer.foreseeing import Foresee, Foreseeing, Foreseen, nothing_foreseen
 from services.trainer.looking_up import (
     CRITIC_MODEL,
     LookUp,
@@ -27,7 +28,15 @@ from services.trainer.looking_up import (
     validation_version,
 )
 from services.trainer.model_shape import FILE, shape_of
-from services.trainer.plan import DEFAULT_REWARD_SITE, CriticFacts, JobFacts, ModelShape, PlanInputs, RewardSite
+from services.trainer.plan import (
+    DEFAULT_REWARD_SITE,
+    CriticFacts,
+    JobFacts,
+    LaunchPlan,
+    ModelShape,
+    PlanInputs,
+    RewardSite,
+)
 from services.trainer.resuming import check_resume
 from services.trainer.runners import TARGETS
 
@@ -47,7 +56,7 @@ class Site:
     memory_bytes: int | None = None
 
 
-async def check(new: NewTrainingJob, site: Site, look_up: LookUp) -> TrainingSpec:
+async def check(new: NewTrainingJob, site: Site, look_up: LookUp, foresee: Foresee = nothing_foreseen) -> TrainingSpec:
     """The job with everything filled in. Raises InvalidArgument with every violation."""
     form = _check_form(new, site)
     algorithm, parsed, found = _read(new)
@@ -62,20 +71,31 @@ async def check(new: NewTrainingJob, site: Site, look_up: LookUp) -> TrainingSpe
         models[critic.name] = critic.manifest_sha256
         found += await _check_vocabulary(base, critic, look_up)
     found += _check_inputs(new, base, train, validation) + _check_reward_inputs(new, models)
+    parsed = _fitted(parsed, base, critic)
     found += await check_resume(new, parsed, base, train, look_up)
-    foreseen: DiskForecast | None = None
+    foreseen, data = None, Foreseen()
     if algorithm is not None:
         facts = _facts(new, parsed, site, base, train, validation, critic, await _shape(base, look_up))
         found += _check_together(new, algorithm, parsed, facts, train)
         # Of parameters that are right: others have no plan.
-        if not found:
-            parsed = settle(parsed, facts)
-            foreseen = known(lambda: _forecast(algorithm, parsed, facts, site.disk), None)
+        parsed = parsed if found else settle(parsed, facts)
+        if not found and (plan := known(partial(_plan, algorithm, parsed, facts), None)):
+            foreseen = _forecast(plan, parsed, facts, site.disk)
             found += [_placed(v) for v in check_room(foreseen)]
+            if base is not None and train is not None and not (found or form):
+                data = await foresee(Foreseeing(plan, parsed, algorithm.needs_reward, base, train, validation))
+                found += data.violations
     if wrong := form + found:
         raise InvalidArgument(v if v.field in ("parent", "training_job_id") else v.under("training_job") for v in wrong)
     assert base is not None and train is not None
-    return replace(_spec(new, params.to_json(parsed), base, train, validation, foreseen), reward_models=models)
+    spec = _spec(new, params.to_json(parsed), base, train, validation, foreseen)
+    return replace(spec, reward_models=models, data_forecast=data.forecast, warnings=tuple(data.warnings))
+
+
+def _fitted(parsed: Any, base: BaseModel | None, critic: BaseModel | None) -> Any:
+    """The parameters with their lengths filled in, as far as all of them are right: no longer than any model has."""
+    contexts = [model.context_length for model in (base, critic) if model is not None and model.context_length]
+    return known(lambda: parsed.fitted(min(contexts, default=None)), parsed) if parsed is not None else None
 
 
 def _spec(
@@ -109,8 +129,8 @@ def _spec(
     )
 
 
-def _forecast(algorithm: type[Algorithm], parsed: Any, facts: JobFacts, disk: Disk | None) -> DiskForecast | None:
-    """From the plan that would be carried out; its addresses and paths are of no matter here."""
+def _plan(algorithm: type[Algorithm], parsed: Any, facts: JobFacts) -> LaunchPlan:
+    """The plan that would be carried out; its addresses and paths are of no matter here."""
     nowhere = dict.fromkeys(
         ("job", "job_uid", "ray_address", "ray_namespace", "model_path", "train_path", "work_dir"), ""
     )
@@ -125,8 +145,11 @@ def _forecast(algorithm: type[Algorithm], parsed: Any, facts: JobFacts, disk: Di
         resume_from=None,
         reward_site=facts.reward_site,
     )
+    return algorithm.plan(parsed, inputs)
+
+
+def _forecast(plan: LaunchPlan, parsed: Any, facts: JobFacts, disk: Disk | None) -> DiskForecast | None:
     critic_count = facts.critic.model_parameters if facts.critic is not None else None
-    plan = algorithm.plan(parsed, inputs)
     return forecast(plan, parsed.checkpoints, facts.model_parameters or 0, disk, critic_count)
 
 

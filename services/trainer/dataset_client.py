@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from pathlib import Path
 from typing import BinaryIO
@@ -70,6 +71,17 @@ class DatasetClient:
             file.flush()
             os.fsync(file.fileno())
         partial.rename(target)
+
+    async def part(self, name: str, offset: int, size: int) -> bytes:
+        """At most `size` bytes of the canonical rows from `offset` on. Raises what the service raises."""
+        found = bytearray()
+        request = dataset_service_pb2.DownloadDatasetRequest(name=name, offset_bytes=offset)
+        async with contextlib.aclosing(client.stream(self._stub().DownloadDataset(request))) as replies:
+            async for reply in replies:
+                found += reply.chunk
+                if len(found) >= size:
+                    break
+        return bytes(found[:size])
 
     async def _write_from(self, name: str, offset: int, file: BinaryIO) -> None:
         request = dataset_service_pb2.DownloadDatasetRequest(name=name, offset_bytes=offset)

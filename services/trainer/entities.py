@@ -152,6 +152,8 @@ class TrainingSpec:
     warnings: tuple[JobWarning, ...] = ()
     # The checkpoint of another job that it goes on from; empty where it begins anew.
     resume_from: str = ""
+    # Fields of data_forecast.DataForecast; None where nobody has looked.
+    data_forecast: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         # Of a stored job they are JSON objects.

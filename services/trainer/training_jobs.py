@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 
 from services.mesh import job_warnings, names
 from services.mesh.collecting import CollectingStore
@@ -28,10 +29,15 @@ from services.trainer.entities import (
     NewTrainingJob,
     TrainingSpec,
 )
+from services.trainer.foreseeing import DataForecaster, Foresee, nothing_foreseen
 from services.trainer.store import checkpoints, models
+from services.trainer.token_lengths import TokenLengths
 
 TRAINING = "training"
 HEARTBEAT_SECONDS = 10.0
+# How long a look at the rows may keep an answer: of Create, and of a check alone, whose caller waits for nothing else.
+CREATE_PATIENCE_SECONDS = 5.0
+CHECK_PATIENCE_SECONDS = 15.0
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,7 @@ class TrainingJobs:
         site: Site,
         artifacts: CollectingStore,
         corruption: Corruption,
+        lengths: TokenLengths | None = None,
     ) -> None:
         self._database = database
         self._jobs = jobs
@@ -64,6 +71,7 @@ class TrainingJobs:
         self._site = site
         self._artifacts = artifacts
         self._corruption = corruption
+        self._forecaster = DataForecaster(lengths, self) if lengths is not None else None
 
     async def create(self, new: NewTrainingJob, key: RequestKey) -> TrainingJob:
         """Accept a job. Raises InvalidArgument with everything that is wrong, AlreadyExists."""
@@ -71,7 +79,7 @@ class TrainingJobs:
             made = await earlier(connection, key)
         if made is not None:
             return await self.get(made)
-        spec = await self.check(new, key)
+        spec = await self.check(new, key, CREATE_PATIENCE_SECONDS)
         async with self._database.transaction() as connection:
             name = names.child(new.parent, "trainingJobs", new.id or str(names.uuid7()))
             known = await claim(connection, key, name)
@@ -81,16 +89,23 @@ class TrainingJobs:
                 return TrainingJob(job, spec, [])
         return await self.get(known)
 
-    async def check(self, new: NewTrainingJob, key: RequestKey) -> TrainingSpec:
+    async def check(
+        self, new: NewTrainingJob, key: RequestKey, patience_seconds: float = CHECK_PATIENCE_SECONDS
+    ) -> TrainingSpec:
         """What `create` would accept. Raises InvalidArgument with everything that is wrong."""
         request_id = names.check_request_id(key.id)
         try:
-            spec = await check(new, self._site, self)
+            spec = await check(new, self._site, self, self._foresee(patience_seconds))
         except InvalidArgument as error:
             raise InvalidArgument([*request_id, *error.violations]) from None
         if request_id:
             raise InvalidArgument(request_id)
         return spec
+
+    def _foresee(self, patience_seconds: float) -> Foresee:
+        if self._forecaster is None:
+            return nothing_foreseen
+        return partial(self._forecaster.foresee, patience_seconds=patience_seconds)
 
     async def get(self, name: str) -> TrainingJob:
         names.parse(names.TRAINING_JOB, name)

@@ -187,6 +187,7 @@ def checked_job(spec: TrainingSpec) -> training_job_pb2.TrainingJob:
             reward_models=spec.reward_models,
         ),
         disk_forecast=training_job_pb2.DiskForecast(**spec.disk_forecast) if spec.disk_forecast else None,
+        data_forecast=training_job_pb2.DataForecast(**spec.data_forecast) if spec.data_forecast else None,
         warnings=map(warning, spec.warnings),
         resume_from=spec.resume_from,
     )

@@ -21,10 +21,9 @@ from services.mesh import params as mesh_params
 from services.mesh.errors import InvalidArgument, Violation
 from services.mesh.partly import known, told
 from services.mesh.registry import Registry
+from services.trainer.misfits import Misfit
 from services.trainer.plan import DEFAULT_REWARD_SITE, RewardSite
-
-# Of a completion that an error quotes.
-QUOTED_CHARACTERS = 120
+from services.trainer.reward_error import RewardError
 
 
 @dataclass(frozen=True)
@@ -49,41 +48,6 @@ class Score:
         """Raises ValueError for NaN or an infinity: an average over a batch would be lost with it."""
         if not all(isfinite(value) for value in (self.score, *self.parts.values())):
             raise ValueError(f"a score must be finite: {self}")
-
-
-class RewardError(Exception):
-    """A reward that could not judge; the text names it and, where one sample is the cause, that sample.
-
-    `index` counts the samples of the batch from 0. `reason` is a stable UPPER_SNAKE_CASE word.
-    """
-
-    def __init__(self, what: str, index: int | None = None, reason: str = "REWARD_FAILED", remedy: str = "") -> None:
-        super().__init__(what)
-        self.what = what
-        self.index = index
-        self.reason = reason
-        self.remedy = remedy
-        self.named = False
-
-    def of(self, name: str, samples: Sequence[RewardSample]) -> RewardError:
-        """The same error with the reward's name and the sample's beginning in its text."""
-        if self.named:
-            return self
-        where = ""
-        if self.index is not None and 0 <= self.index < len(samples):
-            where = f", sample {self.index} ({samples[self.index].completion[:QUOTED_CHARACTERS]!r})"
-        error = RewardError(f"reward {name!r}{where}: {self.what}", self.index, self.reason, self.remedy)
-        error.named = True
-        return error
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuilt, (self.what, self.index, self.reason, self.remedy, self.named)
-
-
-def _rebuilt(what: str, index: int | None, reason: str, remedy: str, named: bool) -> RewardError:
-    error = RewardError(what, index, reason, remedy)
-    error.named = named
-    return error
 
 
 class ModelScorer(Protocol):
@@ -135,6 +99,12 @@ class Reward:
     def needs_answer(params: Any) -> bool:
         """Whether rows without an answer can be refused before anything starts."""
         return False
+
+    @staticmethod
+    def misfit(params: Any, answers: Sequence[str]) -> Misfit | None:
+        """What is odd about the answers (some of a dataset's) as what this reward compares with; None where nothing
+        is."""
+        return None
 
     @staticmethod
     def check(params: Any, site: RewardSite, field: str, depth: int) -> list[Violation]:
@@ -203,6 +173,11 @@ def needs_answer(name: str, params: Mapping[str, Any]) -> bool:
     """Whether it compares with an answer, as far as its params are right."""
     parsed, _ = read(name, params)
     return parsed is not None and known(lambda: rewards.get(name).needs_answer(parsed), False)
+
+
+def misfit(name: str, params: Mapping[str, Any], answers: Sequence[str]) -> Misfit | None:
+    """Of a reward whose params are right, with some answers of the dataset."""
+    return rewards.get(name).misfit(parse(name, params), answers) if answers else None
 
 
 def complete(name: str, params: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,8 +9,10 @@ from typing import Annotated
 from pydantic import Field
 
 from services.mesh.params import STRICT_FIELDS
+from services.scoring import numeric
 from services.scoring.exact import same
 from services.scoring.text import Place, Spelling, locate
+from services.trainer.misfits import NUMERIC, Misfit, quoted
 from services.trainer.rewards import RewardSample, Rule, Score, rewards
 
 
@@ -48,9 +50,53 @@ class Exact(Rule):
         return True
 
     @staticmethod
+    def misfit(params: ExactParams, answers: Sequence[str]) -> Misfit | None:
+        return misfit(params, answers)
+
+    @staticmethod
     def score(samples: Sequence[RewardSample], params: ExactParams) -> list[Score]:
         spelling = Spelling(params.unicode_forms, params.ignore_case, params.ignore_spacing, params.strip)
         return [_score(sample, params, spelling) for sample in samples]
+
+
+# Of the answers; more than that written out or impossible to match is told.
+_TOLERATED = 0.02
+# No final answer is longer.
+_LONGEST_ANSWER = 200
+
+
+def misfit(params: ExactParams, answers: Sequence[str]) -> Misfit | None:
+    """Answers that no completion matches, or that are whole solutions, of which every word would have to be said."""
+    spelling = Spelling(params.unicode_forms, params.ignore_case, params.ignore_spacing, params.strip)
+    written = [answer for answer in answers if _is_written_out(answer)]
+    if len(written) > _TOLERATED * len(answers):
+        message = (
+            f"{len(written)} of {len(answers)} answers are whole solutions ({quoted(written[0])}), and exact wants"
+            " every word of them"
+        )
+        numbers = all("####" in answer and numeric.find(answer.rpartition("####")[2]) for answer in written)
+        return Misfit(message, NUMERIC if numbers else "keep the final answer alone in `answer`")
+    unheard = [answer for answer in answers if not _score(_ideal(answer, params), params, spelling).score]
+    if len(unheard) > _TOLERATED * len(answers):
+        where = {"last_line": "in the last line", "after_marker": f"after {params.marker!r}"}.get(
+            params.look_in, "there"
+        )
+        message = f"{len(unheard)} of {len(answers)} answers ({quoted(unheard[0])}) are none that can stand {where}"
+        return Misfit(message, "keep the final answer alone in `answer`, or set look_in to whole")
+    if not params.strip and (padded := [answer for answer in answers if answer != answer.strip()]):
+        message = f"{len(padded)} of {len(answers)} answers begin or end with white space, and strip is false"
+        return Misfit(message, "set strip to true")
+    return None
+
+
+def _is_written_out(answer: str) -> bool:
+    return "####" in answer or "\n" in answer.strip() or len(answer) > _LONGEST_ANSWER
+
+
+def _ideal(answer: str, params: ExactParams) -> RewardSample:
+    """The completion that gives the answer where it is looked for."""
+    place = {"after_marker": f"{params.marker} {answer}", "boxed": f"\\boxed{{{answer}}}"}
+    return RewardSample("", place.get(params.look_in, answer) if params.strip else answer, answer)
 
 
 def _score(sample: RewardSample, params: ExactParams, spelling: Spelling) -> Score:

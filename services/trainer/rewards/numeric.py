@@ -11,6 +11,7 @@ from pydantic import Field
 from services.mesh.params import STRICT_FIELDS
 from services.scoring import numeric
 from services.scoring.text import Place, locate
+from services.trainer.misfits import Misfit, quoted
 from services.trainer.rewards import RewardSample, Rule, Score, rewards
 
 
@@ -49,6 +50,16 @@ class Numeric(Rule):
     @staticmethod
     def needs_answer(params: NumericParams) -> bool:
         return True
+
+    @staticmethod
+    def misfit(params: NumericParams, answers: Sequence[str]) -> Misfit | None:
+        without = [answer for answer in answers if numeric.find(answer) is None]
+        if not without:
+            return None
+        message = (
+            f"{len(without)} of {len(answers)} answers hold no number ({quoted(without[0])}) and are never matched"
+        )
+        return Misfit(message, "use exact or math, or leave those rows out")
 
     @staticmethod
     def score(samples: Sequence[RewardSample], params: NumericParams) -> list[Score]:

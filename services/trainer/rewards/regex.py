@@ -12,6 +12,7 @@ from services.mesh.params import STRICT_FIELDS
 from services.scoring import regex
 from services.scoring.exact import same
 from services.scoring.text import Spelling
+from services.trainer.misfits import Misfit, quoted
 from services.trainer.rewards import RewardSample, Rule, Score, rewards
 
 ANSWER_GROUP = "answer"
@@ -55,6 +56,18 @@ class Regex(Rule):
     @staticmethod
     def needs_answer(params: RegexParams) -> bool:
         return ANSWER_GROUP in regex.compile_pattern(params.pattern, False).groupindex
+
+    @staticmethod
+    def misfit(params: RegexParams, answers: Sequence[str]) -> Misfit | None:
+        group = regex.group_pattern(params.pattern, ANSWER_GROUP)
+        if group is None:
+            return None
+        pattern = regex.compile_pattern(group, params.ignore_case)
+        unheard = [answer for answer in answers if regex.match(pattern, answer.strip(), "fullmatch") is None]
+        if not unheard:
+            return None
+        message = f"{len(unheard)} of {len(answers)} answers ({quoted(unheard[0])}) are none that the group can match"
+        return Misfit(message, f"widen (?P<{ANSWER_GROUP}>{group}), or keep in `answer` what it is to match")
 
     @staticmethod
     def score(samples: Sequence[RewardSample], params: RegexParams) -> list[Score]:

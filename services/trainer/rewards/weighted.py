@@ -14,6 +14,7 @@ from services.mesh.errors import Violation
 from services.mesh.params import STRICT_FIELDS, to_json
 from services.mesh.partly import known, told
 from services.trainer import rewards as package
+from services.trainer.misfits import Misfit
 from services.trainer.plan import RewardSite
 from services.trainer.rewards import Judge, Reward, RewardError, RewardSample, Score, Surroundings, rewards
 
@@ -62,6 +63,11 @@ class Weighted(Reward):
     @staticmethod
     def needs_answer(params: WeightedParams) -> bool:
         return any(known(partial(_needs_answer, one), False) for one in params.components)
+
+    @staticmethod
+    def misfit(params: WeightedParams, answers: Sequence[str]) -> Misfit | None:
+        found = (package.misfit(one.name, one.params, answers) for one in params.components)
+        return next((one for one in found if one is not None), None)
 
     @staticmethod
     def check(params: WeightedParams, site: RewardSite, field: str, depth: int) -> list[Violation]:

@@ -6,6 +6,7 @@
     python -m services.trainer.weights merge FOLDER --base B --base-sha256 S --adapter A …
     python -m services.trainer.weights side ATTEMPT_FOLDER
     python -m services.trainer.weights trial < trial.json
+    python -m services.trainer.weights lengths < request.json
 
 `init`, `inspect`, `fetch` and `merge` print the model's facts; a refusal prints {"error": "…"} and exits with 2.
 """
@@ -31,6 +32,10 @@ def main() -> int:
         from services.trainer.weights import trial
 
         return trial.main()
+    if arguments.command == "lengths":
+        from services.trainer.weights import lengths
+
+        return lengths.main()
     if arguments.command == "side":
         from services.trainer.weights import side
 
@@ -75,6 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     init.add_argument("--spec", type=Path, required=True, help='JSON: {"config": {…}, "tokenizer": …}')
     init.add_argument("--seed", type=int, default=0)
     commands.add_parser("trial", help="score the samples on standard input (trial.py)")
+    commands.add_parser("lengths", help="count the tokens of rows (lengths.py)")
     fetch = commands.add_parser("fetch", help="get a model from a hub")
     fetch.add_argument("--source", required=True, help="organisation/name or organisation/name@revision")
     merge = commands.add_parser("merge", help="make a model of a base and the adapters over it")

@@ -31,10 +31,11 @@ def read_questions(path: Path, rows: int) -> list[Question]:
     expected answer where it is the assistant's, and so is that of the better side of a pair.
     """
     with path.open("rb") as file:
-        return [_question(index, msgspec.json.decode(line)) for index, line in enumerate(islice(file, rows))]
+        return [question_of(index, msgspec.json.decode(line)) for index, line in enumerate(islice(file, rows))]
 
 
-def _question(index: int, row: dict[str, Any]) -> Question:
+def question_of(index: int, row: dict[str, Any]) -> Question:
+    """Raises ValueError for a row of another format."""
     metadata = row.get("metadata") or {}
     if "chosen" in row:
         return Question(index, tuple(row["prompt"]), row["chosen"][-1]["content"], metadata, is_prompt=False)

@@ -40,7 +40,7 @@ Predicate = Callable[[training_job_pb2.TrainingJob], bool]
 
 
 class Rows(DatasetServiceServicer):
-    """One version, whose download breaks off once in the middle."""
+    """One version, whose download breaks off once in the middle: that of the run, after the look at the rows."""
 
     def __init__(self) -> None:
         self.downloads = 0
@@ -52,9 +52,9 @@ class Rows(DatasetServiceServicer):
 
     async def DownloadDataset(self, request: Any, context: Any) -> AsyncIterator[Any]:  # type: ignore[override]
         self.downloads += 1
-        end = len(ROWS) // 2 if self.downloads == 1 else len(ROWS)
+        end = len(ROWS) // 2 if self.downloads == 2 else len(ROWS)
         yield dataset_service_pb2.DownloadDatasetResponse(chunk=ROWS[request.offset_bytes : end])
-        if self.downloads == 1:
+        if self.downloads == 2:
             await context.abort(grpc.StatusCode.UNAVAILABLE, "broken off")
 
 

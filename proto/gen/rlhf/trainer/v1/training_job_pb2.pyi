@@ -94,6 +94,7 @@ class TrainingJob(message.Message):
     DISK_FORECAST_FIELD_NUMBER: builtins.int
     SOFTWARE_FIELD_NUMBER: builtins.int
     WARNINGS_FIELD_NUMBER: builtins.int
+    DATA_FORECAST_FIELD_NUMBER: builtins.int
     name: builtins.str
     algorithm: builtins.str
     """A name from ListAlgorithms: `sft`, `grpo`."""
@@ -158,6 +159,10 @@ class TrainingJob(message.Message):
         attempt. At most 50 that differ.
         """
 
+    @builtins.property
+    def data_forecast(self) -> DataForecast:
+        """What training makes of the rows, counted with the model's tokenizer before it started; absent where nobody looked."""
+
     def __init__(
         self,
         *,
@@ -185,10 +190,11 @@ class TrainingJob(message.Message):
         disk_forecast: DiskForecast | None = ...,
         software: abc.Mapping[builtins.str, builtins.str] | None = ...,
         warnings: abc.Iterable[job_warning_pb2.JobWarning] | None = ...,
+        data_forecast: DataForecast | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = typing.Literal["create_time", b"create_time", "disk_forecast", b"disk_forecast", "end_time", b"end_time", "error", b"error", "inputs", b"inputs", "params", b"params", "placement", b"placement", "start_time", b"start_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["create_time", b"create_time", "data_forecast", b"data_forecast", "disk_forecast", b"disk_forecast", "end_time", b"end_time", "error", b"error", "inputs", b"inputs", "params", b"params", "placement", b"placement", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["algorithm", b"algorithm", "attempts", b"attempts", "base_model", b"base_model", "create_time", b"create_time", "dataset_version", b"dataset_version", "disk_forecast", b"disk_forecast", "end_time", b"end_time", "error", b"error", "inputs", b"inputs", "labels", b"labels", "name", b"name", "params", b"params", "phase", b"phase", "placement", b"placement", "priority", b"priority", "resume_from", b"resume_from", "sequence", b"sequence", "software", b"software", "start_time", b"start_time", "state", b"state", "step_count", b"step_count", "total_step_count", b"total_step_count", "validation_dataset_version", b"validation_dataset_version", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["algorithm", b"algorithm", "attempts", b"attempts", "base_model", b"base_model", "create_time", b"create_time", "data_forecast", b"data_forecast", "dataset_version", b"dataset_version", "disk_forecast", b"disk_forecast", "end_time", b"end_time", "error", b"error", "inputs", b"inputs", "labels", b"labels", "name", b"name", "params", b"params", "phase", b"phase", "placement", b"placement", "priority", b"priority", "resume_from", b"resume_from", "sequence", b"sequence", "software", b"software", "start_time", b"start_time", "state", b"state", "step_count", b"step_count", "total_step_count", b"total_step_count", "validation_dataset_version", b"validation_dataset_version", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -289,6 +295,141 @@ class DiskForecast(message.Message):
     _WhichOneofReturnType__free_bytes: _TypeAlias = typing.Literal["free_bytes"]  # noqa: Y015
     _WhichOneofArgType__free_bytes: _TypeAlias = typing.Literal["_free_bytes", b"_free_bytes"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__free_bytes) -> _WhichOneofReturnType__free_bytes | None: ...
+
+@typing.final
+class DataForecast(message.Message):
+    """Rows, tokens and steps of a job as foreseen when it was created. Create waits a few seconds for it, validate_only
+    longer.
+    """
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    @typing.final
+    class LeftOutEntry(message.Message):
+        DESCRIPTOR: descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        value: builtins.int
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @typing.final
+    class ValidationLeftOutEntry(message.Message):
+        DESCRIPTOR: descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        value: builtins.int
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    ROW_COUNT_FIELD_NUMBER: builtins.int
+    READ_ROW_COUNT_FIELD_NUMBER: builtins.int
+    SAMPLED_FIELD_NUMBER: builtins.int
+    KEPT_ROW_COUNT_FIELD_NUMBER: builtins.int
+    LEFT_OUT_FIELD_NUMBER: builtins.int
+    TOKENS_FIELD_NUMBER: builtins.int
+    TOKEN_COUNT_FIELD_NUMBER: builtins.int
+    STEP_COUNT_FIELD_NUMBER: builtins.int
+    EPOCH_COUNT_FIELD_NUMBER: builtins.int
+    VALIDATION_ROW_COUNT_FIELD_NUMBER: builtins.int
+    VALIDATION_LEFT_OUT_FIELD_NUMBER: builtins.int
+    UNAVAILABLE_REASON_FIELD_NUMBER: builtins.int
+    row_count: builtins.int
+    """Rows of the training version."""
+    read_row_count: builtins.int
+    """Of them so many were read; where they are fewer, all counts are scaled from a sample that is spread evenly."""
+    sampled: builtins.bool
+    kept_row_count: builtins.int
+    """Rows that are trained on."""
+    token_count: builtins.int
+    """Of the rows that are trained on, in one pass over them; of a pair the longer side counts."""
+    step_count: builtins.int
+    epoch_count: builtins.float
+    """Passes over the rows that are kept."""
+    validation_row_count: builtins.int
+    """Validation rows that were looked at: those that each checkpoint answers."""
+    unavailable_reason: builtins.str
+    """Why nothing of it is known but row_count and step_count; empty where it is."""
+    @builtins.property
+    def left_out(self) -> containers.ScalarMap[builtins.str, builtins.int]:
+        """Rows that are not, by what leaves them out: `max_length`, `max_prompt_length`, `chat_template`."""
+
+    @builtins.property
+    def tokens(self) -> TokenQuantiles:
+        """Of a row: the whole conversation, the prompt where it is answered while training, the longer side of a pair."""
+
+    @builtins.property
+    def validation_left_out(self) -> containers.ScalarMap[builtins.str, builtins.int]:
+        """Of them those that it can't, by what is in the way: `context`, `max_length`, `chat_template`."""
+
+    def __init__(
+        self,
+        *,
+        row_count: builtins.int = ...,
+        read_row_count: builtins.int = ...,
+        sampled: builtins.bool = ...,
+        kept_row_count: builtins.int = ...,
+        left_out: abc.Mapping[builtins.str, builtins.int] | None = ...,
+        tokens: TokenQuantiles | None = ...,
+        token_count: builtins.int = ...,
+        step_count: builtins.int = ...,
+        epoch_count: builtins.float = ...,
+        validation_row_count: builtins.int = ...,
+        validation_left_out: abc.Mapping[builtins.str, builtins.int] | None = ...,
+        unavailable_reason: builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = typing.Literal["tokens", b"tokens"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["epoch_count", b"epoch_count", "kept_row_count", b"kept_row_count", "left_out", b"left_out", "read_row_count", b"read_row_count", "row_count", b"row_count", "sampled", b"sampled", "step_count", b"step_count", "token_count", b"token_count", "tokens", b"tokens", "unavailable_reason", b"unavailable_reason", "validation_left_out", b"validation_left_out", "validation_row_count", b"validation_row_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class TokenQuantiles(message.Message):
+    """Tokens of a row, also of those that are left out."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    MEDIAN_FIELD_NUMBER: builtins.int
+    P95_FIELD_NUMBER: builtins.int
+    MAX_FIELD_NUMBER: builtins.int
+    median: builtins.int
+    p95: builtins.int
+    max: builtins.int
+    def __init__(
+        self,
+        *,
+        median: builtins.int = ...,
+        p95: builtins.int = ...,
+        max: builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["max", b"max", "median", b"median", "p95", b"p95"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 @typing.final
 class JobAttempt(message.Message):

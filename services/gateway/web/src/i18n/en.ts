@@ -49,6 +49,11 @@ export const en = {
     slots: "GPUs or slots", slotsHelp: "On a machine without GPUs these are slots.", priority: "Priority", priorityHelp: "−100 to 100; higher goes first.",
     right: "Nothing is wrong with it.", wrong: "One field is wrong | {count} fields are wrong",
   },
+  forecast: {
+    title: "What training will make of the data", rows: "Rows", tokens: "Tokens", steps: "Steps", unavailable: "The rows were not counted: {reason}.",
+    kept: "{kept} of {all} are kept.", longer: "{count} are left out by {name}.", sampled: "Estimated from {count}.",
+    quantiles: "A row has {median} at the median, {p95} at 95 %, {max} at most.", pass: "{count} in one pass.", passes: "{steps}, which are {passes} passes over the rows that are kept.",
+  },
   metrics: {
     title: "Metrics", search: "Search metrics", all: "All", clear: "None", nothingFound: "No metric of this name", none: "This job reported no metrics.",
     waiting: "The first points come when training has started.", choose: "Choose a metric.", smoothing: "Smoothing", log: "Log scale",

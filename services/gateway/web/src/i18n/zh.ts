@@ -51,6 +51,11 @@ export const zh: typeof en = {
     slots: "GPU 或槽位数", slotsHelp: "没有 GPU 的机器上为槽位。", priority: "优先级", priorityHelp: "−100 到 100，数值大者优先。",
     right: "没有发现问题。", wrong: "{count} 个字段有误",
   },
+  forecast: {
+    title: "训练将如何使用数据", rows: "行", tokens: "词元", steps: "步数", unavailable: "未能统计各行：{reason}。",
+    kept: "保留 {all} 行中的 {kept} 行。", longer: "{count} 行因 {name} 被排除。", sampled: "根据 {count} 行估计。",
+    quantiles: "每行中位数 {median}，95% 为 {p95}，最多 {max}。", pass: "一遍共 {count}。", passes: "{steps} 步，相当于对保留的行训练 {passes} 遍。",
+  },
   metrics: {
     title: "指标", search: "搜索指标", all: "全选", clear: "清空", nothingFound: "没有此名称的指标", none: "此任务没有报告指标。",
     waiting: "训练开始后会出现数据点。", choose: "请选择指标。", smoothing: "平滑", log: "对数坐标",
