@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 from transformers.configuration_utils import PretrainedConfig
 
 from services.trainer.weights.characters import character_tokenizer
+from services.trainer.weights.model_types import unknown_type
 
 DEFAULT_CONTEXT_LENGTH = 2048
 
@@ -24,6 +25,8 @@ def initialise(spec: dict[str, Any], seed: int, folder: Path) -> None:
     model_type = settings.pop("model_type", None)
     if not model_type:
         raise ValueError("config.model_type is missing; 'llama' for example")
+    if why := unknown_type(model_type):
+        raise ValueError(why)
     tokenizer = _tokenizer(spec.get("tokenizer"), settings.get("max_position_embeddings", DEFAULT_CONTEXT_LENGTH))
     config = _config(model_type, settings, tokenizer)
     torch.manual_seed(seed)

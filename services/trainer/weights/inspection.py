@@ -9,6 +9,7 @@ from typing import Any
 
 from services.mesh.artifacts import Manifest
 from services.trainer.weights import loading
+from services.trainer.weights.model_types import unknown_type
 
 # Formats that run code when they are read.
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".h5", ".msgpack")
@@ -74,6 +75,8 @@ def _check_files(folder: Path) -> None:
 
 
 def _load(folder: Path) -> tuple[Any, Any]:
+    if why := unknown_type(json.loads((folder / "config.json").read_text("utf-8")).get("model_type")):
+        raise UnusableModelError(why)
     try:
         load = loading.reward_model if loading.is_classifier(folder) else loading.language_model
         return load(folder), loading.tokenizer(folder)
