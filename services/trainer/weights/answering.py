@@ -27,7 +27,7 @@ class Answerer:
 
             computes_in = self.model.dtype
             # peft would keep the adapter in fp32.
-            self.model = PeftModel.from_pretrained(self.model, str(folder)).to(computes_in)
+            self.model = loading.cast(PeftModel.from_pretrained(self.model, str(folder)), computes_in)
         self.model.eval()
         self.context_length: int | None = getattr(self.model.config, "max_position_embeddings", None)
         self.end_tokens = end_tokens(self.model, self.tokenizer)

@@ -96,10 +96,7 @@ class HeldOut:
         """In the precision that all checkpoints of the run can be compared in."""
         in_bf16 = self._plan.adapter and self._plan.computes_in == "bfloat16"
         dtype = torch.bfloat16 if in_bf16 else torch.float32
-        # Parameters alone: buffers, such as the frequencies of positions, are in fp32 whatever the model is in.
-        for parameter in model.parameters():
-            parameter.data = parameter.data.to(dtype)
-        return ask(model, [side for row in self._rows for side in row])
+        return ask(loading.cast(model, dtype), [side for row in self._rows for side in row])
 
 
 @torch.inference_mode()

@@ -66,3 +66,11 @@ def _whole(auto: Any, folder: Path, dtype: str = "auto") -> Any:
     if wrong := sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]])):
         raise ValueError(f"tensors are missing or have another shape: {', '.join(wrong[:5])}")
     return model
+
+
+def cast(model: Any, dtype: Any) -> Any:
+    """`model` with every parameter in `dtype`. Its buffers stay: the frequencies of positions are in fp32 whatever a
+    model is in, and rounded to bf16 they put far tokens in other places."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return model

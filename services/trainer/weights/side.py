@@ -206,13 +206,18 @@ class Checker:
         validation = self._plan.pair_validation
         if not request.sample or validation is None or self._plan.validation_path is None:
             return compared
-        pairs = pair_scores.score_pairs(scorer, Path(self._plan.validation_path), validation)
-        assert self._plan.reward_model is not None
-        values = pair_scores.summarise(pairs, self._plan.reward_model)
-        samples = [sample for pair in pairs for sample in pair.samples()]
-        self._spool.append(SampleBatch(step=request.step, split="validation", samples=samples))
-        self._spool.append(Metrics(step=request.step, values=values))
-        return {**compared, **values}
+        path, loss, step = Path(self._plan.validation_path), self._plan.reward_model, request.step
+
+        def measure() -> dict[str, float]:
+            assert loss is not None
+            pairs = pair_scores.score_pairs(scorer, path, validation)
+            samples = [sample for pair in pairs for sample in pair.samples()]
+            self._spool.append(SampleBatch(step=step, split="validation", samples=samples))
+            values = pair_scores.summarise(pairs, loss)
+            self._spool.append(Metrics(step=step, values=values))
+            return values
+
+        return {**compared, **self._tried(f"the held-out pairs of step {step} have no score", measure)}
 
     def _fitting(
         self, questions: list[Question], answerer: Answerer, validation: plans.ValidationPlan

@@ -19,6 +19,7 @@ from services.trainer.spool import Checkpoint, Problem, SampleBatch, SpoolWriter
 from services.trainer.weights.answering import Answerer
 from services.trainer.weights.probe import TOLERANCE, Probe, ask, difference
 from services.trainer.weights.side import Checker, CheckRequest
+from tests.fix_reward_model import tiny_reward_model as tiny_reward_model
 from tests.unit.trainer.test_algorithms import INPUTS
 
 pytestmark = pytest.mark.slow
@@ -115,11 +116,38 @@ def test_what_is_no_number_differs() -> None:
     assert difference([[1.0]], [[nan]]) == difference([[nan]], [[nan]]) == difference([[1.0]], []) == float("inf")
 
 
-def test_rows_that_cannot_be_answered_say_nothing_against_the_weights(tiny_model: Path, tmp_path: Path) -> None:
-    folder = shutil.copytree(tiny_model, tmp_path / "model")
+def without_nines(model: Path, folder: Path) -> Path:
+    """A copy whose chat template refuses conversations that begin with a 9."""
+    copy = shutil.copytree(model, folder / "model")
     template = "{% if messages[0].content == '9' %}{{ raise_exception('no nines') }}{% endif %}"
-    path = folder / "chat_template.jinja"
+    path = copy / "chat_template.jinja"
     path.write_text(template + path.read_text())
+    return copy
+
+
+def test_pairs_that_a_template_refuses_say_nothing_against_a_reward_model(
+    tiny_reward_model: Path, tmp_path: Path
+) -> None:
+    folder = without_nines(tiny_reward_model, tmp_path)
+    turns = {"prompt": "9", "chosen": "1", "rejected": "2"}
+    sides = {"prompt": "user", "chosen": "assistant", "rejected": "assistant"}
+    row = {side: [{"role": role, "content": turns[side]}] for side, role in sides.items()}
+    (tmp_path / "validation.jsonl").write_text(json.dumps(row) + "\n")
+    inputs = replace(INPUTS, work_dir=str(tmp_path), validation_path=str(tmp_path / "validation.jsonl"))
+    algorithm, spool = algorithms.get("reward_model"), tmp_path / plans.SPOOL_FILE
+    checker = Checker(algorithm.plan(algorithm.Params(), inputs), SpoolWriter(spool))
+    for step, model in enumerate((folder, tiny_reward_model), start=1):
+        checker.handle(CheckRequest(step=step, path=str(model), kind="reward"))
+    records, _ = read_from(spool, 0)
+    refused, judged = [record for record in records if isinstance(record, Checkpoint)]
+    assert (refused.state, refused.metrics, judged.state) == ("ready", {}, "ready")
+    assert judged.metrics["validation/pairs/count"] == 1 and judged.metrics["validation/loss"] > 0
+    [problem] = [record for record in records if isinstance(record, Problem)]
+    assert problem.message.startswith("the held-out pairs of step 1 have no score: ") and "no nines" in problem.message
+
+
+def test_rows_that_cannot_be_answered_say_nothing_against_the_weights(tiny_model: Path, tmp_path: Path) -> None:
+    folder = without_nines(tiny_model, tmp_path)
     said = [[("user", "1" * 40)], [("user", "9")], [("assistant", "3")], [("user", "21"), ("assistant", "12")]]
     rows = [{"messages": [{"role": role, "content": text} for role, text in turns]} for turns in said]
     (tmp_path / "validation.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

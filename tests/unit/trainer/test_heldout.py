@@ -20,7 +20,7 @@ from torch.nn.functional import cross_entropy  # noqa: E402
 from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
 
 from services.trainer.plan import DpoLoss, RewardModelLoss  # noqa: E402
-from services.trainer.weights import heldout  # noqa: E402
+from services.trainer.weights import heldout, loading  # noqa: E402
 from services.trainer.weights.heldout import Answered, HeldOut, Side, ask, pair_metrics, token_metrics  # noqa: E402
 from services.trainer.weights.pair_scores import ScoredPair, summarise  # noqa: E402
 from tests.unit.trainer.test_algorithms import plan  # noqa: E402
@@ -213,3 +213,10 @@ def test_equal_rewards_count_as_wrong() -> None:
     metrics = pair_metrics(same, same, DpoLoss("sigmoid", 0.1))
     assert metrics["validation/accuracy"] == 0
     assert metrics["validation/loss"] == pytest.approx(math.log(2))
+
+
+def test_positions_stay_exact_where_weights_are_cast() -> None:
+    cast = loading.cast(model(0), torch.bfloat16)
+    assert {parameter.dtype for parameter in cast.parameters()} == {torch.bfloat16}
+    assert torch.equal(cast.model.rotary_emb.inv_freq, model(0).model.rotary_emb.inv_freq)
+    assert not torch.equal(model(0).bfloat16().model.rotary_emb.inv_freq.float(), cast.model.rotary_emb.inv_freq)
