@@ -17,11 +17,13 @@ if TYPE_CHECKING:
     from rlhf.type.v1.sample_pb2 import Sample
 
 TERMINAL = ("SUCCEEDED", "FAILED", "CANCELLED")
+# Of what a job waits behind.
+_MOST_NAMED = 3
 
 JOBS = (
     Column("JOB", lambda job: references.short(job.name), whole=True),
     Column("ALGORITHM", lambda job: job.algorithm),
-    Column("STATE", lambda job: state(job)),
+    Column("STATE", lambda job: _listed_state(job)),
     Column("STEP", lambda job: steps(job), right=True),
     Column("MODEL", lambda job: references.short(job.base_model)),
     Column("DATASET", lambda job: references.short(job.dataset_version)),
@@ -43,6 +45,32 @@ def _state(job: TrainingJob) -> str:
     return state(job) + (f" ({job.phase})" if job.phase and not ended(job) else "")
 
 
+def _listed_state(job: TrainingJob) -> str:
+    if not job.HasField("queued_behind"):
+        return state(job)
+    before = len(job.queued_behind.running) + job.queued_behind.ahead_count
+    return f"{state(job)} (behind {before})" if before else state(job)
+
+
+def queued_behind(job: TrainingJob) -> str:
+    """`behind a and b, which run, and 3 queued before it: c, d, e`; empty of a job that waits for nothing."""
+    if not job.HasField("queued_behind"):
+        return ""
+    found = job.queued_behind
+    parts = [f"{_names(found.running, len(found.running))} running"] if found.running else []
+    if found.ahead_count:
+        parts.append(f"{_names(found.ahead, found.ahead_count)} queued before it")
+    if found.HasField("retry_time"):
+        parts.append(f"the next try, not before {display.moment(found.retry_time)}")
+    return f"behind {', '.join(parts)}" if parts else "next to be taken"
+
+
+def _names(names: Sequence[str], count: int) -> str:
+    shown = [references.short(name) for name in names[:_MOST_NAMED]]
+    more = f" and {count - len(shown)} more" if count > len(shown) else ""
+    return f"{', '.join(shown)}{more}"
+
+
 def ended(job: TrainingJob) -> bool:
     return state(job) in TERMINAL
 
@@ -57,6 +85,7 @@ def facts(job: TrainingJob) -> list[tuple[str, str]]:
     return [
         ("job", references.short(job.name)),
         ("state", _state(job)),
+        ("waits", queued_behind(job)),
         ("error", display.clean(job.error.message)),
         ("algorithm", job.algorithm),
         ("model", references.short(job.base_model)),

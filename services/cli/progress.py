@@ -116,11 +116,11 @@ class Progress:
 
 
 def phase(progress: Progress) -> str:
-    """`queued`, `training`, `cancelling`: what the job is doing, in one word or two."""
+    """`training`, `cancelling`, `queued behind a running`: what the job is doing."""
     state = job_views.state(progress.job)
-    if state == "RUNNING" and progress.job.phase:
-        return progress.job.phase.replace("_", " ")
-    return state.lower()
+    running = state == "RUNNING" and progress.job.phase
+    doing = progress.job.phase.replace("_", " ") if running else state.lower()
+    return f"{doing} {job_views.queued_behind(progress.job)}".rstrip()
 
 
 def pace(progress: Progress) -> str:

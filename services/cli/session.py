@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import typer
 
 from services.cli import output
-from services.mesh.errors import Unavailable
+from services.mesh.errors import InvalidArgument, NotFound, Unavailable
 from services.mesh.settings import Environment, default_home
 
 if TYPE_CHECKING:
@@ -58,7 +58,9 @@ def run(context: typer.Context, command: Callable[[AsyncClient], Coroutine[Any, 
 
 
 async def with_client(options: Options, command: Callable[[AsyncClient], Coroutine[Any, Any, T]]) -> T:
-    """Raises InvalidArgument on `--project`, Unavailable where no mesh runs in this home and no server is named."""
+    """Raises InvalidArgument on `--project`, Unavailable where no mesh runs in this home and no server is named, and
+    what `command` does: a name of nothing with those near it.
+    """
     from services.client import AsyncClient
 
     async with AsyncClient(
@@ -71,6 +73,10 @@ async def with_client(options: Options, command: Callable[[AsyncClient], Corouti
     ) as client:
         try:
             return await command(client)
+        except (NotFound, InvalidArgument) as error:
+            from services.cli import near_names
+
+            raise await near_names.added(client, error) from None
         except Unavailable as error:
             if error.reason != "UNAVAILABLE":
                 raise

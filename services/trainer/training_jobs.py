@@ -6,10 +6,11 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 
-from services.mesh import job_warnings, names
+from services.mesh import job_queue, job_warnings, names
 from services.mesh.collecting import CollectingStore
 from services.mesh.errors import DataLoss, InvalidArgument, NotFound, Violation
 from services.mesh.events import EventLog, StoredEvent
+from services.mesh.job_queue import QueuePosition
 from services.mesh.job_warnings import JobWarning
 from services.mesh.jobs import TERMINAL, Attempt, Job, Jobs, State, job_topic
 from services.mesh.pages import Page, PageRequest
@@ -48,6 +49,8 @@ class TrainingJob:
     spec: TrainingSpec
     attempts: list[Attempt]
     warnings: list[JobWarning] = field(default_factory=list)
+    # None where it does not wait, or is told of in an event.
+    queue: QueuePosition | None = None
 
 
 class TrainingJobs:
@@ -86,7 +89,7 @@ class TrainingJobs:
             if known is None:
                 await _hold(connection, spec)
                 job = await self._jobs.create(connection, TRAINING, name, asdict(spec), new.priority)
-                return TrainingJob(job, spec, [])
+                return await self._whole(connection, job)
         return await self.get(known)
 
     async def check(
@@ -119,7 +122,8 @@ class TrainingJobs:
             found = await self._jobs.list(connection, TRAINING, parent, states, page)
             uids = [job.uid for job in found.items]
             attempts, warnings = await self._jobs.attempts(connection, uids), await job_warnings.of(connection, uids)
-        whole = [_training_job(job, attempts[job.uid], warnings[job.uid]) for job in found.items]
+            queue = await job_queue.positions(connection, found.items)
+        whole = [_training_job(job, attempts[job.uid], warnings[job.uid], queue.get(job.uid)) for job in found.items]
         return Page(whole, found.next_token)
 
     async def cancel(self, name: str) -> TrainingJob:
@@ -131,7 +135,8 @@ class TrainingJobs:
     async def _whole(self, connection: Connection, job: Job) -> TrainingJob:
         attempts = await self._jobs.attempts(connection, [job.uid])
         warnings = await job_warnings.of(connection, [job.uid])
-        return _training_job(job, attempts[job.uid], warnings[job.uid])
+        queue = await job_queue.positions(connection, [job])
+        return _training_job(job, attempts[job.uid], warnings[job.uid], queue.get(job.uid))
 
     async def events(self, name: str, after_sequence: int, stored_only: bool) -> AsyncIterator[StoredEvent | None]:
         """Every event after `after_sequence`, then each as it happens, until the job has ended. None is a beat."""
@@ -275,7 +280,9 @@ _WRONG_KIND = {
 }
 
 
-def _training_job(job: Job, attempts: list[Attempt], warnings: list[JobWarning]) -> TrainingJob:
+def _training_job(
+    job: Job, attempts: list[Attempt], warnings: list[JobWarning], queue: QueuePosition | None
+) -> TrainingJob:
     if job.kind != TRAINING:
         raise NotFound("JOB_NOT_FOUND", f"there is no {job.name}", name=job.name)
-    return TrainingJob(job, TrainingSpec(**job.spec), attempts, warnings)
+    return TrainingJob(job, TrainingSpec(**job.spec), attempts, warnings, queue)

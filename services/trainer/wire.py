@@ -123,6 +123,14 @@ def training_job(found: TrainingJob) -> training_job_pb2.TrainingJob:
         found_at_create.first_time.FromDatetime(job.create_time)
         found_at_create.last_time.FromDatetime(job.create_time)
     message.warnings.extend(map(warning, found.warnings))
+    if found.queue is not None:
+        told = found.queue
+        message.queued_behind.running.extend(told.running)
+        message.queued_behind.ahead.extend(told.ahead)
+        message.queued_behind.ahead_count = told.ahead_count
+        if told.retry_time:
+            message.queued_behind.retry_time.FromDatetime(told.retry_time)
+        message.queued_behind.SetInParent()
     for field in ("create_time", "start_time", "end_time"):
         if moment := getattr(job, field):
             getattr(message, field).FromDatetime(moment)

@@ -225,7 +225,14 @@ async def test_a_job_goes_on_from_a_checkpoint(mesh: FakeMesh, model: str) -> No
 
 
 async def test_what_is_neither_model_nor_job_is_told(mesh: FakeMesh) -> None:
-    assert "no model and no job 'absent'" in (await mesh.rlhf(*train("sft", model="absent"), check=4)).err
+    async def said(*words: str) -> str:
+        return (await mesh.rlhf(*words, check=4)).err
+
+    assert "no model and no job 'absent'; there is tiny" in await said(*train("sft", model="absent"))
+    assert "no model and no job 'tinny'; did you mean tiny?" in await said(*train("sft", model="tinny"))
+    assert "; there is none yet, `rlhf train` makes one" in await said("job", "show", "absent")
+    await mesh.rlhf(*train("sft", "--name", "first-try"))
+    assert "did you mean first-try?" in await said("job", "show", "fist-try")
     mesh.trainer.step_seconds = 10
     await mesh.rlhf(*train("sft", "--name", "young"))
     assert "no checkpoint that is ready" in (await mesh.rlhf(*train("sft", model="young"), check=4)).err

@@ -6,11 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rlhf.trainer.v1.training_job_pb2 import JobAttempt, TrainingJob
 from rlhf.type.v1.checkpoint_pb2 import Checkpoint, Provenance
-from rlhf.type.v1.job_state_pb2 import JOB_STATE_FAILED
+from rlhf.type.v1.job_state_pb2 import JOB_STATE_FAILED, JOB_STATE_QUEUED
 from rlhf.type.v1.metric_point_pb2 import MetricPoint
 from rlhf.type.v1.sample_pb2 import Sample
 
-from services.cli import checkpoints, job_views
+from services.cli import checkpoints, job_views, progress
 
 points = st.lists(
     st.builds(
@@ -110,3 +110,21 @@ def test_a_checkpoint_tells_what_it_was_made_from() -> None:
     assert (facts["after"], facts["data"]) == ("j/step-2", "d:3  cdcdcdcdcdcd")
     assert facts["software"] == "commit f00d, verl 0.9.1"
     assert "resumable" not in {name for name, value in checkpoints._facts(Checkpoint(name=found.name)) if value}
+
+
+def test_a_job_that_waits_says_behind_what() -> None:
+    job = TrainingJob(name="projects/p/trainingJobs/j", state=JOB_STATE_QUEUED)
+    assert dict(job_views.facts(job))["waits"] == ""
+    job.queued_behind.SetInParent()
+    assert dict(job_views.facts(job))["waits"] == "next to be taken"
+    job.queued_behind.running.extend(["projects/p/trainingJobs/a", "projects/p/models/m"])
+    assert job_views.queued_behind(job) == "behind a, m running"
+    job.queued_behind.ahead.extend(f"projects/p/trainingJobs/b{number}" for number in range(20))
+    job.queued_behind.ahead_count = 31
+    assert job_views.queued_behind(job) == "behind a, m running, b0, b1, b2 and 28 more queued before it"
+    (state,) = (column.value(job) for column in job_views.JOBS if column.title == "STATE")
+    assert state == "QUEUED (behind 33)"
+    assert progress.line(progress.Progress(job)).startswith("j queued behind a, m running")
+    job.queued_behind.Clear()
+    job.queued_behind.retry_time.FromSeconds(2_000_000_000)
+    assert job_views.queued_behind(job).startswith("behind the next try, not before 2033-05-18")

@@ -30,9 +30,10 @@ from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 from rlhf.type.v1 import job_state_pb2 as rlhf_dot_type_dot_v1_dot_job__state__pb2
 from rlhf.type.v1 import job_warning_pb2 as rlhf_dot_type_dot_v1_dot_job__warning__pb2
 from rlhf.type.v1 import placement_pb2 as rlhf_dot_type_dot_v1_dot_placement__pb2
+from rlhf.type.v1 import queue_position_pb2 as rlhf_dot_type_dot_v1_dot_queue__position__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"rlhf/trainer/v1/training_job.proto\x12\x0frlhf.trainer.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a\x1crlhf/type/v1/job_state.proto\x1a\x1erlhf/type/v1/job_warning.proto\x1a\x1crlhf/type/v1/placement.proto\"\xba\n\n\x0bTrainingJob\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x17\n\talgorithm\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x18\n\nbase_model\x18\x03 \x01(\tB\x04\xe2\x41\x01\x02\x12\x39\n\x0f\x64\x61taset_version\x18\x04 \x01(\tB \xe2\x41\x01\x02\xfa\x41\x19\n\x17rlhf.dev/DatasetVersion\x12\x44\n\x1avalidation_dataset_version\x18\x05 \x01(\tB \xe2\x41\x01\x01\xfa\x41\x19\n\x17rlhf.dev/DatasetVersion\x12-\n\x06params\x18\x06 \x01(\x0b\x32\x17.google.protobuf.StructB\x04\xe2\x41\x01\x01\x12\x30\n\tplacement\x18\x07 \x01(\x0b\x32\x17.rlhf.type.v1.PlacementB\x04\xe2\x41\x01\x01\x12\x16\n\x08priority\x18\x08 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12>\n\x06labels\x18\t \x03(\x0b\x32(.rlhf.trainer.v1.TrainingJob.LabelsEntryB\x04\xe2\x41\x01\x01\x12\x30\n\x06inputs\x18\n \x01(\x0b\x32\x1a.rlhf.trainer.v1.JobInputsB\x04\xe2\x41\x01\x01\x12\x31\n\x0bresume_from\x18\x0b \x01(\tB\x1c\xe2\x41\x01\x01\xfa\x41\x15\n\x13rlhf.dev/Checkpoint\x12+\n\x05state\x18\x14 \x01(\x0e\x32\x16.rlhf.type.v1.JobStateB\x04\xe2\x41\x01\x03\x12\'\n\x05\x65rror\x18\x15 \x01(\x0b\x32\x12.google.rpc.StatusB\x04\xe2\x41\x01\x03\x12\x33\n\x08\x61ttempts\x18\x16 \x03(\x0b\x32\x1b.rlhf.trainer.v1.JobAttemptB\x04\xe2\x41\x01\x03\x12\x13\n\x05phase\x18\x17 \x01(\tB\x04\xe2\x41\x01\x03\x12\x18\n\nstep_count\x18\x18 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x1e\n\x10total_step_count\x18\x19 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x16\n\x08sequence\x18\x1a \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x63reate_time\x18\x1b \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x34\n\nstart_time\x18\x1c \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x32\n\x08\x65nd_time\x18\x1d \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12:\n\rdisk_forecast\x18\x1e \x01(\x0b\x32\x1d.rlhf.trainer.v1.DiskForecastB\x04\xe2\x41\x01\x03\x12\x42\n\x08software\x18\x1f \x03(\x0b\x32*.rlhf.trainer.v1.TrainingJob.SoftwareEntryB\x04\xe2\x41\x01\x03\x12\x30\n\x08warnings\x18  \x03(\x0b\x32\x18.rlhf.type.v1.JobWarningB\x04\xe2\x41\x01\x03\x12:\n\rdata_forecast\x18! \x01(\x0b\x32\x1d.rlhf.trainer.v1.DataForecastB\x04\xe2\x41\x01\x03\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a/\n\rSoftwareEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01:d\xea\x41\x61\n\x14rlhf.dev/TrainingJob\x12.projects/{project}/trainingJobs/{training_job}*\x0ctrainingJobs2\x0btrainingJob\"\xde\x01\n\tJobInputs\x12\x1c\n\x14\x62\x61se_manifest_sha256\x18\x01 \x01(\t\x12\x16\n\x0e\x64\x61taset_sha256\x18\x02 \x01(\t\x12!\n\x19validation_dataset_sha256\x18\x03 \x01(\t\x12\x43\n\rreward_models\x18\x04 \x03(\x0b\x32,.rlhf.trainer.v1.JobInputs.RewardModelsEntry\x1a\x33\n\x11RewardModelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xcd\x01\n\x0c\x44iskForecast\x12\x15\n\rweights_bytes\x18\x01 \x01(\x03\x12\x1c\n\x14training_state_bytes\x18\x02 \x01(\x03\x12\x12\n\nsave_count\x18\x03 \x01(\x03\x12\x18\n\x10\x63heckpoint_count\x18\x04 \x01(\x03\x12\x1c\n\x14training_state_count\x18\x05 \x01(\x03\x12\x14\n\x0cneeded_bytes\x18\x06 \x01(\x03\x12\x17\n\nfree_bytes\x18\x07 \x01(\x03H\x00\x88\x01\x01\x42\r\n\x0b_free_bytes\"\x86\x04\n\x0c\x44\x61taForecast\x12\x11\n\trow_count\x18\x01 \x01(\x03\x12\x16\n\x0eread_row_count\x18\x02 \x01(\x03\x12\x0f\n\x07sampled\x18\x03 \x01(\x08\x12\x16\n\x0ekept_row_count\x18\x04 \x01(\x03\x12<\n\x08left_out\x18\x05 \x03(\x0b\x32*.rlhf.trainer.v1.DataForecast.LeftOutEntry\x12/\n\x06tokens\x18\x06 \x01(\x0b\x32\x1f.rlhf.trainer.v1.TokenQuantiles\x12\x13\n\x0btoken_count\x18\x07 \x01(\x03\x12\x12\n\nstep_count\x18\x08 \x01(\x03\x12\x13\n\x0b\x65poch_count\x18\t \x01(\x01\x12\x1c\n\x14validation_row_count\x18\n \x01(\x03\x12Q\n\x13validation_left_out\x18\x0b \x03(\x0b\x32\x34.rlhf.trainer.v1.DataForecast.ValidationLeftOutEntry\x12\x1a\n\x12unavailable_reason\x18\x0c \x01(\t\x1a.\n\x0cLeftOutEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\x1a\x38\n\x16ValidationLeftOutEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\":\n\x0eTokenQuantiles\x12\x0e\n\x06median\x18\x01 \x01(\x03\x12\x0b\n\x03p95\x18\x02 \x01(\x03\x12\x0b\n\x03max\x18\x03 \x01(\x03\"\xa9\x01\n\nJobAttempt\x12\x0e\n\x06number\x18\x01 \x01(\x05\x12.\n\nstart_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nend_reason\x18\x04 \x01(\t\x12\x19\n\x11resumed_from_step\x18\x05 \x01(\x03\"`\n\x08JobError\x12\"\n\x06status\x18\x01 \x01(\x0b\x32\x12.google.rpc.Status\x12\x0e\n\x06remedy\x18\x02 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\x05\x12\x0f\n\x07retried\x18\x04 \x01(\x08\"\xe7\x01\n\tAlgorithm\x12\x14\n\x0c\x61lgorithm_id\x18\x01 \x01(\t\x12\x0f\n\x07summary\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12.\n\rparams_schema\x18\x04 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x17\n\x0f\x64\x61taset_formats\x18\x05 \x03(\t\x12\x1a\n\x12validation_formats\x18\x06 \x03(\t\x12\x39\n\x10headline_metrics\x18\x07 \x03(\x0b\x32\x1f.rlhf.trainer.v1.HeadlineMetric\"/\n\x0eHeadlineMetric\x12\x0e\n\x06metric\x18\x01 \x01(\t\x12\r\n\x05title\x18\x02 \x01(\t\"q\n\x06Reward\x12\x11\n\treward_id\x18\x01 \x01(\t\x12\x0f\n\x07summary\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12.\n\rparams_schema\x18\x04 \x01(\x0b\x32\x17.google.protobuf.Structb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"rlhf/trainer/v1/training_job.proto\x12\x0frlhf.trainer.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a\x1crlhf/type/v1/job_state.proto\x1a\x1erlhf/type/v1/job_warning.proto\x1a\x1crlhf/type/v1/placement.proto\x1a!rlhf/type/v1/queue_position.proto\"\xf4\n\n\x0bTrainingJob\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x17\n\talgorithm\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x18\n\nbase_model\x18\x03 \x01(\tB\x04\xe2\x41\x01\x02\x12\x39\n\x0f\x64\x61taset_version\x18\x04 \x01(\tB \xe2\x41\x01\x02\xfa\x41\x19\n\x17rlhf.dev/DatasetVersion\x12\x44\n\x1avalidation_dataset_version\x18\x05 \x01(\tB \xe2\x41\x01\x01\xfa\x41\x19\n\x17rlhf.dev/DatasetVersion\x12-\n\x06params\x18\x06 \x01(\x0b\x32\x17.google.protobuf.StructB\x04\xe2\x41\x01\x01\x12\x30\n\tplacement\x18\x07 \x01(\x0b\x32\x17.rlhf.type.v1.PlacementB\x04\xe2\x41\x01\x01\x12\x16\n\x08priority\x18\x08 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12>\n\x06labels\x18\t \x03(\x0b\x32(.rlhf.trainer.v1.TrainingJob.LabelsEntryB\x04\xe2\x41\x01\x01\x12\x30\n\x06inputs\x18\n \x01(\x0b\x32\x1a.rlhf.trainer.v1.JobInputsB\x04\xe2\x41\x01\x01\x12\x31\n\x0bresume_from\x18\x0b \x01(\tB\x1c\xe2\x41\x01\x01\xfa\x41\x15\n\x13rlhf.dev/Checkpoint\x12+\n\x05state\x18\x14 \x01(\x0e\x32\x16.rlhf.type.v1.JobStateB\x04\xe2\x41\x01\x03\x12\'\n\x05\x65rror\x18\x15 \x01(\x0b\x32\x12.google.rpc.StatusB\x04\xe2\x41\x01\x03\x12\x33\n\x08\x61ttempts\x18\x16 \x03(\x0b\x32\x1b.rlhf.trainer.v1.JobAttemptB\x04\xe2\x41\x01\x03\x12\x13\n\x05phase\x18\x17 \x01(\tB\x04\xe2\x41\x01\x03\x12\x18\n\nstep_count\x18\x18 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x1e\n\x10total_step_count\x18\x19 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x16\n\x08sequence\x18\x1a \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x63reate_time\x18\x1b \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x34\n\nstart_time\x18\x1c \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x32\n\x08\x65nd_time\x18\x1d \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12:\n\rdisk_forecast\x18\x1e \x01(\x0b\x32\x1d.rlhf.trainer.v1.DiskForecastB\x04\xe2\x41\x01\x03\x12\x42\n\x08software\x18\x1f \x03(\x0b\x32*.rlhf.trainer.v1.TrainingJob.SoftwareEntryB\x04\xe2\x41\x01\x03\x12\x30\n\x08warnings\x18  \x03(\x0b\x32\x18.rlhf.type.v1.JobWarningB\x04\xe2\x41\x01\x03\x12:\n\rdata_forecast\x18! \x01(\x0b\x32\x1d.rlhf.trainer.v1.DataForecastB\x04\xe2\x41\x01\x03\x12\x38\n\rqueued_behind\x18\" \x01(\x0b\x32\x1b.rlhf.type.v1.QueuePositionB\x04\xe2\x41\x01\x03\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a/\n\rSoftwareEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01:d\xea\x41\x61\n\x14rlhf.dev/TrainingJob\x12.projects/{project}/trainingJobs/{training_job}*\x0ctrainingJobs2\x0btrainingJob\"\xde\x01\n\tJobInputs\x12\x1c\n\x14\x62\x61se_manifest_sha256\x18\x01 \x01(\t\x12\x16\n\x0e\x64\x61taset_sha256\x18\x02 \x01(\t\x12!\n\x19validation_dataset_sha256\x18\x03 \x01(\t\x12\x43\n\rreward_models\x18\x04 \x03(\x0b\x32,.rlhf.trainer.v1.JobInputs.RewardModelsEntry\x1a\x33\n\x11RewardModelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xcd\x01\n\x0c\x44iskForecast\x12\x15\n\rweights_bytes\x18\x01 \x01(\x03\x12\x1c\n\x14training_state_bytes\x18\x02 \x01(\x03\x12\x12\n\nsave_count\x18\x03 \x01(\x03\x12\x18\n\x10\x63heckpoint_count\x18\x04 \x01(\x03\x12\x1c\n\x14training_state_count\x18\x05 \x01(\x03\x12\x14\n\x0cneeded_bytes\x18\x06 \x01(\x03\x12\x17\n\nfree_bytes\x18\x07 \x01(\x03H\x00\x88\x01\x01\x42\r\n\x0b_free_bytes\"\x86\x04\n\x0c\x44\x61taForecast\x12\x11\n\trow_count\x18\x01 \x01(\x03\x12\x16\n\x0eread_row_count\x18\x02 \x01(\x03\x12\x0f\n\x07sampled\x18\x03 \x01(\x08\x12\x16\n\x0ekept_row_count\x18\x04 \x01(\x03\x12<\n\x08left_out\x18\x05 \x03(\x0b\x32*.rlhf.trainer.v1.DataForecast.LeftOutEntry\x12/\n\x06tokens\x18\x06 \x01(\x0b\x32\x1f.rlhf.trainer.v1.TokenQuantiles\x12\x13\n\x0btoken_count\x18\x07 \x01(\x03\x12\x12\n\nstep_count\x18\x08 \x01(\x03\x12\x13\n\x0b\x65poch_count\x18\t \x01(\x01\x12\x1c\n\x14validation_row_count\x18\n \x01(\x03\x12Q\n\x13validation_left_out\x18\x0b \x03(\x0b\x32\x34.rlhf.trainer.v1.DataForecast.ValidationLeftOutEntry\x12\x1a\n\x12unavailable_reason\x18\x0c \x01(\t\x1a.\n\x0cLeftOutEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\x1a\x38\n\x16ValidationLeftOutEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\":\n\x0eTokenQuantiles\x12\x0e\n\x06median\x18\x01 \x01(\x03\x12\x0b\n\x03p95\x18\x02 \x01(\x03\x12\x0b\n\x03max\x18\x03 \x01(\x03\"\xa9\x01\n\nJobAttempt\x12\x0e\n\x06number\x18\x01 \x01(\x05\x12.\n\nstart_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nend_reason\x18\x04 \x01(\t\x12\x19\n\x11resumed_from_step\x18\x05 \x01(\x03\"`\n\x08JobError\x12\"\n\x06status\x18\x01 \x01(\x0b\x32\x12.google.rpc.Status\x12\x0e\n\x06remedy\x18\x02 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\x05\x12\x0f\n\x07retried\x18\x04 \x01(\x08\"\xe7\x01\n\tAlgorithm\x12\x14\n\x0c\x61lgorithm_id\x18\x01 \x01(\t\x12\x0f\n\x07summary\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12.\n\rparams_schema\x18\x04 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x17\n\x0f\x64\x61taset_formats\x18\x05 \x03(\t\x12\x1a\n\x12validation_formats\x18\x06 \x03(\t\x12\x39\n\x10headline_metrics\x18\x07 \x03(\x0b\x32\x1f.rlhf.trainer.v1.HeadlineMetric\"/\n\x0eHeadlineMetric\x12\x0e\n\x06metric\x18\x01 \x01(\t\x12\r\n\x05title\x18\x02 \x01(\t\"q\n\x06Reward\x12\x11\n\treward_id\x18\x01 \x01(\t\x12\x0f\n\x07summary\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12.\n\rparams_schema\x18\x04 \x01(\x0b\x32\x17.google.protobuf.Structb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -93,6 +94,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TRAININGJOB'].fields_by_name['warnings']._serialized_options = b'\342A\001\003'
   _globals['_TRAININGJOB'].fields_by_name['data_forecast']._loaded_options = None
   _globals['_TRAININGJOB'].fields_by_name['data_forecast']._serialized_options = b'\342A\001\003'
+  _globals['_TRAININGJOB'].fields_by_name['queued_behind']._loaded_options = None
+  _globals['_TRAININGJOB'].fields_by_name['queued_behind']._serialized_options = b'\342A\001\003'
   _globals['_TRAININGJOB']._loaded_options = None
   _globals['_TRAININGJOB']._serialized_options = b'\352Aa\n\024rlhf.dev/TrainingJob\022.projects/{project}/trainingJobs/{training_job}*\014trainingJobs2\013trainingJob'
   _globals['_JOBINPUTS_REWARDMODELSENTRY']._loaded_options = None
@@ -101,34 +104,34 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DATAFORECAST_LEFTOUTENTRY']._serialized_options = b'8\001'
   _globals['_DATAFORECAST_VALIDATIONLEFTOUTENTRY']._loaded_options = None
   _globals['_DATAFORECAST_VALIDATIONLEFTOUTENTRY']._serialized_options = b'8\001'
-  _globals['_TRAININGJOB']._serialized_start=296
-  _globals['_TRAININGJOB']._serialized_end=1634
-  _globals['_TRAININGJOB_LABELSENTRY']._serialized_start=1438
-  _globals['_TRAININGJOB_LABELSENTRY']._serialized_end=1483
-  _globals['_TRAININGJOB_SOFTWAREENTRY']._serialized_start=1485
-  _globals['_TRAININGJOB_SOFTWAREENTRY']._serialized_end=1532
-  _globals['_JOBINPUTS']._serialized_start=1637
-  _globals['_JOBINPUTS']._serialized_end=1859
-  _globals['_JOBINPUTS_REWARDMODELSENTRY']._serialized_start=1808
-  _globals['_JOBINPUTS_REWARDMODELSENTRY']._serialized_end=1859
-  _globals['_DISKFORECAST']._serialized_start=1862
-  _globals['_DISKFORECAST']._serialized_end=2067
-  _globals['_DATAFORECAST']._serialized_start=2070
-  _globals['_DATAFORECAST']._serialized_end=2588
-  _globals['_DATAFORECAST_LEFTOUTENTRY']._serialized_start=2484
-  _globals['_DATAFORECAST_LEFTOUTENTRY']._serialized_end=2530
-  _globals['_DATAFORECAST_VALIDATIONLEFTOUTENTRY']._serialized_start=2532
-  _globals['_DATAFORECAST_VALIDATIONLEFTOUTENTRY']._serialized_end=2588
-  _globals['_TOKENQUANTILES']._serialized_start=2590
-  _globals['_TOKENQUANTILES']._serialized_end=2648
-  _globals['_JOBATTEMPT']._serialized_start=2651
-  _globals['_JOBATTEMPT']._serialized_end=2820
-  _globals['_JOBERROR']._serialized_start=2822
-  _globals['_JOBERROR']._serialized_end=2918
-  _globals['_ALGORITHM']._serialized_start=2921
-  _globals['_ALGORITHM']._serialized_end=3152
-  _globals['_HEADLINEMETRIC']._serialized_start=3154
-  _globals['_HEADLINEMETRIC']._serialized_end=3201
-  _globals['_REWARD']._serialized_start=3203
-  _globals['_REWARD']._serialized_end=3316
+  _globals['_TRAININGJOB']._serialized_start=331
+  _globals['_TRAININGJOB']._serialized_end=1727
+  _globals['_TRAININGJOB_LABELSENTRY']._serialized_start=1531
+  _globals['_TRAININGJOB_LABELSENTRY']._serialized_end=1576
+  _globals['_TRAININGJOB_SOFTWAREENTRY']._serialized_start=1578
+  _globals['_TRAININGJOB_SOFTWAREENTRY']._serialized_end=1625
+  _globals['_JOBINPUTS']._serialized_start=1730
+  _globals['_JOBINPUTS']._serialized_end=1952
+  _globals['_JOBINPUTS_REWARDMODELSENTRY']._serialized_start=1901
+  _globals['_JOBINPUTS_REWARDMODELSENTRY']._serialized_end=1952
+  _globals['_DISKFORECAST']._serialized_start=1955
+  _globals['_DISKFORECAST']._serialized_end=2160
+  _globals['_DATAFORECAST']._serialized_start=2163
+  _globals['_DATAFORECAST']._serialized_end=2681
+  _globals['_DATAFORECAST_LEFTOUTENTRY']._serialized_start=2577
+  _globals['_DATAFORECAST_LEFTOUTENTRY']._serialized_end=2623
+  _globals['_DATAFORECAST_VALIDATIONLEFTOUTENTRY']._serialized_start=2625
+  _globals['_DATAFORECAST_VALIDATIONLEFTOUTENTRY']._serialized_end=2681
+  _globals['_TOKENQUANTILES']._serialized_start=2683
+  _globals['_TOKENQUANTILES']._serialized_end=2741
+  _globals['_JOBATTEMPT']._serialized_start=2744
+  _globals['_JOBATTEMPT']._serialized_end=2913
+  _globals['_JOBERROR']._serialized_start=2915
+  _globals['_JOBERROR']._serialized_end=3011
+  _globals['_ALGORITHM']._serialized_start=3014
+  _globals['_ALGORITHM']._serialized_end=3245
+  _globals['_HEADLINEMETRIC']._serialized_start=3247
+  _globals['_HEADLINEMETRIC']._serialized_end=3294
+  _globals['_REWARD']._serialized_start=3296
+  _globals['_REWARD']._serialized_end=3409
 # @@protoc_insertion_point(module_scope)

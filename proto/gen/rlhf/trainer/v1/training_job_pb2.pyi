@@ -13,6 +13,7 @@ from google.rpc import status_pb2 as status_pb2
 from rlhf.type.v1 import job_state_pb2 as job_state_pb2
 from rlhf.type.v1 import job_warning_pb2 as job_warning_pb2
 from rlhf.type.v1 import placement_pb2 as placement_pb2
+from rlhf.type.v1 import queue_position_pb2 as queue_position_pb2
 import builtins as builtins
 import sys
 import typing as typing
@@ -95,6 +96,7 @@ class TrainingJob(message.Message):
     SOFTWARE_FIELD_NUMBER: builtins.int
     WARNINGS_FIELD_NUMBER: builtins.int
     DATA_FORECAST_FIELD_NUMBER: builtins.int
+    QUEUED_BEHIND_FIELD_NUMBER: builtins.int
     name: builtins.str
     algorithm: builtins.str
     """A name from ListAlgorithms: `sft`, `grpo`."""
@@ -163,6 +165,10 @@ class TrainingJob(message.Message):
     def data_forecast(self) -> DataForecast:
         """What training makes of the rows, counted with the model's tokenizer before it started; absent where nobody looked."""
 
+    @builtins.property
+    def queued_behind(self) -> queue_position_pb2.QueuePosition:
+        """Set while it is queued, or in the phase `waiting_for_slots`; never in an event."""
+
     def __init__(
         self,
         *,
@@ -191,10 +197,11 @@ class TrainingJob(message.Message):
         software: abc.Mapping[builtins.str, builtins.str] | None = ...,
         warnings: abc.Iterable[job_warning_pb2.JobWarning] | None = ...,
         data_forecast: DataForecast | None = ...,
+        queued_behind: queue_position_pb2.QueuePosition | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = typing.Literal["create_time", b"create_time", "data_forecast", b"data_forecast", "disk_forecast", b"disk_forecast", "end_time", b"end_time", "error", b"error", "inputs", b"inputs", "params", b"params", "placement", b"placement", "start_time", b"start_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["create_time", b"create_time", "data_forecast", b"data_forecast", "disk_forecast", b"disk_forecast", "end_time", b"end_time", "error", b"error", "inputs", b"inputs", "params", b"params", "placement", b"placement", "queued_behind", b"queued_behind", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["algorithm", b"algorithm", "attempts", b"attempts", "base_model", b"base_model", "create_time", b"create_time", "data_forecast", b"data_forecast", "dataset_version", b"dataset_version", "disk_forecast", b"disk_forecast", "end_time", b"end_time", "error", b"error", "inputs", b"inputs", "labels", b"labels", "name", b"name", "params", b"params", "phase", b"phase", "placement", b"placement", "priority", b"priority", "resume_from", b"resume_from", "sequence", b"sequence", "software", b"software", "start_time", b"start_time", "state", b"state", "step_count", b"step_count", "total_step_count", b"total_step_count", "validation_dataset_version", b"validation_dataset_version", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["algorithm", b"algorithm", "attempts", b"attempts", "base_model", b"base_model", "create_time", b"create_time", "data_forecast", b"data_forecast", "dataset_version", b"dataset_version", "disk_forecast", b"disk_forecast", "end_time", b"end_time", "error", b"error", "inputs", b"inputs", "labels", b"labels", "name", b"name", "params", b"params", "phase", b"phase", "placement", b"placement", "priority", b"priority", "queued_behind", b"queued_behind", "resume_from", b"resume_from", "sequence", b"sequence", "software", b"software", "start_time", b"start_time", "state", b"state", "step_count", b"step_count", "total_step_count", b"total_step_count", "validation_dataset_version", b"validation_dataset_version", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

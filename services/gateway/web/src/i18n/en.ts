@@ -35,7 +35,7 @@ export const en = {
     beginJob: "everything is checked before it starts", beginDemo: "Or have it all shown on this machine:",
   },
   job: {
-    name: "Job", state: "State", progress: "Progress", progressOf: "Progress of {job}", algorithm: "Algorithm", model: "Model", dataset: "Dataset",
+    name: "Job", state: "State", progress: "Progress", progressOf: "Progress of {job}", behind: "behind {names}", algorithm: "Algorithm", model: "Model", dataset: "Dataset",
     validation: "Validation dataset", took: "Took", created: "Created", again: "Run again …", cancel: "Cancel",
     cancelTitle: "Cancel this job?", cancelYes: "Cancel the job",
     cancelText: "It stops at its next step. Its checkpoints stay; the job cannot be gone on with.",

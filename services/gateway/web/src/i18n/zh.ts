@@ -37,7 +37,7 @@ export const zh: typeof en = {
     beginJob: "启动前会检查所有设置", beginDemo: "或在本机上完整演示：",
   },
   job: {
-    name: "任务", state: "状态", progress: "进度", progressOf: "{job} 的进度", algorithm: "算法", model: "模型", dataset: "数据集",
+    name: "任务", state: "状态", progress: "进度", progressOf: "{job} 的进度", behind: "等待：{names}", algorithm: "算法", model: "模型", dataset: "数据集",
     validation: "验证数据集", took: "用时", created: "创建时间", again: "再次运行…", cancel: "取消任务",
     cancelTitle: "取消此任务？", cancelYes: "取消任务",
     cancelText: "任务会在下一步停止。已有的检查点会保留，但任务无法继续。",

@@ -5,6 +5,7 @@ import { asProblem, problemOf } from "../api/problem";
 import { partsOf } from "../datasets/turns";
 import { en } from "../i18n/en";
 import { zh } from "../i18n/zh";
+import { behind } from "../jobs/queue";
 import { clean } from "../jobs/terminal";
 import { metric, paragraphs, size, took } from "./format";
 
@@ -14,6 +15,14 @@ it("names resources as a person does", () => {
   expect([shortName(version), shortName(checkpoint), shortName("projects/p/models/m")]).toEqual(["d:3", "j/step-9", "m"]);
   expect([pathOf(version), pathOf(checkpoint), pathOf("projects/p/models/m")]).toEqual(["/datasets/d/versions/3", "/jobs/j/checkpoints", "/models/m"]);
   expect(idOf(version)).toBe("3");
+});
+
+it("says behind what a job waits", () => {
+  const running = ["projects/p/trainingJobs/a", "projects/p/models/m"];
+  expect(behind({})).toBe("");
+  expect(behind({ queuedBehind: { running: [], ahead: [], aheadCount: 0 } })).toBe("");
+  expect(behind({ queuedBehind: { running, ahead: ["projects/p/trainingJobs/b"], aheadCount: 30 } })).toBe("a, m +30");
+  expect(behind({ queuedBehind: { running, ahead: ["projects/p/trainingJobs/b"], aheadCount: 1 } }, 9)).toBe("a, m, b");
 });
 
 it("reads problem details, whatever came instead", () => {
