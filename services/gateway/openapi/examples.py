@@ -43,6 +43,7 @@ EXAMPLES: Mapping[str, Mapping[str, Any]] = {
         "name": _JOB,
         **_JOB_INPUT,
         "validationDatasetVersion": "",
+        "resumeFrom": "",
         "priority": 0,
         "state": "JOB_STATE_RUNNING",
         "attempts": [{"number": 1, "startTime": _TIME, "endReason": "", "resumedFromStep": "0"}],
