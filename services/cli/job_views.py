@@ -13,6 +13,7 @@ from services.client import references
 
 if TYPE_CHECKING:
     from rlhf.trainer.v1.training_job_pb2 import DataForecast, TrainingJob
+    from rlhf.type.v1.job_warning_pb2 import JobWarning
     from rlhf.type.v1.metric_point_pb2 import MetricPoint
     from rlhf.type.v1.sample_pb2 import Sample
 
@@ -25,6 +26,7 @@ JOBS = (
     Column("ALGORITHM", lambda job: job.algorithm),
     Column("STATE", lambda job: _listed_state(job)),
     Column("STEP", lambda job: steps(job), right=True),
+    Column("WARNINGS", lambda job: str(len(job.warnings) or ""), right=True),
     Column("MODEL", lambda job: references.short(job.base_model)),
     Column("DATASET", lambda job: references.short(job.dataset_version)),
     Column("TOOK", lambda job: display.took(job.start_time, job.end_time), right=True),
@@ -87,6 +89,7 @@ def facts(job: TrainingJob) -> list[tuple[str, str]]:
         ("state", _state(job)),
         ("waits", queued_behind(job)),
         ("error", display.clean(job.error.message)),
+        ("warnings", "\n".join(map(warning, job.warnings))),
         ("algorithm", job.algorithm),
         ("model", references.short(job.base_model)),
         ("dataset", references.short(job.dataset_version)),
@@ -132,6 +135,13 @@ def _held_out(found: DataForecast) -> str:
     """Of the rows that validation looks at, those that it can't use."""
     left = ", ".join(f"{count:,} out by {name}" for name, count in sorted(found.validation_left_out.items()))
     return f"{left} of the {found.validation_row_count:,} rows that are looked at" if left else ""
+
+
+def warning(found: JobWarning) -> str:
+    """What a job warns of: its reason, text, remedy, and how often where it was more than once."""
+    again = f" ({found.count} times, steps {found.first_step} to {found.last_step})" if found.count > 1 else ""
+    remedy = f"; what to do: {found.remedy}" if found.remedy else ""
+    return display.one_line(f"{found.reason}: {found.message}{again}{remedy}")
 
 
 def _disk(job: TrainingJob) -> str:

@@ -53,7 +53,7 @@ def list_jobs(
 
 @app.command()
 def show(context: typer.Context, job: JobArgument, output_format: FormatOption = "table") -> None:
-    """A job: state, error and remedy, attempts, parameters with their defaults.
+    """A job: state, error and remedy, warnings, attempts, parameters with their defaults.
 
     Example: `rlhf job show grpo-k3x9qa`
     """

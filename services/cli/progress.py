@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rlhf.trainer.v1.training_job_pb2 import HeadlineMetric, TrainingJob
     from rlhf.type.v1.checkpoint_pb2 import Checkpoint
+    from rlhf.type.v1.job_warning_pb2 import JobWarning
     from rlhf.type.v1.metric_point_pb2 import MetricPoint
 
 # Steps over which the pace is averaged.
@@ -37,6 +38,8 @@ class Progress:
         self._times: collections.deque[tuple[int, float]] = collections.deque(maxlen=_PACE_STEPS + 1)
         self._attempt = 0
         self._checkpoints: dict[str, str] = {}
+        # Attempt, reason and first step of those that were said.
+        self._warned: set[tuple[int, str, int]] = set()
 
     def take_job(self, job: TrainingJob) -> list[str]:
         """A newer state; what is worth saying about it."""
@@ -49,6 +52,15 @@ class Progress:
         if job.sequence >= self.job.sequence:
             self.job = job
             self.step = max(job.step_count, self._reported_step())
+        return said + self.take_warnings(job.warnings)
+
+    def take_warnings(self, warnings: Iterable[JobWarning]) -> list[str]:
+        """What has not been said of them before."""
+        said = []
+        for found in warnings:
+            if (key := (found.attempt, found.reason, found.first_step)) not in self._warned:
+                self._warned.add(key)
+                said.append(f"warning: {job_views.warning(found)}")
         return said
 
     def take_points(self, points: Iterable[MetricPoint]) -> None:

@@ -150,12 +150,16 @@ def train(
 
 def show_created(context: typer.Context, job: TrainingJob, watch: bool, dry_run: bool, output_format: str) -> None:
     """What was created, or would have been; or the job until it ends."""
-    for warning in job.warnings:
+    # Who watches is told of them with all that come.
+    for warning in () if watch and not dry_run else job.warnings:
         output.say(f"warning: {display.clean(warning.message)}", style="yellow")
         if warning.remedy:
             output.say(f"  what to do: {display.clean(warning.remedy)}")
     if dry_run:
-        output.say("nothing is wrong with it; nothing was started")
+        verdict = (
+            f"it can be started, with warnings ({len(job.warnings)})" if job.warnings else "nothing is wrong with it"
+        )
+        output.say(f"{verdict}; nothing was started")
         output.show_one(job, job_views.facts(job), output_format)
     elif watch:
         from services.cli import watching

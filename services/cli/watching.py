@@ -106,6 +106,8 @@ async def _watch_events(client: AsyncClient, name: str, state: Progress, say: Sa
             _say_all(say, state.take_job(event.training_job))
         elif event.HasField("checkpoint"):
             _say_all(say, state.take_checkpoints([event.checkpoint]))
+        elif event.HasField("warning"):
+            _say_all(say, state.take_warnings([event.warning]))
 
 
 async def _watch_points(client: AsyncClient, name: str, state: Progress, say: Say) -> None:

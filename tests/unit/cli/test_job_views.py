@@ -54,6 +54,19 @@ def test_a_job_that_was_only_checked_has_no_state() -> None:
     assert dict(job_views.facts(TrainingJob(state=JOB_STATE_FAILED, phase="loading")))["state"] == "FAILED"
 
 
+def test_warnings_are_told_with_their_remedy_and_how_often() -> None:
+    job = TrainingJob(name="projects/p/trainingJobs/j")
+    assert dict(job_views.facts(job))["warnings"] == ""
+    job.warnings.add(reason="ROWS_LEFT_OUT", message="3 of 64 rows", remedy="raise max_length", count=1)
+    job.warnings.add(reason="GRADIENT_ZERO", message="it was 0\x1b[0m", first_step=2, last_step=9, count=8)
+    assert dict(job_views.facts(job))["warnings"].splitlines() == [
+        "ROWS_LEFT_OUT: 3 of 64 rows; what to do: raise max_length",
+        "GRADIENT_ZERO: it was 0 (8 times, steps 2 to 9)",
+    ]
+    [column] = [column for column in job_views.JOBS if column.title == "WARNINGS"]
+    assert (column.value(job), column.value(TrainingJob())) == ("2", "")
+
+
 def test_attempts_are_told_where_there_was_more_than_one() -> None:
     job = TrainingJob(name="projects/p/trainingJobs/j", attempts=[JobAttempt(number=1)])
     assert dict(job_views.facts(job))["attempts"] == ""

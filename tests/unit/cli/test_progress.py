@@ -53,6 +53,19 @@ def trained(steps: int, seconds_a_step: int = 2) -> Progress:
     return state
 
 
+def test_a_warning_is_said_once_however_it_comes() -> None:
+    state = Progress(job())
+    warned = job(sequence=2)
+    warned.warnings.add(reason="GRADIENT_ZERO", message="it was 0", first_step=2, last_step=4, count=3, attempt=1)
+    assert state.take_warnings(warned.warnings) == [
+        "warning: GRADIENT_ZERO: it was 0 (3 times, steps 2 to 4)",
+    ]
+    warned.warnings[0].last_step = warned.warnings[0].count = 9
+    assert state.take_job(warned) == [] == state.take_job(warned)
+    warned.warnings.add(reason="GRADIENT_ZERO", message="again", remedy="look", first_step=2, count=1, attempt=2)
+    assert state.take_job(warned) == ["warning: GRADIENT_ZERO: again; what to do: look"]
+
+
 def test_pace_and_time_left_come_from_the_points_own_times() -> None:
     state = trained(40)
     assert state.step == 40

@@ -17,6 +17,7 @@ export type Model = Schemas["Model"];
 export type Reward = Schemas["Reward"];
 export type Row = Schemas["Row"];
 export type Sample = Schemas["Sample"];
+export type JobWarning = Schemas["JobWarning"];
 export type TrainingJob = Schemas["TrainingJob"];
 export type TrainingJobInput = Schemas["TrainingJobInput"];
 export type Upload = Schemas["Upload"];

@@ -42,6 +42,7 @@ export const en = {
     parts: "Parts of the job",
     tabs: { metrics: "Metrics", logs: "Logs", samples: "Samples", checkpoints: "Checkpoints", attempts: "Attempts", config: "Config" },
   },
+  warnings: { title: "Warnings", remedy: "What to do:", times: "{count} times", steps: "steps {first} to {last}" },
   newJob: {
     title: "New job", params: "Parameters of {algorithm}", advanced: "{count} more parameters", about: "About {algorithm}", start: "Start", check: "Check only",
     choose: "choose", none: "none", noModel: "Import a model first", formats: "Format: {formats}.",

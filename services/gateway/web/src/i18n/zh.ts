@@ -44,6 +44,7 @@ export const zh: typeof en = {
     parts: "任务内容",
     tabs: { metrics: "指标", logs: "日志", samples: "样本", checkpoints: "检查点", attempts: "尝试", config: "配置" },
   },
+  warnings: { title: "警告", remedy: "处理方法：", times: "{count} 次", steps: "第 {first} 至 {last} 步" },
   newJob: {
     title: "新建任务", params: "{algorithm} 的参数", advanced: "其余 {count} 个参数", about: "关于 {algorithm}", start: "启动", check: "仅检查",
     choose: "请选择", none: "无", noModel: "请先导入模型", formats: "格式：{formats}。",

@@ -38,6 +38,8 @@ export function useJob(id: string): FollowedJob {
   const events = useStream<JobEvent>(streamPath(id, "streamEvents"), (event) => {
     if (event.trainingJob) take(event.trainingJob);
     if (event.checkpoint) takeCheckpoint(event.checkpoint);
+    // The job has all of them, counted.
+    if (event.warning) void polling.refresh();
   });
   const polling = usePolling(
     () => getJob(id),
