@@ -32,7 +32,7 @@ from services.trainer.following import Follower
 from services.trainer.keeping import Keeper
 from services.trainer.plan import LaunchPlan, PlanInputs, ResumePoint
 from services.trainer.runners import Run
-from services.trainer.runners.local import LocalRun
+from services.trainer.runners.local import LocalRun, last_lines
 from services.trainer.settings import Settings
 from services.trainer.store import checkpoints, series
 from services.trainer.store.models import known_as
@@ -52,7 +52,7 @@ _DISK_SECONDS = 10.0
 _DIED = "the training process died"
 # Ends that are no fault of the job: what it ran on went away under it.
 _DEATHS = frozenset({"RAY_UNREACHABLE", "WORKER_DIED", "NODE_DIED"})
-_DEATH_REMEDY = "read the last log lines; a process that was killed has often run out of memory: lower micro_batch_size"
+_DEATH_REMEDY = "a process that was killed has often run out of memory: lower micro_batch_size"
 
 
 @dataclass(frozen=True)
@@ -243,9 +243,9 @@ class TrainingHandler:
             # As when the mesh is taken down and saving takes longer than that may: no death of the job's doing.
             raise Retry("its process was told to stop and was ended before it had said where", 0)
         if end is None:
-            return await self._died(lease, f"{_DIED} without a word", cancelled)
+            return await self._died(lease, run, f"{_DIED} without a word", cancelled)
         if end.outcome == "failed" and end.reason in _DEATHS:
-            return await self._died(lease, f"{_DIED}: {end.reason}: {end.message}", cancelled)
+            return await self._died(lease, run, f"{_DIED}: {end.reason}: {end.message}", cancelled)
         if end.outcome == "succeeded":
             return Ending(State.SUCCEEDED)
         if end.outcome == "stopped" and not cancelled.is_set():
@@ -257,7 +257,7 @@ class TrainingHandler:
         error = FailedPrecondition(end.reason or "TRAINING_FAILED", message, step=end.step, remedy=end.remedy)
         return Ending(State.FAILED, error)
 
-    async def _died(self, lease: Lease, reason: str, cancelled: asyncio.Event) -> Ending:
+    async def _died(self, lease: Lease, run: Run, reason: str, cancelled: asyncio.Event) -> Ending:
         """Try again from the newest checkpoint, so often; while it waits the job holds neither slot nor worker."""
         if cancelled.is_set():
             return Ending(State.CANCELLED)
@@ -265,7 +265,9 @@ class TrainingHandler:
             attempts = (await self._jobs.attempts(connection, [lease.job.uid]))[lease.job.uid]
         deaths = 1 + sum(attempt.end_reason.startswith(_DIED) for attempt in attempts)
         if deaths > self._settings.max_retries:
-            message = f"{reason}; tried {deaths} times\nWhat to do: {_DEATH_REMEDY}"
+            printed = "".join(f"\n  {line}" for line in await asyncio.to_thread(last_lines, run.folder))
+            said = f"\nThe last it printed:{printed}" if printed else ""
+            message = f"{reason}; tried {deaths} times{said}\nWhat to do: {_DEATH_REMEDY}"
             return Ending(State.FAILED, PlatformError("RUN_DIED", message, remedy=_DEATH_REMEDY))
         raise Retry(reason, retry_seconds(deaths))
 

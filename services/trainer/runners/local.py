@@ -31,6 +31,12 @@ LOCK_FILE = "alive.lock"
 STOP = b'{"action": "stop"}'
 
 
+# Of what a run printed, in the error of one that died without a word.
+LAST_LINES = 5
+_LAST_BYTES = 8192
+_LINE_CHARACTERS = 200
+
+
 class LocalRun:
     """See `runners.Run`. `environment` is the whole environment of the process; `fork_server` the socket of one."""
 
@@ -156,3 +162,15 @@ def write_atomically(path: Path, data: bytes) -> None:
     partial = path.with_name(f".{path.name}.partial")
     partial.write_bytes(data)
     partial.replace(path)
+
+
+def last_lines(folder: Path) -> list[str]:
+    """The last lines that the run in `folder` printed, shortened; none where it printed nothing."""
+    try:
+        with (folder / OUTPUT_FILE).open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _LAST_BYTES))
+            text = file.read().decode("utf-8", "replace")
+    except OSError:
+        return []
+    lines = [line.rpartition("\r")[2].strip() for line in text.splitlines()]
+    return [line[:_LINE_CHARACTERS] for line in lines if line][-LAST_LINES:]

@@ -69,7 +69,7 @@ CATALOGUE = (
         "WORKER_DIED",
         "ActorDiedError|RayActorError|WorkerCrashedError|ActorUnavailableError|OwnerDiedError",
         "",
-        "see the log: a process that was killed has often run out of memory",
+        "a process that was killed has often run out of memory: lower micro_batch_size, or use lora",
     ),
     Known(
         "ROLLOUT_ENGINE_MISSING",
@@ -104,10 +104,18 @@ def explain(error: BaseException) -> Failure:
     known = next((entry for entry in CATALOGUE if _matches(entry, cause, text)), None)
     return Failure(
         reason=known.reason if known else "TRAINING_FAILED",
-        message=f"{name}: {text.splitlines()[0] if text else '(no text)'}"[:2000],
+        message=f"{name}: {_gist(text)}"[:2000],
         remedy=known.remedy if known else "",
         traceback=_tail_of(error),
     )
+
+
+def _gist(text: str) -> str:
+    """The first line; of a worker that died, what Ray says of how, too."""
+    if not text:
+        return "(no text)"
+    detail = re.search(r"Worker exit detail: (.*)", text)
+    return text.splitlines()[0] + (f" {detail[1].strip()}" if detail else "")
 
 
 def first_cause(error: BaseException) -> BaseException:

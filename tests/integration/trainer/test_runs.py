@@ -275,7 +275,7 @@ async def test_a_run_that_always_dies_fails_with_the_number_of_tries(
     job = await bench.ended(await bench.create())
     assert job.state == job_state_pb2.JOB_STATE_FAILED
     assert len(job.attempts) == 4
-    assert "tried 4 times" in job.error.message
+    assert "tried 4 times\nThe last it printed:\n  step 1 of attempt 4\n" in job.error.message
 
 
 async def test_a_run_that_says_why_it_failed_is_not_tried_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

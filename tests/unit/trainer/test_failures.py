@@ -28,6 +28,21 @@ def test_reason(error: Exception, reason: str) -> None:
     assert bool(found.remedy) == (reason != "TRAINING_FAILED")
 
 
+def test_a_worker_that_died_is_told_with_what_ray_says_of_it() -> None:
+    class ActorDiedError(Exception):
+        pass
+
+    text = (
+        "The actor died unexpectedly before finishing this task.\n\tclass_name: W\nThe actor is dead because its worker"
+    )
+    text += " process has died. Worker exit type: SYSTEM_ERROR Worker exit detail: Worker exits with signal 9.\nmore"
+    found = explain(ActorDiedError(text))
+    assert found.reason == "WORKER_DIED" and "memory" in found.remedy and "log" not in found.remedy
+    assert found.message == (
+        "ActorDiedError: The actor died unexpectedly before finishing this task. Worker exits with signal 9."
+    )
+
+
 def test_what_is_not_the_jobs_fault_is_tried_again_and_what_would_fail_again_is_not() -> None:
     assert "RAY_UNREACHABLE" in training_handler._DEATHS
     assert not {"DISK_FULL", "OUT_OF_MEMORY", "TRAINING_FAILED"} & training_handler._DEATHS
