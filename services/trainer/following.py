@@ -195,7 +195,7 @@ def _warning(record: spool.Problem, at: datetime, attempt: int) -> JobWarning:
         severity=Severity(record.severity.upper()),
         message=record.message,
         remedy=record.remedy,
-        first_step=record.step,
+        first_step=record.first_step or record.step,
         last_step=record.step,
         count=record.count,
         attempt=attempt,

@@ -17,6 +17,10 @@ Device = Literal["cpu", "cuda"]
 CheckpointKind = Literal["full", "adapter", "reward"]
 # Whether code of a user's may judge: not, in isolation, or where there is none to be had too.
 CustomCode = Literal["refuse", "allow", "allow-unisolated"]
+# What a step must have, besides a gradient that changes weights, for anything to be learnt in it: nothing more; a
+# prompt whose answers got different rewards; two answers of different reward. A gradient that comes from a KL or an
+# entropy term alone teaches nothing that the rewards say.
+LearnsFrom = Literal["gradient", "groups", "rewards"]
 PLAN_FILE = "plan.json"
 SPOOL_FILE = "spool.jsonl"
 CONTROL_FILE = "control.json"
@@ -148,6 +152,7 @@ class LaunchPlan:
     held_out_reward: RewardSpec | None = None
     # What the base model is called elsewhere, for who gets an adapter over it: never a path.
     base_name: str = ""
+    learns_from: LearnsFrom = "gradient"
 
     @property
     def checkpoint_kind(self) -> CheckpointKind:

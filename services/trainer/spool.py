@@ -12,6 +12,7 @@ import os
 import threading
 import time
 from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -103,18 +104,23 @@ class Software(_Record, frozen=True, kw_only=True, tag="software"):
     versions: dict[str, str]
 
 
+Severity = Literal["info", "warning", "error"]
+
+
 class Problem(_Record, frozen=True, kw_only=True, tag="problem"):
     """A warning of the job. `reason` is a stable UPPER_SNAKE_CASE word, `key` tells apart what shares one; the same of
-    both is counted. `step` are the optimizer steps completed, 0 where it belongs to none.
+    both is counted. `step` are the optimizer steps completed, 0 where it belongs to none; `first_step` is given where
+    `count` stands for several.
     """
 
-    severity: Literal["info", "warning", "error"]
+    severity: Severity
     # A spool of before it was there has none.
     reason: Annotated[str, msgspec.Meta(pattern="^[A-Z][A-Z0-9_]{1,62}$")] = "UNSPECIFIED"
     message: str
     remedy: str = ""
     key: str = ""
     step: Annotated[int, msgspec.Meta(ge=0)] = 0
+    first_step: Annotated[int, msgspec.Meta(ge=0)] = 0
     count: Annotated[int, msgspec.Meta(ge=1)] = 1
 
 
@@ -243,6 +249,17 @@ def read_from(path: Path | str, offset: int, limit_bytes: int = 1 << 20) -> tupl
             records.append(_decode_or_report(line, position))
         position += len(line) + 1
     return records, offset + end
+
+
+def read_all(path: Path | str) -> Iterator[Record]:
+    """Every record of the complete lines that are there now."""
+    offset = 0
+    while True:
+        records, following = read_from(path, offset)
+        yield from records
+        if following == offset:
+            return
+        offset = following
 
 
 def _decode_or_report(line: bytes, position: int) -> Record:

@@ -152,6 +152,7 @@ def policy_plan(algorithm: str, params: PolicyParams, inputs: PlanInputs, verl: 
         reward=reward_spec(params.reward),
         held_out_reward=reward_spec(params.held_out_reward) if params.held_out_reward else None,
         trainer="rl",
+        learns_from="groups" if isinstance(params, GroupParams) else "rewards",
         verl=applied(_verl(params, inputs) | verl, params),
         adapter=params.lora is not None,
         max_tokens=params.prompt_tokens,

@@ -39,7 +39,7 @@ def report(
     for one in given:
         if error := failure(one):
             raise error
-    on_metrics(means(given))
+    on_metrics(means(given) | uniform_groups(batch.keys, [float(scores.sum()) for scores in data["rm_scores"]]))
     columns = [list(data[name])[:SHOWN] for name in ("raw_prompt", "responses", "rm_scores", "reward_model", "index")]
     on_samples(
         [
@@ -54,6 +54,16 @@ def report(
             for prompt, response, scores, reward_model, index, one in zip(*columns, given, strict=False)
         ]
     )
+
+
+def uniform_groups(keys: Sequence[str], scores: Sequence[float]) -> dict[str, float]:
+    """The share of prompts whose answers all had the same score; a key is `prompt_answer_turn`."""
+    groups: defaultdict[str, list[float]] = defaultdict(list)
+    for key, score in zip(keys, scores, strict=True):
+        groups[key.split("_")[0]].append(score)
+    if all(len(group) == 1 for group in groups.values()):
+        return {}
+    return {"reward/uniform_groups": fmean(len(set(group)) == 1 for group in groups.values())}
 
 
 def means(answers: Sequence[Mapping[str, Any]]) -> dict[str, float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from services.trainer.plan import LaunchPlan
+from services.trainer.run_health import LEFT_OUT_SHARE
 from services.trainer.spool import Phase, Problem, SpoolWriter
 from services.trainer.verl.checkpoints import CheckpointPublisher
 from services.trainer.verl.reporting import StepReporter
@@ -30,8 +31,10 @@ class RunContext:
             limit = self.plan.max_tokens
             message = f"{left_out} of {rows} training rows are longer than {limit} tokens and are left out"
             remedy = "raise max_prompt_length" if self.plan.trainer == "rl" else "raise max_length"
-        self.warn(message, remedy)
+        severity = "warning" if left_out > LEFT_OUT_SHARE * rows else "info"
+        reason = "ROWS_REFUSED" if refused else "ROWS_LEFT_OUT"
+        self.spool.append(Problem(severity=severity, reason=reason, message=message, remedy=remedy))
 
     def warn(self, message: str, remedy: str) -> None:
-        """Say what the run does otherwise than its user may think."""
-        self.spool.append(Problem(severity="warning", message=message, remedy=remedy))
+        """Say what of the rows is trained otherwise than its user may think."""
+        self.spool.append(Problem(severity="warning", reason="ROWS_CHANGED", message=message, remedy=remedy))

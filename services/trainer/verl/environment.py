@@ -29,6 +29,14 @@ def variables(device: Device) -> dict[str, str]:
         "TMPDIR": tempfile.gettempdir(),
         "RAY_USAGE_STATS_ENABLED": "0",
         "HYDRA_FULL_ERROR": "1",
+        # What they say of themselves; see quiet.py.
+        "VERL_LOGGING_LEVEL": "ERROR",
+        "TQ_LOGGING_LEVEL": "ERROR",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "TQDM_DISABLE": "1",
+        # Else Ray puts a `print` of its own over that of quiet.py.
+        "RAY_TQDM_PATCH_PRINT": "0",
     }
     if device == "cuda":
         return {**common, "VERL_PLATFORM": "nvidia"}

@@ -48,10 +48,15 @@ class _StepScores:
     batches: int = 0
     answers: int = 0
     sums: dict[str, float] = field(default_factory=dict)
+    # Prompts whose answers all had the same score.
+    uniform: int = 0
 
-    def add(self, scores: Sequence[rewards.Score]) -> None:
+    def add(self, scores: Sequence[rewards.Score], group: int) -> None:
+        """`scores` of whole groups of answers to one prompt, one group after the other."""
         self.batches += 1
         self.answers += len(scores)
+        for start in range(0, len(scores), group):
+            self.uniform += len({score.score for score in scores[start : start + group]}) == 1
         for score in scores:
             for name, value in {"": score.score, **score.parts}.items():
                 self.sums[name] = self.sums.get(name, 0.0) + value
@@ -128,7 +133,7 @@ class BatchGeneration:
             return
         if step != self._held_out.step:
             self._held_out = _StepScores(step)
-        self._held_out.add(scores)
+        self._held_out.add(scores, self._rollout.n)
         means = self._held_out.means()
         values = {"held_out/mean": means.pop("")}
         self._on_metrics(values | {f"held_out/{part}/mean": mean for part, mean in means.items()})
@@ -197,10 +202,12 @@ class BatchGeneration:
     def _report(self, prompts: list[_Prompt], texts: list[str], scores: list[rewards.Score], step: int) -> None:
         if step != self._scores.step:
             self._scores = _StepScores(step)
-        self._scores.add(scores)
+        self._scores.add(scores, self._rollout.n)
         means = self._scores.means()
         sampled = means.pop("")
         values = {f"reward/{part}/mean": mean for part, mean in means.items()}
+        if self._rollout.n > 1:
+            values["reward/uniform_groups"] = self._scores.uniform * self._rollout.n / self._scores.answers
         if self._filtered:
             # verl's own figures are those of the prompts that are kept.
             values["rollout/reward/mean"] = sampled

@@ -73,7 +73,7 @@ def _left_out(reasons: list[str], rows: int) -> Problem:
     first = reasons[0] if len(reasons[0]) <= 300 else reasons[0][:300] + " …"
     message = f"the held-out loss leaves out {len(reasons)} of {rows} validation rows, the first because it is {first}"
     remedy = "training goes on; mend the rows, or raise max_length where they are too long"
-    return Problem(severity="warning", message=message, remedy=remedy)
+    return Problem(severity="warning", reason="VALIDATION_ROWS_LEFT_OUT", key="loss", message=message, remedy=remedy)
 
 
 def _format(line: bytes) -> Format | None:

@@ -19,6 +19,7 @@ from typing import Any
 
 from services.trainer.verl.environment import RENDEZVOUS, SECRET
 from services.trainer.verl.one_slot import partitions, whole_chunks
+from services.trainer.verl.quiet import silence
 
 Hook = Callable[[Any], None]
 # The name under which verl's configuration chooses our rollout engine.
@@ -116,11 +117,13 @@ def critic_model(module: Any) -> None:
 def engines(module: Any) -> None:
     from services.trainer.verl.adapters import mend_adapters
     from services.trainer.verl.fingerprints import watch_engine
+    from services.trainer.verl.weight_changes import watch_updates
 
     lora_dropout(module)
     mend_adapters(module)
     learning_rate(module)
     watch_engine(module)
+    watch_updates(module)
     classifier_engine(module)
 
 
@@ -269,6 +272,7 @@ class _Changed:
 
 def install_common() -> None:
     """What Ray calls first in every process of a job: the queue's own do not import verl, and so not our plugin."""
+    silence()
     install(COMMON)
 
 

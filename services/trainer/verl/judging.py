@@ -48,7 +48,11 @@ class RunJudges:
         if not self._waited:
             self._waited = True
             remedy = "the run goes on by itself once the judge answers; it can be cancelled meanwhile"
-            self._context.spool.append(Problem(severity="warning", message=f"waiting: {why}", remedy=remedy))
+            step = self._context.reporter.last_step
+            problem = Problem(
+                severity="warning", reason="REWARD_WAITING", message=f"waiting: {why}", remedy=remedy, step=step
+            )
+            self._context.spool.append(problem)
             self._say(WAITING)
         until = time.monotonic() + seconds
         while time.monotonic() < until:

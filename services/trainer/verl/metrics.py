@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
+# What weight_changes.py reports of an update: 1 where it changed a weight.
+WEIGHTS_CHANGED = "weights_changed"
 # verl's name → ours. What is not listed keeps its name under "verl/".
 NAMES = {
     # SFT
@@ -13,6 +16,7 @@ NAMES = {
     "train/lr": "train/learning_rate",
     "train/global_tokens": "train/tokens",
     "val/loss": "validation/loss",
+    WEIGHTS_CHANGED: "train/weights_changed",
     # Pairs
     "rewards/chosen": "rewards/chosen",
     "rewards/rejected": "rewards/rejected",
@@ -23,6 +27,8 @@ NAMES = {
     # RL
     "actor/pg_loss": "train/loss",
     "actor/grad_norm": "train/grad_norm",
+    f"actor/{WEIGHTS_CHANGED}": "train/weights_changed",
+    f"critic/{WEIGHTS_CHANGED}": "critic/weights_changed",
     "actor/lr": "train/learning_rate",
     "perf/total_num_tokens": "train/tokens",
     "actor/entropy": "actor/entropy",
@@ -73,6 +79,9 @@ def translate(raw: Mapping[str, Any]) -> dict[str, float]:
     """Every number of `raw` under our names; what is not a number is left out."""
     values: dict[str, float] = {}
     for name, value in raw.items():
+        if name == WEIGHTS_CHANGED and isinstance(value, list):
+            # verl's SFT trainer has a list of one for each slot.
+            value = max((max(slot) if isinstance(slot, list) else slot for slot in value), default=math.nan)
         try:
             number = float(value)
         except (TypeError, ValueError):

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from services.trainer.verl.held_out import pair, write_held_out
+from services.trainer.verl.metrics import WEIGHTS_CHANGED
 from services.trainer.verl.pair_rows import PairRows, collate
 from services.trainer.verl.sft import SftTrainer
 
@@ -30,7 +31,8 @@ class PairTrainer(SftTrainer):
 
     def metrics(self, raw: Mapping[str, Any]) -> Mapping[str, Any]:
         """The sums of every micro batch on every slot as means over the step's pairs."""
-        totals = {name: sum(_numbers(value)) for name, value in raw.items() if isinstance(value, list)}
+        sums = {name: value for name, value in raw.items() if isinstance(value, list) and name != WEIGHTS_CHANGED}
+        totals = {name: sum(_numbers(value)) for name, value in sums.items()}
         pairs = totals.pop(PAIRS)
         return {**raw, **{name: total / pairs for name, total in totals.items()}}
 

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from services.trainer.plan import LaunchPlan
-from services.trainer.spool import Metrics, Phase, SpoolWriter
+from services.trainer.plan import SPOOL_FILE, LaunchPlan
+from services.trainer.run_health import NothingLearnt, RunHealth
+from services.trainer.spool import Metrics, Phase, SpoolWriter, read_all
 from services.trainer.verl.control import Control
 from services.trainer.verl.metrics import translate
+
+# Of the steps, in the job's log.
+LOG_LINES = 100
+SHOWN = ("train/loss", "train/grad_norm", "reward/mean", "rewards/accuracy", "rollout/truncated_fraction")
 
 
 class StepReporter:
@@ -19,10 +25,30 @@ class StepReporter:
         self._plan = plan
         self._spool = spool
         self._control = control
+        self._health = RunHealth(plan.learns_from)
         self._extra: dict[str, float] = {}
         self._last_step_at: float | None = None
         self.last_step = plan.start_step
         self.stopped = False
+
+    def take_up(self) -> None:
+        """See what earlier attempts have learnt; where that is not known it is assumed that they have."""
+        if not self._plan.start_step:
+            return
+        spools = [
+            Path(self._plan.work_dir).with_name(str(number)) / SPOOL_FILE for number in range(1, self._plan.attempt)
+        ]
+        if not spools or not all(path.exists() for path in spools):
+            self._health.assume_learnt()
+            return
+        for path in spools:
+            for record in read_all(path):
+                if isinstance(record, Metrics) and record.step <= self._plan.start_step:
+                    self._health.step(record.step, record.values)
+
+    def nothing_learnt(self) -> NothingLearnt | None:
+        """Where the job has learnt nothing so far."""
+        return self._health.nothing_learnt()
 
     def add(self, values: Mapping[str, float]) -> None:
         """Values of ours for the step that is being taken."""
@@ -38,7 +64,18 @@ class StepReporter:
         self._last_step_at = now
         self.last_step = max(self.last_step, step)
         self._spool.append(Metrics(step=step, values=values))
+        for problem in self._health.step(step, values):
+            self._spool.append(problem)
         self._spool.append(Phase(phase="training", step=step, total_steps=self._plan.total_steps))
+        self._print(step, values)
+
+    def _print(self, step: int, values: Mapping[str, float]) -> None:
+        """A line of the job's log, of so many steps that the log stays a page or two however many there are."""
+        total = self._plan.total_steps
+        if step % max(1, total // LOG_LINES) and step != total:
+            return
+        shown = "  ".join(f"{name} {values[name]:.4g}" for name in SHOWN if name in values)
+        print(f"step {step} of {total}  {shown}", flush=True)
 
     def finish(self, exit_code: int = 0) -> None:
         pass

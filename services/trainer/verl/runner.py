@@ -31,6 +31,7 @@ from services.trainer.verl.failures import RayUnreachableError, explain
 
 if TYPE_CHECKING:
     from services.trainer.verl.context import RunContext
+    from services.trainer.verl.reporting import StepReporter
 
 
 # How long the last record may wait for room on the disk. A run that ends without it counts as one that died.
@@ -87,10 +88,12 @@ def _run(folder: Path, plan: LaunchPlan, spool: SpoolWriter, variables: dict[str
     control = Control(folder)
     side = SideProcess(folder, spool)
     reporter = StepReporter(plan, spool, control)
+    reporter.take_up()
     publisher = CheckpointPublisher(plan, spool, side)
     start = plan.start_step
     if start >= plan.total_steps:
-        spool.append(Problem(severity="info", message=f"step {start} was the last; nothing is left to train"))
+        message = f"step {start} was the last; nothing is left to train"
+        spool.append(Problem(severity="info", reason="NOTHING_LEFT", message=message, step=start))
         return End(outcome="succeeded", step=start)
     failure: End | None = None
     try:
@@ -110,7 +113,7 @@ def _run(folder: Path, plan: LaunchPlan, spool: SpoolWriter, variables: dict[str
         )
     spool.append(Phase(phase="verifying", step=reporter.last_step, total_steps=plan.total_steps))
     side.finish()
-    return failure or _outcome(plan, start, reporter.last_step, reporter.stopped, side.doubt(publisher.last_step))
+    return failure or _outcome(plan, spool, reporter, side.doubt(publisher.last_step))
 
 
 def _train(context: RunContext, control: Control, variables: dict[str, str]) -> None:
@@ -158,14 +161,14 @@ def _trainer(plan: LaunchPlan) -> Callable[[RunContext], None]:
     return partial(sft.train, kind=RewardModelTrainer)
 
 
-def _outcome(plan: LaunchPlan, start: int, last_step: int, stopped: bool, doubt: str | None) -> End:
-    """A run that took no step, too few, or whose last weights nobody may start from has failed, whatever verl returned.
-
-    `doubt` is what was found wrong with those.
+def _outcome(plan: LaunchPlan, spool: SpoolWriter, reporter: StepReporter, doubt: str | None) -> End:
+    """A run has failed that took no step, too few, learnt nothing, or whose last weights nobody may start from; verl
+    says none of it. `doubt` is what was found wrong with the weights.
     """
-    if stopped:
+    last_step = reporter.last_step
+    if reporter.stopped:
         return End(outcome="stopped", step=last_step, reason="STOP_REQUESTED")
-    if last_step <= start:
+    if last_step <= plan.start_step:
         return End(outcome="failed", step=last_step, reason="NO_STEPS", message="the run ended without a step")
     if last_step != plan.total_steps:
         message = f"the run ended after step {last_step} of {plan.total_steps}"
@@ -177,6 +180,11 @@ def _outcome(plan: LaunchPlan, start: int, last_step: int, stopped: bool, doubt:
             " on from the newest checkpoint that is READY"
         )
         return End(outcome="failed", step=last_step, reason="CHECKPOINT_CORRUPT", message=message, remedy=remedy)
+    if found := reporter.nothing_learnt():
+        said = {"step": last_step, "reason": "NOTHING_LEARNT", "message": found.message, "remedy": found.remedy}
+        if found.certain:
+            return End(outcome="failed", **said)
+        spool.append(Problem(severity="warning", **said))
     return End(outcome="succeeded", step=last_step)
 
 

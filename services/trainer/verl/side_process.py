@@ -14,9 +14,13 @@ from services.mesh.fork_server import client as fork_client
 from services.mesh.fork_server.client import Forked, Request
 from services.trainer import plan as plans
 from services.trainer import provenance
-from services.trainer.spool import Checkpoint, Problem, SpoolWriter, read_from
+from services.trainer.spool import Checkpoint, Problem, SpoolWriter, read_all
 from services.trainer.weights.side import CheckRequest
 
+_MEMORY = (
+    "a process that ends without a word was often killed for want of memory: the machine must hold the model a second"
+    " time beside the training"
+)
 _CHECK_DIED = "its check ended unexpectedly, twice: memory may be short for the model a second time"
 
 
@@ -41,11 +45,21 @@ class SideProcess:
         left = self._unanswered()
         if left:
             message = f"the check of step {left[0].step}'s weights ended unexpectedly; it is done again without samples"
-            self._spool.append(Problem(severity="warning", message=message, remedy="see the log; memory may be short"))
+            reason, step = "CHECK_REPEATED", left[0].step
+            problem = Problem(
+                severity="warning", reason=reason, message=message, remedy=_MEMORY, key=str(step), step=step
+            )
+            self._spool.append(problem)
             for request in left:
                 self._send(msgspec.json.encode(msgspec.structs.replace(request, sample=False)))
             self._wait()
         for request in self._unanswered():
+            reason, step = "CHECK_DIED", request.step
+            message = f"the weights of step {step} could not be checked: {_CHECK_DIED}"
+            problem = Problem(
+                severity="error", reason=reason, message=message, remedy=_MEMORY, key=str(step), step=step
+            )
+            self._spool.append(problem)
             self._spool.append(self.record(request, "corrupt", _CHECK_DIED))
 
     def doubt(self, step: int) -> str | None:
@@ -107,11 +121,5 @@ class SideProcess:
 
     def _found(self) -> dict[int, Checkpoint]:
         """The last word on each step's."""
-        found: dict[int, Checkpoint] = {}
-        offset = 0
-        while True:
-            records, following = read_from(self._folder / plans.SPOOL_FILE, offset)
-            found.update({record.step: record for record in records if isinstance(record, Checkpoint)})
-            if following == offset:
-                return found
-            offset = following
+        records = read_all(self._folder / plans.SPOOL_FILE)
+        return {record.step: record for record in records if isinstance(record, Checkpoint)}

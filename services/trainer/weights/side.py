@@ -22,7 +22,7 @@ from services.mesh.artifacts import Manifest
 from services.trainer import plan as plans
 from services.trainer import provenance, rewards
 from services.trainer.runners.local import stop_requested
-from services.trainer.spool import Checkpoint, Metrics, Problem, Sample, SampleBatch, SpoolWriter
+from services.trainer.spool import Checkpoint, Metrics, Problem, Sample, SampleBatch, Severity, SpoolWriter
 from services.trainer.weights.probe import TOLERANCE, Probe, ask, difference
 from services.trainer.weights.questions import Question, read_questions, reward_for, score, summarise
 from services.trainer.weights.reward_scoring import LocalScorer
@@ -38,11 +38,7 @@ _CHECKPOINT_REMEDY = (
     "training goes on; take the checkpoint before it, or the next that is READY. Where every one is CORRUPT look"
     " whether the disk is full or failing, and whether the machine has memory for the model a second time"
 )
-_BASE_REMEDY = (
-    "training goes on without the answers of step 0; look whether the machine has memory for the model a second time,"
-    " and try the model itself with transformers"
-)
-
+_BASE_REMEDY = "training goes on without the answers of step 0; look whether the machine has memory for it twice"
 _MEASURE_REMEDY = (
     "training goes on, and the checkpoint is none the worse; look whether the chat template takes the rows of the"
     " validation dataset, and whether the machine has memory"
@@ -111,7 +107,8 @@ class Checker:
         except Exception as error:
             message = f"the weights of step {request.step} could not be used: {type(error).__name__}: {error}"
             remedy = _CHECKPOINT_REMEDY if request.checkpoint else _BASE_REMEDY
-            self._spool.append(Problem(severity="error", message=message, remedy=remedy))
+            reason = "WEIGHTS_UNUSABLE" if request.checkpoint else "VALIDATION_SKIPPED"
+            self._problem("error", reason, message, remedy, request.step)
             if request.checkpoint:
                 self._report(request, "corrupt", {}, f"{type(error).__name__}: {error}")
 
@@ -185,7 +182,7 @@ class Checker:
         except Exception as error:
             # Whatever a chat template raises, for one.
             why, remedy = f"{type(error).__name__}: {error}", _MEASURE_REMEDY
-        self._spool.append(Problem(severity="error", message=f"{failure}: {why}", remedy=remedy))
+        self._problem("error", "VALIDATION_SKIPPED", f"{failure}: {why}", remedy)
         return {}
 
     @cached_property
@@ -242,8 +239,9 @@ class Checker:
                 # Whatever a chat template raises.
                 left_out.append((f"{type(error).__name__}: {error}", "give the row the roles that the template takes"))
         if left_out:
-            message = f"{len(left_out)} of {len(questions)} validation rows are not answered: {left_out[0][0]}"
-            self._spool.append(Problem(severity="warning", message=message, remedy=left_out[0][1]))
+            why, remedy = left_out[0]
+            message = f"{len(left_out)} of {len(questions)} validation rows are not answered: {why}"
+            self._problem("warning", "VALIDATION_ROWS_LEFT_OUT" if fitting else "VALIDATION_SKIPPED", message, remedy)
         return fitting
 
     def _score(self, step: int, answerer: Answerer) -> dict[str, float]:
@@ -286,11 +284,15 @@ class Checker:
         """For a judge that is away; until the run is told to stop, or its process is gone."""
         if self._waits_for != why:
             self._waits_for = why
-            self._spool.append(Problem(severity="warning", message=f"the validation waits: {why}"))
+            remedy = "it goes on by itself once the judge answers; training goes on meanwhile"
+            self._problem("warning", "VALIDATION_WAITING", f"the validation waits: {why}", remedy)
         until = time.monotonic() + seconds
         while time.monotonic() < until:
             self._check()
             time.sleep(min(seconds, _POLL_SECONDS))
+
+    def _problem(self, severity: Severity, reason: str, message: str, remedy: str, step: int = 0) -> None:
+        self._spool.append(Problem(severity=severity, reason=reason, message=message, remedy=remedy, step=step))
 
     def _check(self) -> None:
         if stop_requested(Path(self._plan.work_dir)):

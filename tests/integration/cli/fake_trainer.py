@@ -15,7 +15,7 @@ from google.protobuf.json_format import MessageToDict
 from rlhf.trainer.v1 import model_pb2, training_job_pb2
 from rlhf.trainer.v1 import trainer_service_pb2 as rpc
 from rlhf.trainer.v1.trainer_service_pb2_grpc import TrainerServiceServicer
-from rlhf.type.v1 import checkpoint_pb2, job_state_pb2, log_line_pb2, metric_point_pb2, sample_pb2
+from rlhf.type.v1 import checkpoint_pb2, job_state_pb2, job_warning_pb2, log_line_pb2, metric_point_pb2, sample_pb2
 
 from services.mesh import params, registry
 from services.mesh.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Unavailable
@@ -37,6 +37,8 @@ class Running:
 
     job: Job
     states: list[Job] = field(default_factory=list)
+    # By the sequence of each.
+    warned: dict[int, job_warning_pb2.JobWarning] = field(default_factory=dict)
     points: list[metric_point_pb2.MetricPoint] = field(default_factory=list)
     lines: list[log_line_pb2.LogLine] = field(default_factory=list)
     samples: list[sample_pb2.Sample] = field(default_factory=list)
@@ -62,6 +64,7 @@ class FakeTrainer(TrainerServiceServicer):
         self.tasks: list[asyncio.Task[None]] = []
         self.step_seconds = 0.0
         self.fail_at = 0
+        self.warn_at = 0
         self.break_streams = 0
         self.import_error = ""
         self.corrupt_downloads = False
@@ -143,10 +146,13 @@ class FakeTrainer(TrainerServiceServicer):
     async def StreamJobEvents(self, request: Any, context: Any) -> AsyncIterator[rpc.StreamJobEventsResponse]:
         found, sequence = self._find(request.name), request.after_sequence
         while True:
-            for state in [state for state in found.states if state.sequence > sequence]:
-                sequence = state.sequence
-                yield rpc.StreamJobEventsResponse(training_job=state, last_sequence=sequence)
-                self._break()
+            states = [rpc.StreamJobEventsResponse(training_job=one, last_sequence=one.sequence) for one in found.states]
+            states += [rpc.StreamJobEventsResponse(warning=w, last_sequence=n) for n, w in found.warned.items()]
+            for event in sorted(states, key=lambda one: one.last_sequence):
+                if event.last_sequence > sequence:
+                    sequence = event.last_sequence
+                    yield event
+                    self._break()
             if found.ended:
                 return
             yield rpc.StreamJobEventsResponse(last_sequence=sequence)
@@ -258,6 +264,11 @@ class FakeTrainer(TrainerServiceServicer):
                 )
                 return self._end(found, job_state_pb2.JOB_STATE_FAILED)
             self._step(found, step)
+            if step == self.warn_at:
+                job.sequence += 1
+                found.warned[job.sequence] = job.warnings.add(
+                    reason="GRADIENT_ZERO", message="it was 0", remedy="look", first_step=step, count=1, attempt=1
+                )
         self._save(found, job.total_step_count, self.scores[job.algorithm][1])
         return self._end(found, job_state_pb2.JOB_STATE_SUCCEEDED)
 

@@ -83,6 +83,18 @@ async def test_a_watched_job_ends_with_its_result(mesh: FakeMesh) -> None:
     assert "step 10/10  loss 0.1  held-out score 0.500 (step 10)" in last
 
 
+async def test_a_warning_is_told_as_it_comes_and_shown_with_the_job(mesh: FakeMesh) -> None:
+    mesh.trainer.step_seconds, mesh.trainer.warn_at = 0.05, 3
+    done = await mesh.rlhf(*train("sft", "--name", "run", "--watch", "-o", "json"))
+    said = "GRADIENT_ZERO: it was 0; what to do: look"
+    assert done.err.count(f"warning: {said}") == 1
+    assert done.err.index(said) < done.err.index("succeeded")
+    assert [warning["reason"] for warning in done.json["warnings"]] == ["GRADIENT_ZERO"]
+    assert said in (await mesh.rlhf("job", "show", "run")).out
+    listed = (await mesh.rlhf("job", "list")).out.splitlines()
+    assert "WARNINGS" in listed[0] and " 1 " in listed[1]
+
+
 async def test_a_failed_job_exits_with_1_its_error_and_what_to_do(mesh: FakeMesh) -> None:
     mesh.trainer.fail_at = 3
     done = await mesh.rlhf(*train("sft", "--name", "run", "--watch"), check=1)
