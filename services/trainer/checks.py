@@ -16,7 +16,7 @@ from services.trainer import rewards, vocabulary
 from services.trainer.algorithms import Algorithm, algorithms
 from services.trainer.algorithms.retention import check_retention
 from services.trainer.algorithms.validation_series import settle
-from services.trainer.disk import Disk, DiskForecast, check_room, forecast, to_json
+from services.trainer.disk import Disk, DiskForecast, check_room, forecast, save_every, to_json
 from services.trainer.entities import BaseModel, DatasetVersion, NewTrainingJob, TrainingSpec
 from services.trainer.foreseeing import Foresee, Foreseeing, Foreseen, nothing_foreseen
 from services.trainer.looking_up import (
@@ -80,6 +80,7 @@ async def check(new: NewTrainingJob, site: Site, look_up: LookUp, foresee: Fores
         # Of parameters that are right: others have no plan.
         parsed = parsed if found else settle(parsed, facts)
         if not found and (plan := known(partial(_plan, algorithm, parsed, facts), None)):
+            parsed, plan = _saving(algorithm, parsed, plan, facts, site.disk)
             foreseen = _forecast(plan, parsed, facts, site.disk)
             found += [_placed(v) for v in check_room(foreseen)]
             if base is not None and train is not None and not (found or form):
@@ -146,6 +147,18 @@ def _plan(algorithm: type[Algorithm], parsed: Any, facts: JobFacts) -> LaunchPla
         reward_site=facts.reward_site,
     )
     return algorithm.plan(parsed, inputs)
+
+
+def _saving(
+    algorithm: type[Algorithm], parsed: Any, plan: LaunchPlan, facts: JobFacts, disk: Disk | None
+) -> tuple[Any, LaunchPlan]:
+    """How often to save is settled where it was left open: at the end only where the disk has no room for more."""
+    if parsed.save_every_steps is not None:
+        return parsed, plan
+    often = replace(parsed, save_every_steps=save_every(plan.total_steps))
+    fits = not check_room(_forecast(_plan(algorithm, often, facts), often, facts, disk))
+    settled = often if fits else replace(parsed, save_every_steps=0)
+    return settled, _plan(algorithm, settled, facts)
 
 
 def _forecast(plan: LaunchPlan, parsed: Any, facts: JobFacts, disk: Disk | None) -> DiskForecast | None:

@@ -16,6 +16,8 @@ from services.trainer.plan import LaunchPlan
 # verl trains and saves in fp32 whatever it computes in: the weights, and beside them Adam's two moments.
 WEIGHT_BYTES = 4
 MOMENT_BYTES = 8
+# About so often a run saves that leaves it open, with so many steps between at the least.
+SAVES, LEAST_STEPS = 10, 20
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,12 @@ def forecast(
         needed_bytes=stored + whole + state * states,
         free_bytes=disk.free_bytes() if disk is not None else None,
     )
+
+
+def save_every(total_steps: int) -> int:
+    """Where a job leaves it open: what a crash costs is at most a tenth of the run, or 20 steps; 0 for shorter runs."""
+    every = max(-(-total_steps // SAVES), LEAST_STEPS)
+    return every if every < total_steps else 0
 
 
 def check_room(found: DiskForecast | None) -> list[Violation]:

@@ -42,14 +42,17 @@ _CONFIG = {
 }
 # An answer and the token that ends it.
 _ANSWER_TOKENS = DIGITS + 2
+# It takes minutes: nothing is to be lost in between.
+_AT_THE_END = {"save_every_steps": 0}
 # Enough for the form and for about half of the answers: what is left is for GRPO to learn from its own tries.
-_SFT = {"learning_rate": 2e-3, "scheduler": "constant", "batch_size": 64, "steps": 120, "max_length": 32}
+_SFT = {"learning_rate": 2e-3, "scheduler": "constant", "batch_size": 64, "steps": 120, "max_length": 32, **_AT_THE_END}
 # 1e-3 diverges. Every prompt is seen once.
 _GRPO = {
     "learning_rate": 3e-4,
     "prompts_per_step": 64,
     "samples_per_prompt": 8,
     "steps": 60,
+    **_AT_THE_END,
     "max_prompt_length": 16,
     "max_response_length": _ANSWER_TOKENS,
 }

@@ -97,7 +97,7 @@ class Dpo:
             adapter=params.lora is not None,
             max_tokens=params.row_tokens,
             total_steps=pair_steps(params, inputs),
-            save_every_steps=params.save_every_steps,
+            save_every_steps=params.save_every_steps or 0,
             seed=params.seed,
             dpo=loss,
         )

@@ -157,7 +157,7 @@ def policy_plan(algorithm: str, params: PolicyParams, inputs: PlanInputs, verl: 
         adapter=params.lora is not None,
         max_tokens=params.prompt_tokens,
         total_steps=total_steps(params.steps, params.epochs, inputs.train_rows, params.prompts_per_step),
-        save_every_steps=params.save_every_steps,
+        save_every_steps=params.save_every_steps or 0,
         seed=params.seed,
     )
 

@@ -97,7 +97,7 @@ class RewardModel:
             adapter=False,
             max_tokens=params.row_tokens,
             total_steps=pair_steps(params, inputs),
-            save_every_steps=params.save_every_steps,
+            save_every_steps=params.save_every_steps or 0,
             seed=params.seed,
             reward_model=RewardModelLoss(params.margin, params.centre_coefficient),
             pair_validation=validation,

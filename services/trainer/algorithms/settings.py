@@ -77,7 +77,10 @@ class RunParams:
     epochs: Annotated[int, Field(ge=1, le=1000, description="passes over the rows, where steps is null")] = 1
     steps: Annotated[int | None, Field(ge=1, le=10_000_000, description="steps; null counts epochs")] = None
     seed: Annotated[int, Field(ge=0, lt=2**31, description="Of every random choice.")] = 42
-    save_every_steps: Annotated[int, Field(ge=0, description="0 saves at the end only")] = 0
+    save_every_steps: Annotated[
+        int | None,
+        Field(ge=0, description="null: some ten saves a run, at least 20 steps apart; 0: at the end only"),
+    ] = None
     checkpoints: Annotated[CheckpointSettings, Field(description="which of them stay")] = DEFAULT_CHECKPOINTS
     precision: Annotated[Precision, Field(description="auto: fp32 on CPU, bf16 on CUDA")] = "auto"
     gradient_checkpointing: Annotated[bool, Field(description="less memory, a third more compute")] = False

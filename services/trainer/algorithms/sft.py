@@ -94,7 +94,7 @@ class Sft:
             adapter=params.lora is not None,
             max_tokens=params.row_tokens,
             total_steps=total_steps(params.steps, params.epochs, inputs.train_rows, params.batch_size),
-            save_every_steps=params.save_every_steps,
+            save_every_steps=params.save_every_steps or 0,
             seed=params.seed,
         )
 

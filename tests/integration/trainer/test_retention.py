@@ -246,6 +246,16 @@ async def test_the_forecast_is_on_the_job_and_refuses_what_cannot_fit(
     request = pb.CreateTrainingJobRequest(parent=PARENT, training_job=asked, validate_only=True)
     checked = await client.call(bench.trainer.CreateTrainingJob(request))
     assert checked.disk_forecast.needed_bytes == job.disk_forecast.needed_bytes
+    # Left open: some ten saves, or at the end only where the disk has no room for more.
+    open_ = pb.CreateTrainingJobRequest()
+    open_.CopyFrom(request)
+    open_.training_job.params.update({"steps": 100})
+    del open_.training_job.params["save_every_steps"]
+    for parameters, every, saves in ((1000, 20, 5), (checked.disk_forecast.free_bytes // 40, 0, 1)):
+        async with await psycopg.AsyncConnection.connect(bench.database_url) as connection:
+            await connection.execute("UPDATE trainer.models SET parameter_count = %s", (parameters,))
+        settled = await client.call(bench.trainer.CreateTrainingJob(open_))
+        assert (settled.params["save_every_steps"], settled.disk_forecast.save_count) == (every, saves)
     async with await psycopg.AsyncConnection.connect(bench.database_url) as connection:
         await connection.execute("UPDATE trainer.models SET parameter_count = 10000000000000")
     with pytest.raises(InvalidArgument) as refused:

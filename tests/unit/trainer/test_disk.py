@@ -6,7 +6,7 @@ from pathlib import Path
 
 from services.mesh.params import parse
 from services.trainer.algorithms import algorithms
-from services.trainer.disk import Disk, DiskForecast, check_room, forecast
+from services.trainer.disk import Disk, DiskForecast, check_room, forecast, save_every
 from tests.unit.trainer.test_algorithms import plan
 
 MILLION = 1_000_000
@@ -27,6 +27,10 @@ def test_a_forecast_counts_what_is_there_at_one_time() -> None:
     assert (found.weights_bytes, found.training_state_bytes) == (4 * MILLION, 12 * MILLION)
     assert found.training_state_count == 3
     assert found.needed_bytes == (4 * 4 + 4 + 3 * 12) * MILLION
+
+
+def test_how_often_is_saved_where_nobody_says() -> None:
+    assert [save_every(steps) for steps in (1, 20, 21, 100, 200, 1000, 1001)] == [0, 0, 20, 20, 20, 100, 101]
 
 
 def test_retention_and_adapters_take_less() -> None:
