@@ -17,6 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from services.trainer.verl import model_patches
 from services.trainer.verl.environment import RENDEZVOUS, SECRET
 from services.trainer.verl.one_slot import partitions, whole_chunks
 from services.trainer.verl.quiet import silence
@@ -112,6 +113,7 @@ def critic_model(module: Any) -> None:
         return load(local_path, torch_dtype, model_config, trust_remote_code)
 
     module.load_valuehead_model = load_valuehead_model
+    model_patches.mend_model_classes(module)
 
 
 def engines(module: Any) -> None:
@@ -119,6 +121,7 @@ def engines(module: Any) -> None:
     from services.trainer.verl.fingerprints import watch_engine
     from services.trainer.verl.weight_changes import watch_updates
 
+    model_patches.mend_critic_configs(module)
     lora_dropout(module)
     mend_adapters(module)
     learning_rate(module)
@@ -135,11 +138,6 @@ def classifier_engine(module: Any) -> None:
 
     register = EngineRegistry.register(SEQUENCE_CLASSIFIER, ["fsdp2"], device=["cpu", "cuda"])
     register(SequenceClassifierEngine)
-
-
-def without_trl(module: Any) -> None:
-    """verl patches TRL's value head wherever TRL is installed; newer ones have it no more. Our critics are none."""
-    module.is_trl_available = lambda: False
 
 
 def token_logprobs(module: Any) -> None:
@@ -289,7 +287,8 @@ ENGINES: dict[str, Hook] = {
     "verl.workers.engine.utils": micro_batches,
     "verl.workers.engine.fsdp.transformer_impl": engines,
     "verl.utils.model": critic_model,
-    "verl.models.transformers.monkey_patch": without_trl,
+    "verl.utils.checkpoint.fsdp_checkpoint_manager": model_patches.mend_saving,
+    "verl.models.transformers.monkey_patch": model_patches.mend_model_patches,
     "verl.workers.rollout.replica": transformers_replica,
     "verl.workers.rollout.base": transformers_adapter,
 }

@@ -24,11 +24,9 @@ def load(folder: str, dtype: torch.dtype, config: Any, trust_remote_code: bool) 
     of a conversation's last token is the score of the whole. Raises ValueError where anything else is missing, which
     transformers would fill with random numbers, or where the score is not one linear layer.
     """
-    from transformers import AutoModelForTokenClassification
-
     # Read first: `config` has the architecture that the folder's model was trained as.
     scores = is_reward_model(config.architectures)
-    loaded: Any = AutoModelForTokenClassification.from_pretrained(
+    loaded: Any = _classifier(config).from_pretrained(
         folder,
         dtype=dtype,
         config=config,
@@ -45,6 +43,24 @@ def load(folder: str, dtype: torch.dtype, config: Any, trust_remote_code: bool) 
     if scores and not head.weight.is_meta:
         _take_over(head, score_layer(Path(folder)))
     return model
+
+
+def _classifier(config: Any) -> Any:
+    """transformers' token classifier for this kind of model: its own, or where it has none (OLMo 2, Gemma 3) the one
+    that it makes the others of.
+    """
+    from transformers import AutoModelForTokenClassification
+    from transformers.modeling_layers import GenericForTokenClassification
+    from transformers.models.auto.modeling_auto import MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING, MODEL_MAPPING
+
+    if type(config) in MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING:
+        return AutoModelForTokenClassification
+    plain: Any = MODEL_MAPPING[type(config)]
+    # What every model of the kind inherits: how its weights are named, made and loaded.
+    shared = next(kind for kind in plain.__mro__[1:] if kind.__name__.endswith("PreTrainedModel"))
+    # verl looks for the code of a model where its class says that it is.
+    members = {"__module__": plain.__module__}
+    return type(f"{plain.__name__}ForTokenClassification", (GenericForTokenClassification, shared), members)
 
 
 def score_layer(folder: Path) -> Tensor:
