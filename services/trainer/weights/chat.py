@@ -101,12 +101,19 @@ def trained_tokens(tokenizer: Any, messages: Sequence[Message], turns: Collectio
     """
     text = _text(tokenizer, messages, False)
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    spans = [_span(tokenizer, messages, turn, text) for turn in sorted(turns)]
-    mask = [0] * len(encoded["input_ids"])
-    for place, (first, last) in enumerate(encoded["offset_mapping"]):
+    tokens, places = list(encoded["input_ids"]), encoded["offset_mapping"]
+    mask = [0] * len(tokens)
+    for turn in sorted(turns):
+        begin, end = _span(tokenizer, messages, turn, text)
         # A token that begins before the turn is one that the model, asked with the opening, never writes.
-        mask[place] = int(any(begin <= first and last <= end and first < last for begin, end in spans))
-    return list(encoded["input_ids"]), mask
+        first = next((at for at, place in enumerate(places) if place[0] >= begin), len(tokens))
+        if any(place[0] < begin < place[1] for place in places):
+            # Or of a run of characters that are no piece, of which every byte counts as all of the run.
+            opening = render(tokenizer, messages[:turn], opening=True)
+            first = len(opening) if tokens[: len(opening)] == opening else first
+        last = next((at for at in range(first, len(tokens)) if places[at][0] >= end), len(tokens))
+        mask[first:last] = [1] * (last - first)
+    return tokens, mask
 
 
 def turn_end(tokenizer: Any) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from services.mesh.artifacts import Manifest
-from services.trainer.weights import loading
+from services.trainer.weights import chat, loading
 from services.trainer.weights.model_types import unknown_type
 
 # Formats that run code when they are read.
@@ -37,10 +37,7 @@ def inspect(folder: Path) -> ModelFacts:
     """Load the model with no code of its own and describe it. Raises UnusableModelError."""
     _check_files(folder)
     model, tokenizer = _load(folder)
-    if tokenizer.chat_template is None:
-        raise UnusableModelError("the tokenizer has no chat template; put a chat_template.jinja into the folder")
-    if tokenizer.eos_token_id is None:
-        raise UnusableModelError("the tokenizer has no end-of-sequence token; set eos_token in tokenizer_config.json")
+    _check_tokenizer(tokenizer)
     manifest = Manifest.of_folder(folder)
     return ModelFacts(
         architecture=(model.config.architectures or [type(model).__name__])[0],
@@ -52,6 +49,22 @@ def inspect(folder: Path) -> ModelFacts:
         size_bytes=manifest.size_bytes,
         manifest_sha256=manifest.sha256,
     )
+
+
+def _check_tokenizer(tokenizer: Any) -> None:
+    if tokenizer.chat_template is None:
+        raise UnusableModelError("the tokenizer has no chat template; put a chat_template.jinja into the folder")
+    if tokenizer.eos_token_id is None:
+        raise UnusableModelError("the tokenizer has no end-of-sequence token; set eos_token in tokenizer_config.json")
+    if not tokenizer.is_fast:
+        raise UnusableModelError(
+            "the tokenizer has no fast form, which says where in a text each token stands; save it as tokenizer.json"
+        )
+    asked = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    try:
+        chat.trained_tokens(tokenizer, asked, [1])
+    except (chat.TemplateRefusesError, ValueError) as error:
+        raise UnusableModelError(f"the chat template does not render a question and its answer: {error}") from error
 
 
 def _check_files(folder: Path) -> None:
@@ -72,6 +85,11 @@ def _check_files(folder: Path) -> None:
         raise UnusableModelError(f"config.json is not JSON: {error}") from error
     if "auto_map" in config:
         raise UnusableModelError("config.json wants code of the model's own (auto_map), which is never run")
+    if quantised := config.get("quantization_config"):
+        method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised
+        raise UnusableModelError(
+            f"its weights are quantised ({method}) and can't be trained; import the model that they were made from"
+        )
 
 
 def _load(folder: Path) -> tuple[Any, Any]:

@@ -22,7 +22,7 @@ from tests.fix_zoo import ARCHITECTURES, TEMPLATES, TOKENIZERS, Shape, make_toke
 
 SYSTEM = {"role": "system", "content": "Be brief."}
 ASKED = {"role": "user", "content": "Which one?"}
-FIRST = {"role": "assistant", "content": "the answer 2 é 有"}
+FIRST = {"role": "assistant", "content": "有 is the answer 2 é"}
 AGAIN = {"role": "user", "content": "And then?"}
 SECOND = {"role": "assistant", "content": "42, of course"}
 CONVERSATIONS = {
@@ -170,11 +170,88 @@ def test_gemma_2_is_not_asked_without_the_cap_on_its_attention(tmp_path: Path) -
     assert (found - others[1]).abs().max() > 1e-2
 
 
-def test_a_tokenizer_that_says_nothing_of_an_end_is_refused(tmp_path: Path) -> None:
+def change(path: Path, **changes: Any) -> None:
+    """Keys of a JSON file; None takes one out."""
+    document = {**json.loads(path.read_text()), **changes}
+    path.write_text(json.dumps({key: value for key, value in document.items() if value is not None}))
+
+
+def test_what_cannot_be_trained_is_refused_with_the_reason(tmp_path: Path) -> None:
     folder = SHAPES["llama"].make(tmp_path / "model")
-    path = folder / "tokenizer_config.json"
-    config = json.loads(path.read_text())
-    config.pop("eos_token")
-    path.write_text(json.dumps(config))
-    with pytest.raises(UnusableModelError, match="end-of-sequence token"):
+    config, template = folder / "config.json", folder / "chat_template.jinja"
+
+    change(folder / "tokenizer_config.json", eos_token=None)
+    with pytest.raises(UnusableModelError, match=r"no end-of-sequence token; set eos_token"):
         inspect(folder)
+    change(folder / "tokenizer_config.json", eos_token="<|im_end|>")
+    assert inspect(folder)
+
+    good = template.read_text()
+    template.write_text("{{ raise_exception('only tools speak here') }}")
+    with pytest.raises(UnusableModelError, match="does not render a question and its answer: only tools speak here"):
+        inspect(folder)
+    template.write_text(good)
+
+    change(config, quantization_config={"quant_method": "fp8"})
+    with pytest.raises(UnusableModelError, match=r"quantised \(fp8\).*import the model that they were made from"):
+        inspect(folder)
+
+
+@pytest.mark.parametrize("architecture", SHAPES)
+def test_every_architecture_makes_a_critic(architecture: str, tmp_path: Path) -> None:
+    """One value a token, on the model's own weights; transformers has no such class for two of them."""
+    from transformers import AutoConfig
+
+    from services.trainer.verl.value_head import load
+
+    folder = SHAPES[architecture].make(tmp_path / "model")
+    config = AutoConfig.from_pretrained(folder)
+    config.num_labels, config.classifier_dropout, config._attn_implementation = 1, 0.0, "eager"
+    critic: Any = load(str(folder), torch.float32, config, False)
+    tokens = torch.arange(9)[None]
+    with torch.no_grad():
+        assert critic(tokens).logits.shape == (1, 9, 1)
+        hidden = critic.base_model(tokens)[0]
+        expected = language_model(folder, "float32").base_model(tokens)[0]
+    assert torch.allclose(hidden, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "gpt_neox", "llama"])
+def test_verl_takes_models_whose_heads_have_keys_of_their_own(
+    architecture: str, tmp_path: Path, verl_on_cpu: None
+) -> None:
+    from services.trainer.verl import hooks
+
+    hooks.install(hooks.ENGINES)
+    from verl.models.transformers.monkey_patch import apply_monkey_patch
+
+    model = language_model(SHAPES[architecture].make(tmp_path / "model"))
+    before = model.config.to_dict()
+    apply_monkey_patch(model=model, use_remove_padding=False, ulysses_sp_size=1)
+    assert model.config.to_dict() == before
+
+
+def test_a_critics_dropout_is_a_number(verl_on_cpu: None) -> None:
+    """verl gives every critic's configuration the dropout "0"; GPT-NeoX's refuses it."""
+    from transformers import GPTNeoXConfig
+
+    from services.trainer.verl.model_patches import numbers
+
+    config = GPTNeoXConfig()
+    with pytest.raises(Exception, match="hidden_dropout"):
+        config.hidden_dropout = "0"  # type: ignore[assignment]
+    with numbers(GPTNeoXConfig):
+        config.hidden_dropout = "0"  # type: ignore[assignment]
+    assert config.hidden_dropout == 0
+    with pytest.raises(Exception, match="hidden_dropout"):
+        config.hidden_dropout = "0"  # type: ignore[assignment]
+
+
+def test_verl_loads_gpt_2_with_its_output_layer(verl_on_cpu: None) -> None:
+    from services.trainer.verl import hooks
+
+    hooks.install(hooks.ENGINES)
+    from transformers import AutoModelForCausalLM, GPT2Config
+    from verl.utils.model import get_hf_auto_model_class
+
+    assert get_hf_auto_model_class(GPT2Config(architectures=["GPT2LMHeadModel"])) is AutoModelForCausalLM
