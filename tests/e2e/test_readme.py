@@ -28,7 +28,7 @@ def commands() -> str:
 
 
 def write_files(folder: Path) -> None:
-    numbers = [f"{(7919 * index) % 10_000:04d}" for index in range(64)]
+    numbers = [f"{(7919 * index) % 10_000:04d}" for index in range(96)]
     asked = [[{"role": "user", "content": number}] for number in numbers]
     said = [[{"role": "assistant", "content": "".join(sorted(number))}] for number in numbers]
     wrong = [[{"role": "assistant", "content": number}] for number in numbers]
