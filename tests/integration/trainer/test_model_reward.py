@@ -23,6 +23,7 @@ from services.trainer import checks, rewards
 from services.trainer.entities import BaseModel, DatasetVersion, NewTrainingJob, TrainingSpec
 from services.trainer.plan import RewardSite
 from services.trainer.rewards import RewardError, RewardSample, Surroundings
+from tests.fix_look_up import NoTrainingStates
 from tests.fix_reward_model import tiny_model as tiny_model
 from tests.fix_reward_model import tiny_reward_model as tiny_reward_model
 from tests.fix_runner import ENVIRONMENT
@@ -36,6 +37,7 @@ SAMPLES = [RewardSample(QUESTION, text, None) for text in ("13", "31", "77777777
 PLAIN = """
 import json, sys, torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from tests.fix_look_up import NoTrainingStates
 folder, question, *texts = sys.argv[1:]
 model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
 tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -177,7 +179,7 @@ async def test_it_is_tried_by_its_reference(with_models: TrainerServiceStub, tin
         assert [violation.field for violation in caught.value.violations] == ["params.model"]
 
 
-class LookUp:
+class LookUp(NoTrainingStates):
     """What there is: the dataset, the base, one reward model."""
 
     async def dataset_version(self, name: str) -> DatasetVersion:

@@ -116,7 +116,7 @@ def test_a_mapping_gives_what_the_renamed_file_gives(
     case: tuple[str, list[Any]], container: str, mapping: dict[str, str]
 ) -> None:
     name, rows = case
-    back = {target: key for key, target in mapping.items()}
+    back: dict[Any, Any] = {target: key for key, target in mapping.items()}
     renamed = [{back.get(key, key): value for key, value in row.items()} for row in rows]
     expected = check_in_folder(jsonl(rows), name)
     content = encode(container, renamed * 3)

@@ -13,6 +13,7 @@ from services.mesh.errors import InvalidArgument, NotFound
 from services.trainer import checks
 from services.trainer.algorithms import algorithms
 from services.trainer.entities import BaseModel, DatasetVersion, NewTrainingJob
+from tests.fix_look_up import NoTrainingStates
 
 PARENT = "projects/p"
 ROWS = 4096
@@ -21,7 +22,7 @@ FORMATS = {"sft": "messages", "dpo": "preference", "reward_model": "preference"}
 POLICY = [name for name in algorithms.names() if name not in FORMATS]
 
 
-class LookUp:
+class LookUp(NoTrainingStates):
     """All there is, except what is called `missing`."""
 
     def __init__(self, algorithm: str) -> None:

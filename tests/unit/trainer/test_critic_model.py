@@ -11,6 +11,7 @@ from services.mesh.errors import InvalidArgument
 from services.trainer import checks, vocabulary
 from services.trainer.entities import BaseModel, DatasetVersion, NewTrainingJob, TrainingSpec
 from services.trainer.plan import RewardSite
+from tests.fix_look_up import NoTrainingStates
 from tests.unit.trainer.test_algorithms import plan
 
 PARENT = "projects/p"
@@ -23,7 +24,7 @@ def tokenizer(vocab: Any, *added: tuple[int, str]) -> bytes:
     return json.dumps({"model": {"vocab": vocab}, "added_tokens": tokens}).encode()
 
 
-class LookUp:
+class LookUp(NoTrainingStates):
     """A language model, a reward model of its vocabulary, and one of another."""
 
     vocabularies: ClassVar[dict[str, bytes]] = {
