@@ -37,7 +37,6 @@ SAMPLES = [RewardSample(QUESTION, text, None) for text in ("13", "31", "77777777
 PLAIN = """
 import json, sys, torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
-from tests.fix_look_up import NoTrainingStates
 folder, question, *texts = sys.argv[1:]
 model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
 tokenizer = AutoTokenizer.from_pretrained(folder)
