@@ -98,7 +98,7 @@ def test_empty_files(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("content", "name", "reason"),
     [
-        (gzip.compress(b""), "x.jsonl.gz", "EMPTY_FILE"),
+        (gzip.compress(b"", mtime=0), "x.jsonl.gz", "EMPTY_FILE"),
         (zstandard.compress(b""), "x.csv.zst", "EMPTY_FILE"),
         (b"\xef\xbb\xbf", "x.jsonl", "EMPTY_FILE"),
         (b" \n\n", "x.json", "EMPTY_FILE"),
@@ -106,7 +106,7 @@ def test_empty_files(tmp_path: Path, name: str) -> None:
         (b'{"data": []}', "x.json", "NO_ROWS"),
         (b"prompt,completion\n", "x.csv", "NO_ROWS"),
         (b"PAR1", "x.parquet", "DAMAGED_FILE"),
-        (gzip.compress(b"{}"), "x.jsonl", "NAME_AND_CONTENT_DIFFER"),
+        (gzip.compress(b"{}", mtime=0), "x.jsonl", "NAME_AND_CONTENT_DIFFER"),
         (zstandard.compress(b"{}"), "x.jsonl.gz", "NAME_AND_CONTENT_DIFFER"),
         (b"{}", "x.jsonl.gz", "NAME_AND_CONTENT_DIFFER"),
         (b"[{}]", "x.jsonl", "NAME_AND_CONTENT_DIFFER"),
