@@ -20,8 +20,10 @@ from services.dataset.store.versions import next_sequence
 from services.dataset.uploads import VALIDATION, UploadRules, Uploads
 from services.dataset.validation_handler import ReaderLimits, ValidationHandler
 from services.dataset.versions import Announce, Versions
-from services.mesh.artifacts import ArtifactStore
+from services.mesh.artifacts.gc import Collector
+from services.mesh.artifacts.marker import claim
 from services.mesh.census import Census, open_jobs, unpublished_events
+from services.mesh.collecting import CollectingStore
 from services.mesh.consuming import Consumer
 from services.mesh.events import Bus, EventLog, Relay
 from services.mesh.jobs import Job, Jobs, State
@@ -44,10 +46,12 @@ def build(settings: Settings) -> Server:
     staging = Staging(settings.uploads_folder)
     staging.prepare()
     uploads = Uploads(database, Jobs(database, _no_event), staging, _rules(settings))
-    versions = Versions(database, ArtifactStore(settings.mesh.artifacts_url))
+    artifacts = CollectingStore(settings.mesh.artifacts_url)
+    versions = Versions(database, artifacts)
     servicer = Servicer(Datasets(database), uploads, versions)
     server.add_step(lambda: database.migrate(*PACKAGES))
     server.add(database)
+    server.add_step(lambda: claim(database, artifacts))
     server.add(bus)
     server.add(Census(database, open_jobs, unpublished_events))
     server.add_routine("relay", Relay("dataset", database, EventLog(database), bus).run)
@@ -63,10 +67,11 @@ def build_worker(settings: Settings) -> Process:
     jobs = Jobs(database, _no_event)
     staging = Staging(settings.uploads_folder)
     staging.prepare()
+    artifacts = CollectingStore(settings.mesh.artifacts_url)
     handler = ValidationHandler(
         database,
         jobs,
-        ArtifactStore(settings.mesh.artifacts_url),
+        artifacts,
         staging,
         ReaderLimits(settings.reader_memory_bytes, settings.reader_cpu_seconds),
         announcing(EventLog(database)),
@@ -82,7 +87,9 @@ def build_worker(settings: Settings) -> Process:
     uploads = Uploads(database, jobs, staging, _rules(settings))
     process.add_step(lambda: database.migrate(*PACKAGES))
     process.add(database)
+    process.add_step(lambda: claim(database, artifacts))
     process.add_routine("worker", worker.run)
+    process.add_routine("collector", Collector(database, artifacts, settings.mesh.keep.unfinished_seconds).run)
     sweeper = Sweeper(database, settings.mesh.artifacts_url, settings.mesh.keep)
     process.add_routine("mesh sweeper", sweeper.run)
     process.add_routine("sweeper", uploads.sweep_forever)

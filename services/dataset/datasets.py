@@ -10,6 +10,7 @@ from services.dataset.formats import formats
 from services.dataset.staging import SWEEP_TOPIC
 from services.dataset.store import datasets, uploads, uses
 from services.mesh import names
+from services.mesh.artifacts import references
 from services.mesh.errors import Aborted, FailedPrecondition, InvalidArgument, Violation
 from services.mesh.jobs import job_topic
 from services.mesh.labels import check_labels
@@ -159,17 +160,20 @@ class Datasets:
     async def delete(self, name: str, etag: str) -> None:
         """Delete it with all its versions and uploads; a worker that reads one of them gives up.
 
-        The blobs stay in the artifact store, where others may share them. Raises NotFound, Aborted when the etag is not
-        the current one, FailedPrecondition while training jobs use one of its versions.
+        A worker removes their blobs from the artifact store, but for those that something else needs, and what arrived
+        of uploads. Raises NotFound, Aborted when the etag is not the current one, FailedPrecondition while jobs use one
+        of its versions.
         """
         names.parse(names.DATASET, name)
         async with self._database.transaction() as connection:
             await datasets.lock_jobs(connection, name)
+            await references.lock(connection, exclusive=True)
             dataset = await datasets.lock(connection, name)
             _check_etag(dataset, etag)
             await _check_unused(connection, name)
             for job in await datasets.delete(connection, dataset):
                 await self._database.notify(connection, job_topic(job))
+            await references.drop_below(connection, name)
             await self._database.notify(connection, SWEEP_TOPIC)
 
 
@@ -181,10 +185,11 @@ async def note_use(connection: Connection, job: str, versions: Iterable[str], *,
 
 
 async def _check_unused(connection: Connection, name: str) -> None:
-    jobs = await uses.running(connection, name, _SHOWN_JOBS + 1)
-    if jobs:
+    # Held in this database, or told of by the event of a service that has another one.
+    held, told = await references.users(connection, name), await uses.running(connection, name, _SHOWN_JOBS + 1)
+    if jobs := sorted({*held, *told}):
         shown = ", ".join(jobs[:_SHOWN_JOBS]) + (", …" if len(jobs) > _SHOWN_JOBS else "")
-        message = f"{name} is used by training jobs that have not ended: {shown}"
+        message = f"{name} is used by jobs that have not ended: {shown}"
         raise FailedPrecondition("DATASET_IN_USE", message, name=name, training_jobs=shown)
 
 

@@ -20,7 +20,8 @@ from services.dataset.staging import SWEEP_TOPIC, Staging
 from services.dataset.store import datasets, skipped_rows, uploads
 from services.dataset.store.versions import NewVersion
 from services.dataset.versions import Announce
-from services.mesh.artifacts import ArtifactStore
+from services.mesh.artifacts import references
+from services.mesh.collecting import CollectingStore
 from services.mesh.errors import PlatformError, Unavailable
 from services.mesh.jobs import Jobs, Lease, State
 from services.mesh.postgres import Connection, Database
@@ -70,7 +71,7 @@ class ValidationHandler:
         self,
         database: Database,
         jobs: Jobs,
-        artifacts: ArtifactStore,
+        artifacts: CollectingStore,
         staging: Staging,
         limits: ReaderLimits,
         announce: Announce,
@@ -84,13 +85,14 @@ class ValidationHandler:
 
     async def run(self, lease: Lease, cancelled: asyncio.Event) -> Ending:
         """Nobody cancels a validation: deleting its dataset takes the lease away."""
+        found = Found()
         try:
             attempt, upload, dataset = await self._begin(lease)
             if attempt > MAX_WORKERS:
                 raise Rejected("READER_DIED", f"{MAX_WORKERS} workers were lost while they read it")
-            return await self._attempt(lease, attempt, upload, dataset)
+            return await self._attempt(lease, attempt, upload, dataset, found)
         except Rejected as error:
-            return self._rejection(lease, error)
+            return self._rejection(lease, error, found)
         except Unavailable as error:
             raise Retry(str(error), _RETRY_SECONDS) from error
 
@@ -101,8 +103,8 @@ class ValidationHandler:
             upload = await uploads.get(connection, lease.job.name)
             return attempt, upload, await datasets.get(connection, lease.job.parent)
 
-    async def _attempt(self, lease: Lease, attempt: int, upload: Upload, dataset: Dataset) -> Ending:
-        path, options, found = self._staging.path(upload.uid), from_json(upload.options), Found()
+    async def _attempt(self, lease: Lease, attempt: int, upload: Upload, dataset: Dataset, found: Found) -> Ending:
+        path, options = self._staging.path(upload.uid), from_json(upload.options)
         try:
             with self._staging.scratch(upload.uid) as scratch:
                 limits = self._limits
@@ -146,6 +148,7 @@ class ValidationHandler:
         return outcome
 
     async def _read(self, lease: Lease, reading: Reading, found: Found) -> Outcome:
+        """Store the rows in chunks, which `found` lists."""
         told, storing = time.monotonic(), None
         try:
             async with contextlib.aclosing(sandbox.read(reading)) as frames:
@@ -184,6 +187,12 @@ class ValidationHandler:
         split, kept = from_json(upload.options).split, _version(upload, dataset, found.content, outcome.statistics)
 
         async def write(connection: Connection) -> None:
+            await references.lock(connection)
+            chunks = [*found.content.chunks, *found.held_out.chunks]
+            sizes = {chunk.sha256: chunk.size_bytes for chunk in chunks} | {upload.sha256: upload.size_bytes}
+            # A dataset of the same rows may have been deleted since they were found to be in the store already.
+            if await self._artifacts.absent(sizes):
+                raise Retry("its rows were deleted meanwhile with another dataset's", 0)
             version = await versions.add(connection, upload.dataset_uid, kept, self._announce)
             made = (version.name, "")
             if split is not None:
@@ -198,10 +207,12 @@ class ValidationHandler:
 
         return Ending(State.SUCCEEDED, then=write)
 
-    def _rejection(self, lease: Lease, error: Rejected) -> Ending:
+    def _rejection(self, lease: Lease, error: Rejected, found: Found) -> Ending:
         async def write(connection: Connection) -> None:
             rows = (error.report or {}).get("row_count", 0)
             await uploads.write_ending(connection, lease.job.name, ("", ""), error.report, rows)
+            stored = [*found.content.chunks, *found.held_out.chunks]
+            await references.release(connection, [chunk.sha256 for chunk in stored])
             await self._database.notify(connection, SWEEP_TOPIC)
 
         return Ending(State.FAILED, error, write)

@@ -11,7 +11,7 @@ from services.dataset.entities import DatasetVersion
 from services.dataset.store import datasets, versions
 from services.dataset.store.versions import NewVersion
 from services.mesh import names
-from services.mesh.artifacts import ArtifactStore
+from services.mesh.artifacts import ArtifactStore, references
 from services.mesh.errors import DataLoss, InvalidArgument, NotFound, OutOfRange
 from services.mesh.pages import Page, PageRequest
 from services.mesh.postgres import Connection, Database
@@ -44,17 +44,22 @@ Announce = Callable[[Connection, DatasetVersion], Awaitable[None]]
 
 
 async def add(connection: Connection, dataset_uid: UUID, new: NewVersion, announce: Announce) -> DatasetVersion:
-    """The next version of a dataset, or its newest one when that holds the same rows.
+    """The next version of a dataset, or its newest one when that holds the same rows; it holds its blobs.
 
     Numbers have no gaps: the dataset's row is locked until the transaction ends.
     """
+    await references.lock(connection)
     dataset = await datasets.lock_uid(connection, dataset_uid)
     latest = await versions.get(connection, dataset_uid, dataset.version_count)
     if latest is not None and latest.sha256 == new.sha256:
+        # The file may be another one with the same rows: it was stored for nothing.
+        await references.release(connection, [new.source_sha256])
         return latest
     number = dataset.version_count + 1
     name = names.child(dataset.name, "versions", str(number))
     version = await versions.insert(connection, dataset_uid, number, name, new)
+    await references.add_content(connection, name, new.sha256, [chunk.sha256 for chunk in new.chunks])
+    await references.add(connection, name, new.source_sha256)
     await datasets.count_version(connection, dataset_uid, number)
     await announce(connection, version)
     return version

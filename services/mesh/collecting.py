@@ -1,6 +1,6 @@
 """An artifact store from which blobs go again, and which looks at what it has before it is used.
 
-Two manifests may name one blob. Who keeps the manifests knows which blobs nothing names any more; what is here only
+Two manifests may name one blob. References (artifacts/references.py) say which blobs are needed; what is here only
 finds what is there, and removes what it is told to.
 """
 
@@ -9,16 +9,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import re
 import shutil
 import uuid
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Mapping
+from datetime import datetime
 from pathlib import Path
 
-from services.mesh.artifacts import CHUNK_BYTES, ArtifactFile, ArtifactStore, Manifest
+from services.mesh.artifacts.store import CHUNK_BYTES, ArtifactFile, ArtifactStore, Manifest
 from services.mesh.errors import DataLoss, NotFound, OutOfRange, Unavailable
+
+_BLOB = re.compile(r".*/([0-9a-f]{2})/(\1[0-9a-f]{62})")
 
 
 class CollectingStore(ArtifactStore):
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.url = url
+
     async def fetch(self, manifest_sha256: str, cache: Path) -> Path:
         """As above; a copy in the cache that has changed since it was made is made again."""
         target = cache / manifest_sha256
@@ -31,6 +39,10 @@ class CollectingStore(ArtifactStore):
         return await asyncio.to_thread(
             lambda: [file for file in manifest.files if not self._has(file.sha256, file.size_bytes)]
         )
+
+    async def absent(self, sizes: Mapping[str, int]) -> list[str]:
+        """Blobs, by hash with their size, that are not there or of another size."""
+        return await asyncio.to_thread(lambda: [blob for blob, size in sizes.items() if not self._has(blob, size)])
 
     async def whole_manifest(self, manifest_sha256: str) -> Manifest:
         """The manifest of an artifact all of whose blobs are there. Raises DataLoss where something is missing."""
@@ -63,8 +75,44 @@ class CollectingStore(ArtifactStore):
             raise DataLoss("CORRUPT_ARTIFACT", message, path=file.path)
 
     async def remove(self, blobs: Iterable[str]) -> None:
-        """Blobs that nothing names any more. One that is gone already is no error; an open reader keeps its own."""
-        await asyncio.to_thread(self._remove, list(blobs))
+        """Blobs that nothing names any more. One that is gone already is no error; an open reader keeps its own.
+
+        A caller that is cancelled leaves when the removal has ended: nobody removes anything behind its back.
+        """
+        removing = asyncio.ensure_future(asyncio.to_thread(self._remove, list(blobs)))
+        try:
+            await asyncio.shield(removing)
+        except asyncio.CancelledError:
+            await asyncio.wait({removing})
+            raise
+
+    async def blobs(self) -> list[str]:
+        """Hashes of all that lies in the store."""
+        return await asyncio.to_thread(self._blobs)
+
+    async def modified(self, sha256: str) -> datetime:
+        """When a blob was stored. Raises FileNotFoundError."""
+        return await asyncio.to_thread(self._filesystem.modified, self._key(sha256))
+
+    async def read_note(self, name: str) -> str | None:
+        """A small text beside the blobs; None where there is none."""
+
+        def read() -> str | None:
+            try:
+                return self._filesystem.cat_file(f"{self._root}/{name}").decode()
+            except FileNotFoundError:
+                return None
+
+        return await asyncio.to_thread(read)
+
+    async def write_note(self, name: str, text: str) -> None:
+        """Raises ResourceExhausted."""
+
+        def write() -> None:
+            with self._writing(f"{self._root}/{name}") as file:
+                file.write(text.encode())
+
+        await asyncio.to_thread(write)
 
     async def discard_corrupt(self, manifest_sha256: str) -> list[str]:
         """Remove those blobs of an artifact that no longer have their hash; the paths that they stood for.
@@ -84,6 +132,13 @@ class CollectingStore(ArtifactStore):
             return [file.path for file in wrong]
         await self.remove([manifest_sha256])
         return []
+
+    def _blobs(self) -> list[str]:
+        try:
+            found = map(_BLOB.fullmatch, self._filesystem.find(self._root))
+        except FileNotFoundError:
+            return []
+        return [match[2] for match in found if match is not None]
 
     def _is_right(self, sha256: str, size_bytes: int) -> bool:
         if not self._has(sha256, size_bytes):

@@ -36,6 +36,9 @@ _CONNECTION: dict[str, Any] = {
     "keepalives_interval": 10,
     "keepalives_count": 3,
 }
+# The one schema that services share: references to what lies in the artifact store (services/mesh/artifacts).
+ARTIFACTS_SCHEMA = "artifacts"
+ARTIFACTS_PACKAGE = "services.mesh.artifacts"
 # Any number will do, as long as all migrations take the same lock.
 _MIGRATION_LOCK = 0x726C6866
 
@@ -97,23 +100,17 @@ class Database:
             raise
 
     async def migrate(self, *packages: str) -> None:
-        """Apply `migrations/*.sql` of each package, in order and once, into the schema; several processes may try."""
+        """Apply `migrations/*.sql` of each package, in order and once, into the schema; several processes may try.
+
+        Before them those of the schema that all services share, where this one is then known to keep its references.
+        """
         async with await AsyncConnection.connect(self._url, **_CONNECTION) as connection:
             await connection.execute("SELECT pg_advisory_xact_lock(%s)", (_MIGRATION_LOCK,))
-            schema = sql.Identifier(self.schema)
-            await connection.execute(sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(schema))
-            await connection.execute(sql.SQL("SET LOCAL search_path TO {}").format(schema))
+            await _migrate(connection, ARTIFACTS_SCHEMA, (ARTIFACTS_PACKAGE,))
+            await _migrate(connection, self.schema, packages)
             await connection.execute(
-                "CREATE TABLE IF NOT EXISTS migrations"
-                " (file text PRIMARY KEY, apply_time timestamptz NOT NULL DEFAULT now())"
+                "INSERT INTO artifacts.services (schema) VALUES (%s) ON CONFLICT DO NOTHING", (self.schema,)
             )
-            rows = await (await connection.execute("SELECT file FROM migrations")).fetchall()
-            applied = {row[0] for row in rows}
-            for name, script in _scripts(packages):
-                if name not in applied:
-                    log.info("migrating %s: %s", self.schema, name)
-                    await connection.execute(script.encode())
-                    await connection.execute("INSERT INTO migrations (file) VALUES (%s)", (name,))
 
     async def notify(self, connection: Connection, topic: str) -> None:
         """Wake who waits for `topic` once this transaction has committed."""
@@ -147,6 +144,21 @@ class Database:
 def _options(schema: str) -> str:
     idle = int(IDLE_TRANSACTION_SECONDS * 1000)
     return f"-c search_path={schema} -c timezone=UTC -c idle_in_transaction_session_timeout={idle}"
+
+
+async def _migrate(connection: Connection, schema: str, packages: tuple[str, ...]) -> None:
+    await connection.execute(sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(sql.Identifier(schema)))
+    await connection.execute(sql.SQL("SET LOCAL search_path TO {}").format(sql.Identifier(schema)))
+    await connection.execute(
+        "CREATE TABLE IF NOT EXISTS migrations (file text PRIMARY KEY, apply_time timestamptz NOT NULL DEFAULT now())"
+    )
+    rows = await (await connection.execute("SELECT file FROM migrations")).fetchall()
+    applied = {row[0] for row in rows}
+    for name, script in _scripts(packages):
+        if name not in applied:
+            log.info("migrating %s: %s", schema, name)
+            await connection.execute(script.encode())
+            await connection.execute("INSERT INTO migrations (file) VALUES (%s)", (name,))
 
 
 def _scripts(packages: tuple[str, ...]) -> Iterator[tuple[str, str]]:

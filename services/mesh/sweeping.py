@@ -1,8 +1,7 @@
 """Removing what nobody asks for any more, by age: keys of requests, marks of consumed events, files never finished.
 
-The event log stays: StreamJobEvents replays it from any sequence, and it says who did what. Blobs that nothing names
-stay too: several services store into one place and each knows its own names only, so that what one does not know may be
-what another is about to write down.
+The event log stays: StreamJobEvents replays it from any sequence, and it says who did what. Blobs that nothing needs are
+the collector's (artifacts/gc.py).
 """
 
 from __future__ import annotations

@@ -29,7 +29,9 @@ _LAST_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Ending:
-    """How a job ended. `then` writes what belongs to the ending into the same transaction, before the state moves."""
+    """How a job ended. `then` writes what belongs to the ending into the same transaction, before the state moves; it
+    may raise Retry.
+    """
 
     state: State
     error: PlatformError | None = None
@@ -184,6 +186,8 @@ class Worker:
                 return
             except Unavailable:
                 await asyncio.sleep(1)
+            except Retry as retry:
+                ending = retry
             except Exception as error:
                 nothing_simpler = isinstance(ending, Ending) and ending.state is State.FAILED and ending.then is None
                 if nothing_simpler or (isinstance(error, Aborted) and error.reason == "LEASE_LOST"):

@@ -5,9 +5,10 @@ from __future__ import annotations
 from rlhf.event.v1 import checkpoint_changed_pb2, training_job_warned_pb2
 
 from services.mesh import job_warnings
+from services.mesh.artifacts import references
 from services.mesh.events import EventLog
 from services.mesh.job_warnings import JobWarning, JobWarnings
-from services.mesh.jobs import Announce, Job, Jobs, State
+from services.mesh.jobs import TERMINAL, Announce, Job, Jobs, State
 from services.mesh.postgres import Connection, Database
 from services.trainer import models, wire
 from services.trainer.entities import Checkpoint
@@ -15,9 +16,12 @@ from services.trainer.training_jobs import TRAINING
 
 
 def jobs_of(database: Database, log: EventLog) -> Jobs:
-    """The trainer's jobs: a training job's move is an event, an import's end is written into its model."""
+    """The trainer's jobs: a training job's move is an event, an import's end is written into its model. One that has
+    ended holds its inputs no more."""
 
     async def announce(connection: Connection, job: Job, before: State | None) -> None:
+        if job.state in TERMINAL:
+            await references.drop_inputs(connection, job.name)
         if job.kind == TRAINING:
             attempts = (await jobs.attempts(connection, [job.uid]))[job.uid]
             warnings = (await job_warnings.of(connection, [job.uid]))[job.uid]

@@ -8,6 +8,8 @@ from rlhf.trainer.v1 import trainer_service_pb2
 from rlhf.trainer.v1.trainer_service_pb2_grpc import add_TrainerServiceServicer_to_server
 
 from services.mesh import identity
+from services.mesh.artifacts.gc import Collector
+from services.mesh.artifacts.marker import claim
 from services.mesh.census import Census, open_jobs, unpublished_events
 from services.mesh.collecting import CollectingStore
 from services.mesh.events import EventLog, Relay
@@ -70,6 +72,7 @@ def build(settings: Settings) -> Server:
     census = Census(database, open_jobs, unpublished_events, checkpoints_by_state)
     for resource in (database, datasets, bus, census):
         server.add(resource)
+    server.add_step(lambda: claim(database, artifacts))
     server.add_routine("relay", Relay("trainer", database, log, bus).run)
     server.serve(SERVICE, lambda grpc_server: add_TrainerServiceServicer_to_server(servicer, grpc_server))
     return server
@@ -86,7 +89,8 @@ def build_worker(settings: Settings) -> Process:
     announce = announcing.CheckpointAnnouncer(jobs, log)
     intake = CheckpointIntake(artifacts, announce)
     warnings = announcing.warnings_of(jobs, log)
-    keeper = Keeper(database, jobs, artifacts, announce, settings.jobs_folder, settings.kept_training_states)
+    collector = Collector(database, artifacts, settings.mesh.keep.unfinished_seconds)
+    keeper = Keeper(database, jobs, collector, announce, settings.jobs_folder, settings.kept_training_states)
     corruption = Corruption(database, artifacts, announce)
     environment = _training_environment()
     weights_process = WeightsProcess(settings.worker_python, environment)
@@ -106,10 +110,12 @@ def build_worker(settings: Settings) -> Process:
     process.add_step(lambda: database.migrate(*PACKAGES))
     for resource in (database, datasets):
         process.add(resource)
+    process.add_step(lambda: claim(database, artifacts))
     process.add_routine("worker", worker.run)
     sweeper = Sweeper(database, settings.mesh.artifacts_url, settings.mesh.keep)
     process.add_routine("mesh sweeper", sweeper.run)
     process.add_routine("keeper", keeper.run)
+    process.add_routine("collector", collector.run)
     return process
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from services.mesh import names
-from services.mesh.artifacts import Manifest
+from services.mesh.artifacts import Manifest, references
 from services.mesh.collecting import CollectingStore
 from services.mesh.errors import Aborted, DataLoss
 from services.mesh.job import storable
@@ -19,6 +19,7 @@ from services.mesh.jobs import Job
 from services.mesh.postgres import Connection
 from services.trainer import provenance, spool
 from services.trainer.entities import Checkpoint, CheckpointState, TrainingSpec, TrainingStateState
+from services.trainer.holding import hold_checkpoint
 from services.trainer.store import checkpoints as store
 
 log = logging.getLogger(__name__)
@@ -76,20 +77,27 @@ class CheckpointIntake:
         """Store what was saved as it is; None where there is nothing."""
         return await self._artifacts.put_folder(folder) if await asyncio.to_thread(_has_files, folder) else None
 
-    async def store(self, connection: Connection, checkpoint: Checkpoint) -> None:
-        """Write the row and its event. Raises Aborted where a blob has been collected since it was looked at: while
-        nothing named it, and another checkpoint of the same bytes was let go. Taking it in once more puts it back."""
-        if checkpoint.has_files:
-            await store.lock_blobs(connection, exclusive=False)
-            try:
-                await self._artifacts.whole_manifest(checkpoint.manifest_sha256)
-            except DataLoss as error:
-                raise Aborted("BLOBS_COLLECTED", f"{error.message}; it is stored again", name=checkpoint.name) from None
+    async def store(self, connection: Connection, job: Job, checkpoint: Checkpoint) -> None:
+        """Write the row, its references and its event. Raises Aborted where a blob has been collected since it was
+        looked at: while nothing needed it. Taking the checkpoint in once more puts it back."""
+        await references.lock(connection)
+        manifest = await self._manifest(checkpoint)
         before = await store.previous(connection, checkpoint.job_uid, checkpoint.step)
         known = {**checkpoint.provenance, "previous_checkpoint": before}
         checkpoint = replace(checkpoint, provenance=known)
         if await store.put(connection, checkpoint):
+            if manifest is not None:
+                await hold_checkpoint(connection, checkpoint, manifest, TrainingSpec(**job.spec))
             await self._announce(connection, checkpoint)
+
+    async def _manifest(self, checkpoint: Checkpoint) -> Manifest | None:
+        """Of one that has files; all of its blobs are there."""
+        if not checkpoint.has_files:
+            return None
+        try:
+            return await self._artifacts.whole_manifest(checkpoint.manifest_sha256)
+        except DataLoss as error:
+            raise Aborted("BLOBS_COLLECTED", f"{error.message}; it is stored again", name=checkpoint.name) from None
 
 
 def _provenance(job: Job, attempt: int, record: spool.Checkpoint) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 from services.mesh import names
+from services.mesh.artifacts import references
 from services.mesh.collecting import CollectingStore
 from services.mesh.errors import DataLoss, FailedPrecondition, NotFound
 from services.mesh.postgres import Database
@@ -32,11 +33,11 @@ class Corruption:
             marked = await store.leave_ready(connection, name, CheckpointState.CORRUPT, reason)
             if marked is not None:
                 # What of it is sound goes with the next collection, unless something else names it.
-                await store.doom(connection, manifest_sha256)
+                await references.drop(connection, name)
                 await self._announce(connection, marked)
             else:
                 await store.let_files_go(connection, name, reason)
-                await store.doom(connection, manifest_sha256)
+                await references.drop(connection, name)
         log.error("%s is corrupt: %s", name, reason)
 
     async def of_base(self, base_model: str, manifest_sha256: str, error: NotFound | DataLoss) -> FailedPrecondition:

@@ -171,7 +171,7 @@ class Follower:
                 raise Aborted("SPOOL_MOVED", "somebody else has read on meanwhile", job=self._lease.job.name)
             await _store_series(connection, uid, batch)
             for checkpoint in batch.checkpoints:
-                await self._intake.store(connection, checkpoint)
+                await self._intake.store(connection, job, checkpoint)
             await self._warnings.add(connection, job, batch.warnings)
             await store.set_position(connection, uid, batch.position)
             if batch.progress:

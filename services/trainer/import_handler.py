@@ -8,15 +8,16 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from services.mesh.artifacts import references
 from services.mesh.collecting import CollectingStore
-from services.mesh.errors import NO_ROOM, Aborted, FailedPrecondition, ResourceExhausted
+from services.mesh.errors import NO_ROOM, FailedPrecondition, ResourceExhausted
 from services.mesh.jobs import Jobs, Lease, State
 from services.mesh.postgres import Connection, Database
-from services.mesh.worker import Ending
+from services.mesh.worker import Ending, Retry
 from services.trainer.bringing import WeightsCache
 from services.trainer.entities import Layer
+from services.trainer.holding import hold_artifact
 from services.trainer.settings import Settings
-from services.trainer.store import checkpoints
 from services.trainer.store import models as store
 from services.trainer.weights_process import WeightsProcess
 
@@ -68,10 +69,10 @@ class ImportHandler:
         manifest = await self._artifacts.put_folder(Path(facts["folder"]))
 
         async def then(connection: Connection) -> None:
-            await checkpoints.lock_blobs(connection, exclusive=False)
-            # A checkpoint of the same bytes may have been let go since they were found to be in the store already.
+            await references.lock(connection)
+            # What had the same bytes may have been let go since they were found to be in the store already.
             if await self._artifacts.missing(manifest):
-                raise Aborted("BLOBS_COLLECTED", "its files were let go meanwhile with a checkpoint; import it again")
+                raise Retry("its files were let go meanwhile with what had the same ones", 0)
             columns = {
                 "architecture": facts["architecture"],
                 "parameter_count": facts["parameters"],
@@ -81,6 +82,7 @@ class ImportHandler:
                 "size_bytes": manifest.size_bytes,
             }
             await store.ready(connection, lease.job.name, columns)
+            await hold_artifact(connection, lease.job.name, manifest)
 
         return Ending(State.SUCCEEDED, then=then)
 

@@ -1,4 +1,4 @@
-"""What is kept of a job's checkpoints, and what goes: the rule of retention, blobs that nothing names, training states.
+"""What is kept of a job's checkpoints, and what goes: the rule of retention, training states, the run's own copies.
 
 Each step is done once more by who comes after a crash in it: a state is written before files go, and files go before
 it is forgotten that they have to.
@@ -12,8 +12,9 @@ import logging
 import shutil
 from pathlib import Path
 
-from services.mesh.collecting import CollectingStore
-from services.mesh.errors import Aborted, DataLoss, FailedPrecondition, NotFound, PlatformError, Unavailable
+from services.mesh.artifacts import references
+from services.mesh.artifacts.gc import Collector
+from services.mesh.errors import Aborted, FailedPrecondition, PlatformError, Unavailable
 from services.mesh.jobs import Jobs, Lease
 from services.mesh.postgres import Database
 from services.trainer.checkpoint_intake import AnnounceCheckpoint, training_state_sha256
@@ -25,8 +26,6 @@ from services.trainer.store import ended_states
 
 log = logging.getLogger(__name__)
 
-# Nothing but weights is collected: other services keep what they have in the same store, and none of it is such a file.
-WEIGHT_FILES = (".safetensors",)
 SWEEP_SECONDS = 3600.0
 
 
@@ -37,19 +36,17 @@ class Keeper:
         self,
         database: Database,
         jobs: Jobs,
-        artifacts: CollectingStore,
+        collector: Collector,
         announce: AnnounceCheckpoint,
         jobs_folder: Path,
         kept_training_states: int,
     ) -> None:
         self._database = database
         self._jobs = jobs
-        self._artifacts = artifacts
+        self._collector = collector
         self._announce = announce
         self._jobs_folder = jobs_folder
         self._kept_training_states = kept_training_states
-        # Manifests never change: blobs by manifest, of those that have been read.
-        self._blobs: dict[str, frozenset[str]] = {}
 
     def folder(self, lease: Lease) -> Path:
         return self._jobs_folder / str(lease.job.uid)
@@ -98,19 +95,20 @@ class Keeper:
         await self._drop_copies(lease)
         async with self._database.transaction() as connection:
             await self._jobs.held(connection, lease)
-            # Locked first: whoever creates a job from one of them has done so before `in_use` looks, or comes after.
+            # Locked first: whoever comes to use one of them has done so before we look, or comes after.
+            await references.lock(connection, exclusive=True)
             found = await store.of_job(connection, lease.job.uid, locked=True)
-            for checkpoint in surplus(found, settings, await store.in_use(connection)):
+            for checkpoint in surplus(found, settings, await references.used(connection, lease.job.name)):
                 pruned = await store.leave_ready(connection, checkpoint.name, CheckpointState.PRUNED, reason(settings))
                 if pruned is not None:
-                    await store.doom(connection, pruned.manifest_sha256)
+                    await references.drop(connection, pruned.name)
                     await self._announce(connection, pruned)
             for checkpoint in surplus_unconfirmed(found, settings):
                 kept = settings.keep_last + (settings.keep_best or 0)
                 why = f"the job keeps the newest {kept} of those that could not be confirmed"
                 await store.let_files_go(connection, checkpoint.name, why)
-                await store.doom(connection, checkpoint.manifest_sha256)
-        await self.collect()
+                await references.drop(connection, checkpoint.name)
+        await self._collector.collect()
         await self._forget_training_states(lease, settings.keep_training_states)
 
     async def tidy(self, lease: Lease, *, succeeded: bool) -> None:
@@ -146,46 +144,7 @@ class Keeper:
                 await asyncio.to_thread(_remove_files, folder, set(kept.values()))
                 async with self._database.transaction() as connection:
                     await ended_states.forget_files(connection, uid, kept)
-        await self.collect()
-
-    async def collect(self) -> None:
-        """Remove the weights of doomed manifests, but for blobs that something else names.
-
-        Under a lock, in one transaction: where a blob gets a name it is looked for under the same lock. Nothing is
-        removed while a manifest that is named cannot be read: nobody knows then which blobs are wanted.
-        """
-        async with self._database.transaction() as connection:
-            doomed = await store.doomed(connection)
-            named = await store.named_manifests(connection)
-        if not doomed:
-            return
-        # Read before the lock is held; under it only what has come since.
-        await self._blobs_of(named | set(doomed))
-        async with self._database.transaction() as connection:
-            await store.lock_blobs(connection, exclusive=True)
-            named = await store.named_manifests(connection)
-            kept = await self._blobs_of(named)
-            if unknown := named - self._blobs.keys():
-                users = ", ".join(await store.naming(connection, unknown))
-                log.error(
-                    "no weights are removed: the manifests of %s cannot be read, so nobody knows what belongs to them;"
-                    " a checkpoint is marked once it is shown, a model has to be deleted",
-                    users,
-                )
-                return
-            await self._artifacts.remove(await self._blobs_of(set(doomed)) - kept)
-            await store.forget_doomed(connection, doomed)
-
-    async def _blobs_of(self, manifests: set[str]) -> set[str]:
-        """Weights that they name, as far as they can be read."""
-        for sha256 in manifests - self._blobs.keys():
-            try:
-                manifest = await self._artifacts.manifest(sha256)
-            except (NotFound, DataLoss) as error:
-                log.warning("manifest %s cannot be read, and what it names stays: %s", sha256, error)
-                continue
-            self._blobs[sha256] = frozenset(file.sha256 for file in manifest.files if file.path.endswith(WEIGHT_FILES))
-        return set().union(*(self._blobs.get(sha256, frozenset()) for sha256 in manifests))
+        await self._collector.collect()
 
     async def _drop_copies(self, lease: Lease) -> None:
         """Delete the run's own copies of weights that are in the store, or that are of no use."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from services.mesh import names
-from services.mesh.artifacts import ArtifactFile
+from services.mesh.artifacts import ArtifactFile, references
 from services.mesh.collecting import CollectingStore
 from services.mesh.errors import DataLoss, FailedPrecondition, InvalidArgument, NotFound, Violation
 from services.mesh.jobs import Job, Jobs, State
@@ -21,6 +21,7 @@ from services.mesh.requests import RequestKey, claim, earlier
 from services.trainer import import_paths
 from services.trainer.corruption import Corruption
 from services.trainer.entities import BaseModel, Layer, Model, ModelState, NewModel
+from services.trainer.holding import check_unused, hold_layers
 from services.trainer.store import checkpoints
 from services.trainer.store import models as store
 
@@ -67,12 +68,11 @@ class Models:
             known = await claim(connection, key, name)
             if known is not None:
                 return await self._get(connection, known)
-            if layers and await checkpoints.hold(connection, {layers[-1].name: layers[-1].manifest_sha256}):
-                raise InvalidArgument.of("model.source.checkpoint", f"{layers[-1].name} was let go a moment ago")
             # The checkpoint first, then what it lies over.
             model = await store.insert(connection, uid, name, new, [layer.name for layer in reversed(layers)])
             spec = {"source": new.source, "base_under": [asdict(layer) for layer in layers]}
             await self._jobs.create(connection, IMPORT, name, spec)
+            await self._hold_source(connection, name, new.source, layers)
             return model
 
     async def get_with_files(self, name: str) -> tuple[Model, tuple[ArtifactFile, ...]]:
@@ -103,20 +103,37 @@ class Models:
         async with self._database.transaction() as connection:
             return page.page(await store.list_(connection, parent, page), lambda model: (str(model.uid),))
 
-    async def delete(self, name: str) -> None:
-        """Raises FailedPrecondition while the model is being imported or a job that has not ended uses it."""
+    async def delete(self, name: str, *, force: bool = False) -> None:
+        """Raises FailedPrecondition while it is being imported, and unless forced while something uses it: a job that
+        has not ended, a checkpoint that is an adapter over it. Bytes that these need stay until they are gone, too.
+        """
         names.parse(names.MODEL, name)
         async with self._database.transaction() as connection:
-            # First, so that no job is created from it between the look at them and its end.
+            # First, so that nobody comes to use it between the look at its users and its end.
+            await references.lock(connection, exclusive=True)
             await store.lock(connection, name)
             model = await self._get(connection, name)
-            users = await store.open_jobs_from(connection, name)
-            if model.state is ModelState.IMPORTING or users:
-                why = f"{', '.join(users[:3])} use it" if users else "it is being imported"
-                raise FailedPrecondition("MODEL_IN_USE", f"{name} cannot be deleted: {why}", name=name)
+            if model.state is ModelState.IMPORTING:
+                raise FailedPrecondition("MODEL_IMPORTING", f"{name} is being imported; wait until it ends", name=name)
+            if not force:
+                check_unused(name, "MODEL_IN_USE", await references.users(connection, name))
             await store.delete(connection, name)
-            if model.manifest_sha256:
-                await checkpoints.doom(connection, model.manifest_sha256)
+            await references.drop(connection, name)
+
+    async def _hold_source(
+        self, connection: Connection, name: str, source: dict[str, Any], layers: tuple[Layer, ...]
+    ) -> None:
+        """What the import reads stays until it has ended. Raises InvalidArgument where it was let go meanwhile."""
+        await references.lock(connection)
+        if layers:
+            if await checkpoints.hold(connection, {layers[-1].name: layers[-1].manifest_sha256}):
+                raise InvalidArgument.of("model.source.checkpoint", f"{layers[-1].name} was let go a moment ago")
+            await hold_layers(connection, name, layers)
+        elif tokenizer := source.get("init", {}).get("tokenizer_model"):
+            model = await store.get(connection, tokenizer)
+            if model is None or model.state is not ModelState.READY:
+                raise InvalidArgument.of("model.source.init.tokenizer_model", f"{tokenizer} was deleted a moment ago")
+            await hold_layers(connection, name, (Layer(tokenizer, model.manifest_sha256),))
 
     async def _get(self, connection: Connection, name: str) -> Model:
         model = await store.get(connection, name)

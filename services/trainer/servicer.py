@@ -57,7 +57,7 @@ class Servicer(TrainerServiceServicer):
         return pb.ListModelsResponse(models=map(wire.model, page.items), next_page_token=page.next_token)
 
     async def DeleteModel(self, request: pb.DeleteModelRequest, context: Any) -> empty_pb2.Empty:
-        await self._models.delete(request.name)
+        await self._models.delete(request.name, force=request.force)
         return empty_pb2.Empty()
 
     async def DownloadModel(

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 
 from services.mesh import job_queue, job_warnings, names
+from services.mesh.artifacts import references
 from services.mesh.collecting import CollectingStore
 from services.mesh.errors import DataLoss, InvalidArgument, NotFound, Violation
 from services.mesh.events import EventLog, StoredEvent
@@ -31,6 +32,7 @@ from services.trainer.entities import (
     TrainingSpec,
 )
 from services.trainer.foreseeing import DataForecaster, Foresee, nothing_foreseen
+from services.trainer.holding import hold_inputs
 from services.trainer.store import checkpoints, models
 from services.trainer.token_lengths import TokenLengths
 
@@ -87,8 +89,10 @@ class TrainingJobs:
             name = names.child(new.parent, "trainingJobs", new.id or str(names.uuid7()))
             known = await claim(connection, key, name)
             if known is None:
-                await _hold(connection, spec)
                 job = await self._jobs.create(connection, TRAINING, name, asdict(spec), new.priority)
+                await references.lock(connection)
+                await _hold(connection, spec)
+                await hold_inputs(connection, name, spec)
                 return await self._whole(connection, job)
         return await self.get(known)
 
@@ -256,7 +260,7 @@ class TrainingJobs:
     async def _there(self, adapter: str, under: Sequence[Layer]) -> None:
         """Raises InvalidArgument where weights that an adapter lies over are those of nothing that is READY."""
         async with self._database.transaction() as connection:
-            gone = [one for one in under if not await checkpoints.is_kept(connection, one.manifest_sha256)]
+            gone = [one for one in under if not await references.is_held(connection, one.manifest_sha256)]
         if gone:
             message = (
                 f"{adapter} is an adapter over {gone[0].name} as it was then, and those weights (manifest"

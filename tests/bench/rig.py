@@ -15,8 +15,6 @@ from typing import Any
 
 import grpc
 import httpx
-import psycopg
-from psycopg.types.json import Jsonb
 from rlhf.dataset.v1 import dataset_pb2, dataset_service_pb2
 from rlhf.dataset.v1.dataset_service_pb2_grpc import DatasetServiceServicer, add_DatasetServiceServicer_to_server
 
@@ -24,6 +22,7 @@ from services.mesh import embedded, identity, names
 from services.mesh.artifacts import ArtifactStore
 from services.mesh.embedded import procfs
 from services.mesh.embedded.ports import free_port
+from tests.fix_references import insert_model
 
 PARENT = "projects/default"
 VERSION = f"{PARENT}/datasets/d/versions/1"
@@ -192,9 +191,4 @@ async def _ready_model(root: Path, postgres_url: str) -> None:
     folder.mkdir()
     (folder / "config.json").write_text("{}")
     manifest = await ArtifactStore(f"file://{root}/artifacts").put_folder(folder)
-    async with await psycopg.AsyncConnection.connect(postgres_url) as connection:
-        await connection.execute(
-            "INSERT INTO trainer.models (uid, name, parent, display_name, source, labels, state, context_length,"
-            " manifest_sha256) VALUES (%s, %s, %s, '', %s, '{}', 'READY', 64, %s)",
-            (names.uuid7(), f"{PARENT}/models/base", PARENT, Jsonb({"path": "/x"}), manifest.sha256),
-        )
+    await insert_model(postgres_url, f"{PARENT}/models/base", manifest, context_length=64)

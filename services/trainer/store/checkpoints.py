@@ -9,6 +9,7 @@ from uuid import UUID
 from psycopg.rows import class_row
 from psycopg.types.json import Jsonb
 
+from services.mesh.artifacts import references
 from services.mesh.pages import PageRequest
 from services.mesh.postgres import Connection
 from services.trainer.entities import Checkpoint, CheckpointState
@@ -27,7 +28,7 @@ async def put(connection: Connection, checkpoint: Checkpoint) -> bool:
 
     What is READY stays so until another that is READY takes its place: an attempt that dies while it verifies the same
     step has taken nothing away. What could not be confirmed stays until the next of its step is judged. The weights
-    that lose their place are doomed.
+    that lose their place are let go.
     """
     replaced = await _many(
         connection,
@@ -41,7 +42,7 @@ async def put(connection: Connection, checkpoint: Checkpoint) -> bool:
         ):
             return False
         if old.manifest_sha256 != checkpoint.manifest_sha256:
-            await doom(connection, old.manifest_sha256)
+            await references.drop(connection, checkpoint.name)
     columns = _COLUMNS.split(", ")
     new = ", ".join(f"{name} = excluded.{name}" for name in columns if name not in _LASTING)
     query = (
@@ -135,86 +136,11 @@ async def let_files_go(connection: Connection, name: str, why: str) -> None:
     )
 
 
-async def in_use(connection: Connection) -> frozenset[str]:
-    """Names that a job which has not ended starts from or is judged by, that is being imported, or that an adapter lies
-    over."""
-    cursor = await connection.execute(
-        "SELECT spec->>'base_model' FROM jobs WHERE kind = 'training' AND end_time IS NULL"
-        " UNION SELECT jsonb_object_keys(spec->'reward_models') FROM jobs WHERE kind = 'training' AND end_time IS NULL"
-        " UNION SELECT base_model FROM checkpoints WHERE base_model <> '' AND state = 'READY'"
-        " UNION SELECT layer->>'name' FROM jobs, jsonb_array_elements(spec->'base_under') AS layer"
-        " WHERE end_time IS NULL"
-    )
-    return frozenset([row[0] async for row in cursor])
-
-
 async def forget_weights_path(connection: Connection, job_uid: UUID, step: int) -> None:
     """The run's own copy of the weights is gone."""
     await connection.execute(
         "UPDATE checkpoints SET weights_path = '' WHERE job_uid = %s AND step = %s", (job_uid, step)
     )
-
-
-async def doom(connection: Connection, manifest_sha256: str) -> None:
-    """Let the blobs of a manifest go that nothing else will name once this transaction has committed."""
-    await connection.execute(
-        "INSERT INTO doomed_manifests (sha256) VALUES (%s) ON CONFLICT DO NOTHING", (manifest_sha256,)
-    )
-
-
-async def doomed(connection: Connection) -> list[str]:
-    cursor = await connection.execute("SELECT sha256 FROM doomed_manifests ORDER BY create_time LIMIT 1000")
-    return [row[0] async for row in cursor]
-
-
-async def forget_doomed(connection: Connection, manifests: list[str]) -> None:
-    await connection.execute("DELETE FROM doomed_manifests WHERE sha256 = ANY(%s)", (manifests,))
-
-
-async def named_manifests(connection: Connection) -> set[str]:
-    """Of every model and checkpoint that is READY, of what could not be confirmed, and of what jobs and imports load
-    that have not ended."""
-    cursor = await connection.execute(
-        "SELECT manifest_sha256 FROM checkpoints WHERE state = 'READY' OR files_kept"
-        " UNION SELECT manifest_sha256 FROM models WHERE state = 'READY'"
-        " UNION SELECT spec->>'base_manifest_sha256' FROM jobs WHERE kind = 'training' AND end_time IS NULL"
-        " UNION SELECT value FROM jobs, jsonb_each_text(spec->'reward_models')"
-        " WHERE kind = 'training' AND end_time IS NULL"
-        " UNION SELECT layer->>'manifest_sha256' FROM jobs, jsonb_array_elements(spec->'base_under') AS layer"
-        " WHERE end_time IS NULL"
-    )
-    return {row[0] async for row in cursor}
-
-
-async def naming(connection: Connection, manifests: set[str]) -> list[str]:
-    """Names of what a manifest is named by."""
-    cursor = await connection.execute(
-        "SELECT name FROM models WHERE manifest_sha256 = ANY(%(all)s) AND state = 'READY'"
-        " UNION SELECT name FROM checkpoints WHERE manifest_sha256 = ANY(%(all)s) AND (state = 'READY' OR files_kept)"
-        " UNION SELECT name FROM jobs WHERE end_time IS NULL AND (spec->>'base_manifest_sha256' = ANY(%(all)s)"
-        "  OR EXISTS (SELECT FROM jsonb_each_text(spec->'reward_models') WHERE value = ANY(%(all)s))"
-        "  OR EXISTS (SELECT FROM jsonb_array_elements(spec->'base_under') AS layer"
-        "   WHERE layer->>'manifest_sha256' = ANY(%(all)s)))"
-        " ORDER BY name",
-        {"all": list(manifests)},
-    )
-    return [row[0] async for row in cursor]
-
-
-async def is_kept(connection: Connection, manifest_sha256: str) -> bool:
-    """Whether a model or a checkpoint that is READY has this content."""
-    cursor = await connection.execute(
-        "SELECT FROM models WHERE manifest_sha256 = %(sha256)s AND state = 'READY'"
-        " UNION ALL SELECT FROM checkpoints WHERE manifest_sha256 = %(sha256)s AND state = 'READY' LIMIT 1",
-        {"sha256": manifest_sha256},
-    )
-    return await cursor.fetchone() is not None
-
-
-async def lock_blobs(connection: Connection, *, exclusive: bool) -> None:
-    """Until the transaction ends: nothing is collected while blobs get a name, and none gets one meanwhile."""
-    function = "pg_advisory_xact_lock" if exclusive else "pg_advisory_xact_lock_shared"
-    await connection.execute(f"SELECT {function}(hashtext(current_schema() || '.blobs'))".encode())
 
 
 async def drop_verifying(connection: Connection, job_uid: UUID) -> None:

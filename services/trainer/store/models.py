@@ -89,18 +89,6 @@ async def forget_failed(connection: Connection, name: str) -> None:
         await connection.execute("DELETE FROM requests WHERE resource = %s", (name,))
 
 
-async def open_jobs_from(connection: Connection, model: str) -> list[str]:
-    """Names of the training jobs and imports that have not ended and start from `model` or from an adapter over it, or
-    are judged by it."""
-    cursor = await connection.execute(
-        "SELECT name FROM jobs WHERE end_time IS NULL"
-        " AND (spec->>'base_model' = %(name)s OR spec->'reward_models' ? %(name)s"
-        " OR spec->'base_under' @> jsonb_build_array(jsonb_build_object('name', %(name)s::text)))",
-        {"name": model},
-    )
-    return [row[0] async for row in cursor]
-
-
 async def _one(connection: Connection, query: str, parameters: tuple[Any, ...]) -> Model | None:
     async with connection.cursor(row_factory=class_row(Model)) as cursor:
         await cursor.execute(query.encode(), parameters)

@@ -186,7 +186,7 @@ async def test_the_named_hash_must_be_the_files(store: ArtifactStore, folder: Pa
 async def test_a_file_that_changes_while_it_is_stored(
     disk: ArtifactStore, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.mesh.artifacts.hash_file", lambda path: "0" * 64)
+    monkeypatch.setattr("services.mesh.artifacts.store.hash_file", lambda path: "0" * 64)
     with pytest.raises(DataLoss) as caught:
         await disk.put_file(folder / "config.json")
     assert caught.value.reason == "WRONG_HASH"
@@ -201,7 +201,7 @@ async def test_a_full_disk_is_told_and_leaves_nothing(
     def full(descriptor: object, data: bytes) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("services.mesh.artifacts._Hashing.write", full)
+    monkeypatch.setattr("services.mesh.artifacts.store._Hashing.write", full)
     with pytest.raises(ResourceExhausted) as caught:
         await disk.put_file(folder / "config.json")
     assert caught.value.reason == "DISK_FULL"
@@ -221,7 +221,7 @@ async def test_many_put_and_fetch_the_same_at_once(disk: ArtifactStore, folder: 
 SLOW_PUT = """
 import asyncio, sys, time
 from pathlib import Path
-from services.mesh import artifacts
+from services.mesh.artifacts import store as artifacts
 
 write = artifacts._Hashing.write
 

@@ -9,15 +9,15 @@ from pathlib import Path
 import psycopg
 import pytest
 import torch
-from psycopg.types.json import Jsonb
 from rlhf.trainer.v1 import model_pb2
 from rlhf.trainer.v1 import trainer_service_pb2 as pb
 from rlhf.type.v1 import checkpoint_pb2, job_state_pb2
 
-from services.mesh import client, names
-from services.mesh.artifacts import ArtifactStore, Manifest
+from services.mesh import client
+from services.mesh.artifacts import ArtifactStore, Manifest, references
 from services.mesh.errors import DataLoss, FailedPrecondition, InvalidArgument
 from services.trainer import plan as plans
+from tests.fix_references import insert_model
 from tests.fix_reward_model import tiny_model as tiny_model
 from tests.fix_reward_model import tiny_reward_model as tiny_reward_model
 from tests.integration.trainer import test_runs
@@ -34,13 +34,8 @@ BASE = f"{PARENT}/models/real"
 async def store_model(bench: Bench, folder: Path, name: str = BASE) -> Manifest:
     """A model as an import leaves it."""
     manifest = await ArtifactStore(f"file://{bench.home}/artifacts").put_folder(folder)
-    async with await psycopg.AsyncConnection.connect(bench.database_url) as connection:
-        await connection.execute(
-            "INSERT INTO trainer.models (uid, name, parent, display_name, source, labels, state, architecture,"
-            " parameter_count, context_length, manifest_sha256)"
-            " VALUES (%s, %s, %s, '', %s, '{}', 'READY', 'LlamaForCausalLM', 66624, 64, %s)",
-            (names.uuid7(), name, PARENT, Jsonb({"path": "/x"}), manifest.sha256),
-        )
+    facts = {"architecture": "LlamaForCausalLM", "parameter_count": 66624, "context_length": 64}
+    await insert_model(bench.database_url, name, manifest, **facts)
     return manifest
 
 
@@ -167,11 +162,18 @@ async def test_the_base_must_still_be_there_as_it_was(
 ) -> None:
     await store_model(bench, tiny_model)
     one = await trained(bench, monkeypatch, adapter_over(tiny_model, tmp_path / "adapter"), BASE)
-    await client.call(bench.trainer.DeleteModel(pb.DeleteModelRequest(name=BASE)))
+    with pytest.raises(FailedPrecondition, match=f"{one.name} use it"):
+        await client.call(bench.trainer.DeleteModel(pb.DeleteModelRequest(name=BASE)))
+    await client.call(bench.trainer.DeleteModel(pb.DeleteModelRequest(name=BASE, force=True)))
     other = tmp_path / "other"
     shutil.copytree(tiny_model, other)
     (other / "generation_config.json").write_text("{}")
     await store_model(bench, other)
+    # The adapter holds the bytes that it lies over, whatever has their name.
+    assert (await bench.ended(await bench.create(base_model=one.name))).state == job_state_pb2.JOB_STATE_SUCCEEDED
+    # As one of a time before there were references, whose base was deleted then.
+    async with await psycopg.AsyncConnection.connect(bench.database_url) as connection:
+        await references.drop_inputs(connection, one.name)
     with pytest.raises(InvalidArgument, match=r"adapter over projects/default/models/real as it was then.* are gone"):
         await bench.create(base_model=one.name)
     request = pb.ImportModelRequest(parent=PARENT, model_id="merged")
@@ -194,7 +196,7 @@ async def test_the_base_of_an_adapter_stays_while_a_job_starts_from_it(
     with pytest.raises(FailedPrecondition, match=f"{name} use it"):
         await client.call(bench.trainer.DeleteModel(pb.DeleteModelRequest(name=BASE)))
     await client.call(bench.trainer.CancelTrainingJob(pb.CancelTrainingJobRequest(name=name)))
-    await client.call(bench.trainer.DeleteModel(pb.DeleteModelRequest(name=BASE)))
+    await client.call(bench.trainer.DeleteModel(pb.DeleteModelRequest(name=BASE, force=True)))
 
 
 async def test_a_spoilt_adapter_is_marked_and_nothing_starts_from_it(

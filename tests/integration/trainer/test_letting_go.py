@@ -13,16 +13,16 @@ from rlhf.trainer.v1 import trainer_service_pb2 as pb
 from rlhf.type.v1 import checkpoint_pb2, job_state_pb2
 
 from services.mesh import client
+from services.mesh.artifacts import references
+from services.mesh.artifacts.gc import Collector
 from services.mesh.collecting import CollectingStore
 from services.mesh.errors import DataLoss, InvalidArgument
 from services.mesh.events import EventLog
-from services.mesh.jobs import Jobs
 from services.mesh.postgres import Database
-from services.trainer import announcing
+from services.trainer import announcing, training_jobs
 from services.trainer.keeping import Keeper
-from services.trainer.store import checkpoints as store
 from tests.integration.trainer import test_runs
-from tests.integration.trainer.test_retention import RULE, states, weights_there
+from tests.integration.trainer.test_retention import RULE, states
 
 bench = test_runs.bench
 Bench = test_runs.Bench
@@ -38,8 +38,8 @@ async def keeper(bench: Bench) -> AsyncIterator[Keeper]:
         log = EventLog(database)
         jobs = announcing.jobs_of(database, log)
         announce = announcing.CheckpointAnnouncer(jobs, log)
-        artifacts = CollectingStore(f"file://{bench.home}/artifacts")
-        yield Keeper(database, jobs, artifacts, announce, bench.home / "trainer" / "jobs", 3)
+        collector = Collector(database, CollectingStore(f"file://{bench.home}/artifacts"), 0)
+        yield Keeper(database, jobs, collector, announce, bench.home / "trainer" / "jobs", 3)
 
 
 def training_states(bench: Bench) -> list[Path]:
@@ -99,37 +99,8 @@ async def test_the_sound_shards_of_a_corrupt_checkpoint_go(
     with pytest.raises(DataLoss):
         [reply async for reply in client.stream(bench.trainer.DownloadCheckpoint(request))]
     assert states(await bench.checkpoints(name)) == {6: "CORRUPT"} and there("b")
-    await keeper.collect()
+    await keeper.sweep()
     assert not there("b")
-
-
-async def test_nothing_goes_while_a_manifest_that_is_named_cannot_be_read(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, keeper: Keeper
-) -> None:
-    """It may name the very blobs that are to go; once nothing names it, they do."""
-    await bench.start_worker({"save_at": [1]}, monkeypatch)
-    [unread] = await bench.checkpoints((await bench.ended(await bench.create())).name)
-    blob = bench.home / "artifacts" / unread.manifest_sha256[:2] / unread.manifest_sha256
-    text = blob.read_bytes()
-    blob.write_bytes(text[:-1])
-    async with await psycopg.AsyncConnection.connect(bench.database_url) as connection:
-        # Of the same weights, and let go.
-        manifest = await CollectingStore(f"file://{bench.home}/artifacts").put_folder(_folder(bench, "weights 1"))
-        await connection.execute("INSERT INTO trainer.doomed_manifests (sha256) VALUES (%s)", (manifest.sha256,))
-    await keeper.collect()
-    assert weights_there(bench) == {1}
-    assert any(unread.name in record.message and "nobody knows" in record.message for record in caplog.records)
-    async with await psycopg.AsyncConnection.connect(bench.database_url) as connection:
-        await connection.execute("UPDATE trainer.checkpoints SET state = 'CORRUPT'")
-    await keeper.collect()
-    assert weights_there(bench) == set()
-
-
-def _folder(bench: Bench, text: str) -> Path:
-    folder = bench.home / "let-go"
-    folder.mkdir()
-    (folder / "model.safetensors").write_text(text)
-    return folder
 
 
 class Held:
@@ -150,6 +121,14 @@ async def ready(bench: Bench, name: str, step: int) -> None:
         await asyncio.sleep(0.05)
 
 
+async def someone_waits(bench: Bench, function: str) -> None:
+    """For the lock of references."""
+    waiting = "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE %s"
+    async with await psycopg.AsyncConnection.connect(bench.database_url, autocommit=True) as connection:
+        while not await (await connection.execute(waiting, (f"%{function}%",))).fetchone():  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+
+
 async def test_a_checkpoint_that_a_job_is_being_created_from_is_not_let_go(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -158,12 +137,13 @@ async def test_a_checkpoint_that_a_job_is_being_created_from_is_not_let_go(
     name = await bench.create(validation=test_runs.VERSION, checkpoints=RULE)
     await bench.until(name, lambda job: job.step_count >= 2)
     await ready(bench, name, 2)
-    creating = Held(Jobs.create)
+    creating = Held(training_jobs.hold_inputs)
     with monkeypatch.context() as patch:
-        patch.setattr(Jobs, "create", lambda *arguments: creating(*arguments))
+        patch.setattr(training_jobs, "hold_inputs", creating)
         made = asyncio.create_task(bench.create(base_model=f"{name}/checkpoints/step-2"))
         await creating.reached.wait()
-        await ready(bench, name, 3)
+        # The rule, of step 2 or step 3.
+        await someone_waits(bench, "pg_advisory_xact_lock(")
         creating.go_on.set()
         await made
     await bench.ended(name)
@@ -174,26 +154,23 @@ async def test_a_job_is_refused_a_checkpoint_that_is_being_let_go(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The rule has looked at who uses it and not yet let it go when a job is created from it."""
-    pruning, in_use = asyncio.Event(), store.in_use
+    pruning, used = asyncio.Event(), references.used
     proceed = asyncio.Event()
 
-    async def late(connection: Any) -> frozenset[str]:
-        found = await in_use(connection)
+    async def late(connection: Any, resource: str) -> frozenset[str]:
+        found = await used(connection, resource)
         cursor = await connection.execute("SELECT count(*) FROM checkpoints WHERE state = 'READY'")
         if await cursor.fetchone() == (3,) and not pruning.is_set():
             pruning.set()
             await proceed.wait()
         return found
 
-    monkeypatch.setattr(store, "in_use", late)
+    monkeypatch.setattr(references, "used", late)
     await bench.start_worker(SCRIPT, monkeypatch)
     name = await bench.create(validation=test_runs.VERSION, checkpoints=RULE)
     await pruning.wait()
     made = asyncio.create_task(bench.create(base_model=f"{name}/checkpoints/step-2"))
-    waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%FOR SHARE%'"
-    async with await psycopg.AsyncConnection.connect(bench.database_url, autocommit=True) as connection:
-        while not made.done() and await (await connection.execute(waiting)).fetchone() == (0,):  # noqa: ASYNC110
-            await asyncio.sleep(0.05)
+    await someone_waits(bench, "pg_advisory_xact_lock_shared(")
     assert not made.done(), "it waits for what becomes of the checkpoint"
     proceed.set()
     with pytest.raises(InvalidArgument, match=r"training_job\.base_model: .*step-2 was let go a moment ago"):

@@ -14,13 +14,15 @@ from rlhf.trainer.v1 import training_job_pb2
 from rlhf.type.v1 import checkpoint_pb2
 
 from services.mesh import client
-from services.mesh.artifacts import ArtifactStore, Manifest
+from services.mesh.artifacts import ArtifactStore, Manifest, gc, references
+from services.mesh.artifacts.gc import Collector
 from services.mesh.errors import FailedPrecondition, InvalidArgument, NotFound
 from services.mesh.jobs import Job
 from services.trainer import training_handler
 from services.trainer.checkpoint_intake import CheckpointIntake
 from services.trainer.keeping import Keeper
 from services.trainer.store import checkpoints as store
+from tests.fix_references import insert_model
 from tests.integration.trainer import test_runs
 
 bench = test_runs.bench
@@ -117,17 +119,17 @@ async def test_what_judges_an_unfinished_job_stays(bench: Bench, monkeypatch: py
     assert first.manifest_sha256
     model = f"{PARENT}/models/judge"
     judged = await bench.create()
+    manifest = await ArtifactStore(f"file://{bench.home}/artifacts").manifest(first.manifest_sha256)
+    await insert_model(bench.database_url, model, manifest)
     async with await psycopg.AsyncConnection.connect(bench.database_url) as connection:
-        await connection.execute(
-            "INSERT INTO trainer.models (uid, name, parent, display_name, source, labels, state, manifest_sha256)"
-            " VALUES (gen_random_uuid(), %s, %s, '', '{}', '{}', 'READY', %s)",
-            (model, PARENT, first.manifest_sha256),
-        )
         # As CreateTrainingJob writes it down; these scripted weights are no reward models.
+        judges = {first.name: first.manifest_sha256, model: first.manifest_sha256}
         await connection.execute(
             "UPDATE trainer.jobs SET spec = jsonb_set(spec, '{reward_models}', %s) WHERE name = %s",
-            (Jsonb({first.name: first.manifest_sha256, model: first.manifest_sha256}), judged),
+            (Jsonb(judges), judged),
         )
+        for judge, sha256 in judges.items():
+            await references.add(connection, judged, sha256, judge)
     with pytest.raises(FailedPrecondition, match=r"trainingJobs/\S+ use it"):
         await client.call(bench.trainer.DeleteModel(pb.DeleteModelRequest(name=model)))
     await bench.ended(name)
@@ -181,11 +183,12 @@ def crashing(function: Callable[..., Any], times: int) -> Callable[..., Any]:
 @pytest.mark.parametrize(
     ("owner", "method"),
     [
-        (store, "doom"),
-        (store, "forget_doomed"),
-        (store, "lock_blobs"),
+        (references, "drop"),
+        (references, "lock"),
+        (references, "add_content"),
+        (gc, "_forget"),
         (store, "forget_weights_path"),
-        (Keeper, "collect"),
+        (Collector, "collect"),
         (Keeper, "_forget_training_states"),
         (Keeper, "_delete"),
     ],
@@ -202,7 +205,7 @@ async def test_a_crash_at_any_point_of_it_leaves_nothing_half_done(
         if one.state == checkpoint_pb2.Checkpoint.STATE_READY:
             await ArtifactStore(f"file://{bench.home}/artifacts").verify(one.manifest_sha256)
     async with await psycopg.AsyncConnection.connect(bench.database_url) as connection:
-        cursor = await connection.execute("SELECT count(*) FROM trainer.doomed_manifests")
+        cursor = await connection.execute("SELECT count(*) FROM artifacts.released")
         assert await cursor.fetchone() == (0,)
 
 
@@ -306,12 +309,7 @@ async def test_weights_of_a_deleted_model_go_unless_something_else_names_them(
         folder.mkdir()
         (folder / "model.safetensors").write_text(weights)
         manifests[model] = await artifacts.put_folder(folder)
-        async with await psycopg.AsyncConnection.connect(bench.database_url) as connection:
-            await connection.execute(
-                "INSERT INTO trainer.models (uid, name, parent, display_name, source, labels, state, manifest_sha256)"
-                " VALUES (gen_random_uuid(), %s, %s, '', '{}', '{}', 'READY', %s)",
-                (f"{PARENT}/models/{model}", PARENT, manifests[model].sha256),
-            )
+        await insert_model(bench.database_url, f"{PARENT}/models/{model}", manifests[model])
     await bench.start_worker({"save_at": [3]}, monkeypatch)
     await bench.ended(await bench.create())
     for model in manifests:

@@ -17,7 +17,6 @@ from typing import Any
 import grpc
 import psycopg
 import pytest
-from psycopg.types.json import Jsonb
 from rlhf.dataset.v1 import dataset_pb2, dataset_service_pb2
 from rlhf.dataset.v1.dataset_service_pb2_grpc import DatasetServiceServicer, add_DatasetServiceServicer_to_server
 from rlhf.trainer.v1 import trainer_service_pb2 as pb
@@ -31,6 +30,7 @@ from services.mesh.errors import AlreadyExists, FailedPrecondition, InvalidArgum
 from services.mesh.server import Process
 from services.trainer import app
 from services.trainer.settings import Settings
+from tests.fix_references import insert_model
 
 PARENT = "projects/default"
 ROWS = b'{"messages":[{"role":"user","content":"q"},{"role":"assistant","content":"a"}]}\n' * 64
@@ -176,12 +176,7 @@ async def ready_model(home: Path, postgres_url: str) -> None:
     folder.mkdir()
     (folder / "config.json").write_text("{}")
     manifest = await ArtifactStore(f"file://{home}/artifacts").put_folder(folder)
-    async with await psycopg.AsyncConnection.connect(postgres_url) as connection:
-        await connection.execute(
-            "INSERT INTO trainer.models (uid, name, parent, display_name, source, labels, state, context_length,"
-            " manifest_sha256) VALUES (%s, %s, %s, '', %s, '{}', 'READY', 64, %s)",
-            (names.uuid7(), f"{PARENT}/models/base", PARENT, Jsonb({"path": "/x"}), manifest.sha256),
-        )
+    await insert_model(postgres_url, f"{PARENT}/models/base", manifest, context_length=64)
 
 
 async def test_a_run_is_stored_once_with_its_metrics_logs_samples_and_checkpoints(

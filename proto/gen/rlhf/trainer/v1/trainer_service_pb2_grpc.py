@@ -161,7 +161,8 @@ class TrainerServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def DeleteModel(self, request, context):
-        """Forgets a model. FAILED_PRECONDITION while a job that has not ended starts from it.
+        """Forgets a model. FAILED_PRECONDITION while it is being imported, and unless forced while something uses it: a job
+        that has not ended, a checkpoint that is an adapter over it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -26,7 +26,9 @@ class TrainerServiceStub:
     ListModels: aio.UnaryUnaryMultiCallable[trainer_service_pb2.ListModelsRequest, trainer_service_pb2.ListModelsResponse]
     """Newest first."""
     DeleteModel: aio.UnaryUnaryMultiCallable[trainer_service_pb2.DeleteModelRequest, empty_pb2.Empty]
-    """Forgets a model. FAILED_PRECONDITION while a job that has not ended starts from it."""
+    """Forgets a model. FAILED_PRECONDITION while it is being imported, and unless forced while something uses it: a job
+    that has not ended, a checkpoint that is an adapter over it.
+    """
     DownloadModel: aio.UnaryStreamMultiCallable[trainer_service_pb2.DownloadModelRequest, trainer_service_pb2.DownloadModelResponse]
     """Sends one file of a READY model, from any byte on. Over HTTP: GET `/v1/{name}:download?path=P`, with Range."""
     CreateTrainingJob: aio.UnaryUnaryMultiCallable[trainer_service_pb2.CreateTrainingJobRequest, training_job_pb2.TrainingJob]
@@ -101,7 +103,9 @@ class TrainerServiceServicer(metaclass=abc_1.ABCMeta):
         request: trainer_service_pb2.DeleteModelRequest,
         context: aio.ServicerContext[trainer_service_pb2.DeleteModelRequest, abc.Awaitable[empty_pb2.Empty]],
     ) -> abc.Awaitable[empty_pb2.Empty]:
-        """Forgets a model. FAILED_PRECONDITION while a job that has not ended starts from it."""
+        """Forgets a model. FAILED_PRECONDITION while it is being imported, and unless forced while something uses it: a job
+        that has not ended, a checkpoint that is an adapter over it.
+        """
 
     @abc_1.abstractmethod
     def DownloadModel(

@@ -153,7 +153,7 @@ class ArtifactStore:
 
     def _put_bytes(self, sha256: str, data: bytes) -> None:
         if not self._has(sha256, len(data)):
-            with self._writing(sha256) as file:
+            with self._writing(self._key(sha256)) as file:
                 file.write(data)
 
     def _put_folder(self, folder: Path) -> Manifest:
@@ -165,7 +165,7 @@ class ArtifactStore:
     def _put_file(self, path: Path, name: str, expected: str | None) -> ArtifactFile:
         sha256, size_bytes = expected or hash_file(path), path.stat().st_size
         if not self._has(sha256, size_bytes):
-            with path.open("rb") as source, self._writing(sha256) as file:
+            with path.open("rb") as source, self._writing(self._key(sha256)) as file:
                 hashing = _Hashing(file)
                 shutil.copyfileobj(source, hashing, CHUNK_BYTES)
                 _check_hash(name, hashing.digest.hexdigest(), sha256)
@@ -173,8 +173,8 @@ class ArtifactStore:
             _check_hash(name, hash_file(path), sha256)
         return ArtifactFile(name, size_bytes, sha256)
 
-    def _writing(self, sha256: str) -> contextlib.AbstractContextManager[Any]:
-        return _atomic_write(self._filesystem, self._key(sha256), f"{self._root}/writing/{uuid.uuid4()}")
+    def _writing(self, key: str) -> contextlib.AbstractContextManager[Any]:
+        return _atomic_write(self._filesystem, key, f"{self._root}/writing/{uuid.uuid4()}")
 
     def _read(self, sha256: str) -> bytes:
         with self._open(sha256) as file:
