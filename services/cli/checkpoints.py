@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from services.cli import completions, display, headline, output
+from services.cli.confirming import ForceOption, YesOption, confirm
 from services.cli.output import Column, FormatOption
 from services.cli.session import collect, run
 from services.client import references
@@ -115,6 +116,29 @@ def download(
         output.hint(f'a reward model: transformers.AutoModelForSequenceClassification.from_pretrained("{to}")')
     else:
         output.hint(f'a Hugging Face folder: transformers.AutoModelForCausalLM.from_pretrained("{to}")')
+
+
+@app.command()
+def delete(
+    context: typer.Context,
+    checkpoint: Annotated[
+        str, typer.Argument(metavar="JOB/step-N", help="`sft-k3x9qa/step-100`.", autocompletion=completions.jobs)
+    ],
+    force: ForceOption = False,
+    yes: YesOption = False,
+) -> None:
+    """Delete the files of a checkpoint; what it was stays listed.
+
+    Refused while a job that has not ended or an adapter uses it.
+
+    Examples:
+
+    - `rlhf checkpoint delete grpo-k3x9qa/step-50`
+    - `rlhf checkpoint delete grpo-k3x9qa/step-50 --yes`
+    """
+    confirm(f"Delete the files of {checkpoint}?", yes)
+    run(context, lambda client: client.checkpoints.delete(checkpoint, force=force))
+    output.say(f"deleted {checkpoint}")
 
 
 async def resolve(client: AsyncClient, text: str) -> Checkpoint:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from services.cli import assignments, completions, dataset_views, exits, output, upload_options, uploading
+from services.cli.confirming import YesOption, confirm
 from services.cli.output import DocumentOption, FormatOption
 from services.cli.session import collect, run
 from services.client import references
@@ -185,14 +186,13 @@ def download(
 def delete(
     context: typer.Context,
     dataset: DatasetArgument,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: YesOption = False,
 ) -> None:
     """Delete a dataset, its versions and its uploads.
 
     Example: `rlhf dataset delete digits --yes`
     """
-    if not yes:
-        typer.confirm(f"Delete {dataset} and all of its versions?", abort=True, err=True)
+    confirm(f"Delete {dataset} and all of its versions?", yes)
     run(context, lambda client: client.datasets.delete(references.dataset(client.project, dataset)))
     output.say(f"deleted {dataset}")
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from services.cli import completions, display, exits, job_views, output
+from services.cli.confirming import ForceOption, YesOption, confirm
 from services.cli.output import DocumentOption, FormatOption
 from services.cli.session import collect, run
 from services.client import references
@@ -147,6 +148,19 @@ def cancel(context: typer.Context, job: JobArgument, output_format: FormatOption
     """
     found = run(context, lambda client: client.training_jobs.cancel(references.job(client.project, job)))
     output.show_row(found, job_views.JOBS, output_format)
+
+
+@app.command()
+def delete(context: typer.Context, job: JobArgument, force: ForceOption = False, yes: YesOption = False) -> None:
+    """Delete a job that has ended, with its checkpoints, metrics, logs and samples.
+
+    Refused while a job that has not ended or an adapter uses one of its checkpoints.
+
+    Example: `rlhf job delete grpo-k3x9qa`
+    """
+    confirm(f"Delete {job} with its checkpoints, metrics, logs and samples?", yes)
+    run(context, lambda client: client.training_jobs.delete(references.job(client.project, job), force=force))
+    output.say(f"deleted {job}")
 
 
 @app.command()

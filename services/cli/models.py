@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from services.cli import assignments, completions, display, exits, output
+from services.cli.confirming import ForceOption, YesOption, confirm
 from services.cli.output import Column, FormatOption
 from services.cli.session import collect, run
 from services.client import references
@@ -136,12 +137,18 @@ def download_model(
 
 
 @app.command("delete")
-def delete_model(context: typer.Context, model: ModelArgument) -> None:
-    """Forget a model. Refused while a job that has not ended starts from it.
+def delete_model(
+    context: typer.Context, model: ModelArgument, force: ForceOption = False, yes: YesOption = False
+) -> None:
+    """Delete a model. Refused while a job that has not ended or an adapter uses it.
 
-    Example: `rlhf model delete tiny`
+    Examples:
+
+    - `rlhf model delete tiny`
+    - `rlhf model delete tiny --yes`
     """
-    run(context, lambda client: client.models.delete(references.model(client.project, model)))
+    confirm(f"Delete {model}?", yes)
+    run(context, lambda client: client.models.delete(references.model(client.project, model), force=force))
     output.say(f"deleted {model}")
 
 

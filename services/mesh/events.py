@@ -115,6 +115,21 @@ class EventLog:
         await connection.execute("UPDATE events SET publish_time = now() WHERE id = ANY(%s)", (ids,))
 
 
+async def last_sequence(connection: Connection, resource: str, type_: str = "") -> int:
+    """Of the events, of one type where it is given, of `resource` and of what is below it by name; 0 where none is.
+
+    It is there before its resource, where another one had the name.
+    """
+    cursor = await connection.execute(
+        "SELECT coalesce(max(sequence), 0) FROM events WHERE (resource || '/') COLLATE \"C\" >= %s"
+        " AND (resource || '/') COLLATE \"C\" < %s AND (type = %s OR %s = '')",
+        (f"{resource}/", f"{resource}0", type_, type_),
+    )
+    row = await cursor.fetchone()
+    assert row is not None
+    return row[0]
+
+
 class Relay:
     """Publishes what the event log holds, in order, and marks it.
 

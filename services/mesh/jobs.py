@@ -15,6 +15,7 @@ from psycopg.types.json import Jsonb
 
 from services.mesh import names, tracing
 from services.mesh.errors import Aborted, AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, PlatformError
+from services.mesh.events import last_sequence
 from services.mesh.job import TERMINAL, TRANSITIONS, Attempt, Job, Lease, State, error_to_json, storable
 from services.mesh.pages import Page, PageRequest
 from services.mesh.postgres import Connection, Database, is_unique_violation
@@ -61,12 +62,13 @@ class Jobs:
     ) -> Job:
         """A new job in QUEUED. Raises AlreadyExists when the name is taken."""
         parent = name.rsplit("/", 2)[0]
+        sequence = await last_sequence(connection, name) + 1
         try:
             job = await self._one(
                 connection,
-                f"INSERT INTO jobs (uid, kind, name, parent, state, priority, spec, traceparent)"
-                f" VALUES (%s, %s, %s, %s, 'QUEUED', %s, %s, %s) RETURNING {_COLUMNS}",
-                (names.uuid7(), kind, name, parent, priority, Jsonb(dict(spec)), tracing.traceparent()),
+                f"INSERT INTO jobs (uid, kind, name, parent, state, priority, spec, traceparent, sequence)"
+                f" VALUES (%s, %s, %s, %s, 'QUEUED', %s, %s, %s, %s) RETURNING {_COLUMNS}",
+                (names.uuid7(), kind, name, parent, priority, Jsonb(dict(spec)), tracing.traceparent(), sequence),
             )
         except Exception as error:
             if is_unique_violation(error, "jobs_name_key"):
@@ -115,7 +117,7 @@ class Jobs:
 
     async def cancel(self, connection: Connection, name: str) -> Job:
         """QUEUED → CANCELLED, RUNNING → CANCELLING; CANCELLING stays. Raises FailedPrecondition from an end state."""
-        job = await self._locked(connection, name)
+        job = await self.lock(connection, name)
         if job.state is State.CANCELLING:
             return job
         return await self.move(connection, job, State.CANCELLED if job.state is State.QUEUED else State.CANCELLING)
@@ -257,7 +259,13 @@ class Jobs:
             raise _lost(lease)
         await self._database.notify(connection, progress_topic(lease.job.name))
 
-    async def _locked(self, connection: Connection, name: str) -> Job:
+    async def delete(self, connection: Connection, job: Job) -> None:
+        """With its attempts and the requests that made it; this transaction has locked its row. Its events stay."""
+        await connection.execute("DELETE FROM jobs WHERE uid = %s", (job.uid,))
+        await connection.execute("DELETE FROM requests WHERE resource = %s", (job.name,))
+
+    async def lock(self, connection: Connection, name: str) -> Job:
+        """The job, which nobody moves until this transaction ends. Raises NotFound."""
         job = await self._one(connection, f"SELECT {_COLUMNS} FROM jobs WHERE name = %s FOR UPDATE", (name,))
         if job is None:
             raise NotFound("JOB_NOT_FOUND", f"there is no {name}", name=name)

@@ -1,7 +1,7 @@
 """Removing what nobody asks for any more, by age: keys of requests, marks of consumed events, files never finished.
 
-The event log stays: StreamJobEvents replays it from any sequence, and it says who did what. Blobs that nothing needs are
-the collector's (artifacts/gc.py).
+The event log stays: StreamJobEvents replays it from any sequence, and it says who did what. Blobs that nothing needs
+are the collector's (artifacts/gc.py).
 """
 
 from __future__ import annotations

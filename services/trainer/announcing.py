@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rlhf.event.v1 import checkpoint_changed_pb2, training_job_warned_pb2
+from rlhf.event.v1 import checkpoint_changed_pb2, training_job_deleted_pb2, training_job_warned_pb2
 
 from services.mesh import job_warnings
 from services.mesh.artifacts import references
@@ -11,6 +11,7 @@ from services.mesh.job_warnings import JobWarning, JobWarnings
 from services.mesh.jobs import TERMINAL, Announce, Job, Jobs, State
 from services.mesh.postgres import Connection, Database
 from services.trainer import models, wire
+from services.trainer.deletion import AnnounceDeletion
 from services.trainer.entities import Checkpoint
 from services.trainer.training_jobs import TRAINING
 
@@ -42,6 +43,19 @@ def warnings_of(jobs: Jobs, log: EventLog) -> JobWarnings:
         await log.add(connection, job.name, await jobs.next_sequence(connection, job.uid), event)
 
     return JobWarnings(announce)
+
+
+def deletion_of(jobs: Jobs, log: EventLog) -> AnnounceDeletion:
+    """The last event of a training job."""
+
+    async def announce(connection: Connection, job: Job) -> None:
+        attempts = (await jobs.attempts(connection, [job.uid]))[job.uid]
+        warnings = (await job_warnings.of(connection, [job.uid]))[job.uid]
+        sequence = await jobs.next_sequence(connection, job.uid)
+        found = wire.job_changed(job, attempts, warnings, None).training_job
+        await log.add(connection, job.name, sequence, training_job_deleted_pb2.TrainingJobDeleted(training_job=found))
+
+    return announce
 
 
 class CheckpointAnnouncer:

@@ -26,6 +26,7 @@ from services.trainer.checkpoints import Checkpoints
 from services.trainer.checks import Site
 from services.trainer.corruption import Corruption
 from services.trainer.dataset_client import DatasetClient
+from services.trainer.deletion import Deletion
 from services.trainer.disk import Disk
 from services.trainer.import_handler import ImportHandler
 from services.trainer.keeping import Keeper
@@ -57,7 +58,8 @@ def build(settings: Settings) -> Server:
     disk = Disk.of(settings.jobs_folder, settings.mesh.artifacts_url)
     memory = settings.slot_memory_bytes or None
     site = Site(settings.device, settings.slots, settings.reward_site, disk, memory)
-    corruption = Corruption(database, artifacts, announcing.CheckpointAnnouncer(jobs, log))
+    announce = announcing.CheckpointAnnouncer(jobs, log)
+    corruption = Corruption(database, artifacts, announce)
     asking = Asking(settings.worker_python, _training_environment(), settings.fork_server)
     lengths = TokenLengths(asking, datasets, settings.cache_folder)
     training_jobs = TrainingJobs(database, jobs, log, datasets, site, artifacts, corruption, lengths)
@@ -66,6 +68,7 @@ def build(settings: Settings) -> Server:
         training_jobs,
         Series(database, jobs),
         Checkpoints(database, jobs, artifacts, corruption),
+        Deletion(database, jobs, announce, announcing.deletion_of(jobs, log)),
         RewardTrials(settings, _training_environment(), training_jobs, artifacts),
     )
     server.add_step(lambda: database.migrate(*PACKAGES))

@@ -20,6 +20,9 @@ async def hold_inputs(connection: Connection, job: str, spec: TrainingSpec) -> N
     used.append((spec.dataset_version, spec.dataset_sha256))
     if spec.validation_dataset_version:
         used.append((spec.validation_dataset_version, spec.validation_dataset_sha256))
+    if spec.resume_from:
+        # Its training state, which is no blob: the name is held.
+        used.append((spec.resume_from, ""))
     for resource, sha256 in sorted(set(used)):
         await references.add(connection, job, sha256, resource)
 

@@ -11,18 +11,20 @@ import contextlib
 import logging
 import shutil
 from pathlib import Path
+from uuid import UUID
 
 from services.mesh.artifacts import references
 from services.mesh.artifacts.gc import Collector
 from services.mesh.errors import Aborted, FailedPrecondition, PlatformError, Unavailable
 from services.mesh.jobs import Jobs, Lease
-from services.mesh.postgres import Database
+from services.mesh.postgres import Database, wait
 from services.trainer.checkpoint_intake import AnnounceCheckpoint, training_state_sha256
 from services.trainer.entities import CheckpointState
 from services.trainer.plan import ResumePoint
 from services.trainer.retention import reason, settings_of, surplus, surplus_unconfirmed
 from services.trainer.store import checkpoints as store
-from services.trainer.store import ended_states
+from services.trainer.store import ended_states, files
+from services.trainer.store.files import FILES_TOPIC
 
 log = logging.getLogger(__name__)
 
@@ -122,15 +124,16 @@ class Keeper:
         await asyncio.to_thread(_remove_files, self.folder(lease), kept)
 
     async def run(self) -> None:
-        """A worker's routine: `sweep` now and then, until cancelled."""
-        while True:
-            try:
-                await self.sweep()
-            except Unavailable as error:
-                log.warning("nothing is swept: %s", error)
-            except Exception:
-                log.exception("the sweep failed")
-            await asyncio.sleep(SWEEP_SECONDS)
+        """A worker's routine: `sweep` when something was deleted and now and then, until cancelled."""
+        with self._database.notices.subscribe(FILES_TOPIC) as deleted:
+            while True:
+                try:
+                    await self.sweep()
+                except Unavailable as error:
+                    log.warning("nothing is swept: %s", error)
+                except Exception:
+                    log.exception("the sweep failed")
+                await wait(deleted, SWEEP_SECONDS)
 
     async def sweep(self) -> None:
         """Files of jobs that ended without their handler, and weights that were let go without one."""
@@ -144,7 +147,23 @@ class Keeper:
                 await asyncio.to_thread(_remove_files, folder, set(kept.values()))
                 async with self._database.transaction() as connection:
                     await ended_states.forget_files(connection, uid, kept)
+        await self._remove_deleted()
         await self._collector.collect()
+
+    async def _remove_deleted(self) -> None:
+        """What the runs of deleted jobs and of deleted checkpoints left here."""
+        # Folders are listed first: one that comes now has a job already.
+        folders = {uid: path for path in self._jobs_folder.glob("*") if (uid := _uid(path)) is not None}
+        async with self._database.transaction() as connection:
+            gone = set(folders) - await files.jobs_of(connection, list(folders))
+            deleted = await files.deleted(connection, list(folders))
+        for uid in gone:
+            await asyncio.to_thread(shutil.rmtree, folders[uid], ignore_errors=True)
+        for uid, path in deleted:
+            if Path(path).is_relative_to(folders[uid]):
+                await asyncio.to_thread(shutil.rmtree, path, ignore_errors=True)
+            async with self._database.transaction() as connection:
+                await files.forget(connection, uid, path)
 
     async def _drop_copies(self, lease: Lease) -> None:
         """Delete the run's own copies of weights that are in the store, or that are of no use."""
@@ -167,6 +186,14 @@ class Keeper:
         """A folder of the job's own; nothing that a spool merely names."""
         if Path(path).is_relative_to(self.folder(lease)):
             await asyncio.to_thread(shutil.rmtree, path, ignore_errors=True)
+
+
+def _uid(path: Path) -> UUID | None:
+    """The job whose folder it is; None for anything else."""
+    try:
+        return UUID(path.name)
+    except ValueError:
+        return None
 
 
 def _remove_files(folder: Path, kept: set[str]) -> None:

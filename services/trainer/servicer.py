@@ -18,6 +18,7 @@ from services.mesh.requests import RequestKey
 from services.trainer import series_wire, wire
 from services.trainer.algorithms import algorithms
 from services.trainer.checkpoints import Checkpoints
+from services.trainer.deletion import Deletion
 from services.trainer.entities import LogLine, MetricPoint
 from services.trainer.feeds import Batch
 from services.trainer.models import Models
@@ -32,12 +33,19 @@ M = TypeVar("M")
 
 class Servicer(TrainerServiceServicer):
     def __init__(
-        self, models: Models, jobs: TrainingJobs, series: Series, checkpoints: Checkpoints, trials: RewardTrials
+        self,
+        models: Models,
+        jobs: TrainingJobs,
+        series: Series,
+        checkpoints: Checkpoints,
+        deletion: Deletion,
+        trials: RewardTrials,
     ) -> None:
         self._models = models
         self._jobs = jobs
         self._series = series
         self._checkpoints = checkpoints
+        self._deletion = deletion
         self._trials = trials
         # Of batches that many streams send; each is forgotten with its batch.
         self._messages: WeakKeyDictionary[Batch[Any], Any] = WeakKeyDictionary()
@@ -90,6 +98,10 @@ class Servicer(TrainerServiceServicer):
     ) -> training_job_pb2.TrainingJob:
         return wire.training_job(await self._jobs.cancel(request.name))
 
+    async def DeleteTrainingJob(self, request: pb.DeleteTrainingJobRequest, context: Any) -> empty_pb2.Empty:
+        await self._deletion.delete_job(request.name, force=request.force)
+        return empty_pb2.Empty()
+
     async def StreamJobEvents(
         self, request: pb.StreamJobEventsRequest, context: Any
     ) -> AsyncIterator[pb.StreamJobEventsResponse]:
@@ -123,6 +135,9 @@ class Servicer(TrainerServiceServicer):
         page = await self._checkpoints.list(request.parent, _page(request, request.parent))
         found = map(wire.checkpoint, page.items)
         return pb.ListCheckpointsResponse(checkpoints=found, next_page_token=page.next_token)
+
+    async def DeleteCheckpoint(self, request: pb.DeleteCheckpointRequest, context: Any) -> checkpoint_pb2.Checkpoint:
+        return wire.checkpoint(await self._deletion.delete_checkpoint(request.name, force=request.force))
 
     async def DownloadCheckpoint(
         self, request: pb.DownloadCheckpointRequest, context: Any

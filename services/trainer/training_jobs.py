@@ -10,7 +10,7 @@ from services.mesh import job_queue, job_warnings, names
 from services.mesh.artifacts import references
 from services.mesh.collecting import CollectingStore
 from services.mesh.errors import DataLoss, InvalidArgument, NotFound, Violation
-from services.mesh.events import EventLog, StoredEvent
+from services.mesh.events import EventLog, StoredEvent, last_sequence
 from services.mesh.job_queue import QueuePosition
 from services.mesh.job_warnings import JobWarning
 from services.mesh.jobs import TERMINAL, Attempt, Job, Jobs, State, job_topic
@@ -37,6 +37,7 @@ from services.trainer.store import checkpoints, models
 from services.trainer.token_lengths import TokenLengths
 
 TRAINING = "training"
+JOB_DELETED = "rlhf.event.v1.TrainingJobDeleted"
 HEARTBEAT_SECONDS = 10.0
 # How long a look at the rows may keep an answer: of Create, and of a check alone, whose caller waits for nothing else.
 CREATE_PATIENCE_SECONDS = 5.0
@@ -147,6 +148,9 @@ class TrainingJobs:
         names.parse(names.TRAINING_JOB, name)
         if after_sequence < 0:
             raise InvalidArgument.of("after_sequence", f"must not be negative (got {after_sequence})")
+        async with self._database.transaction() as connection:
+            # What happened to a job that had the name before, and was deleted, is not what happened to this one.
+            after_sequence = max(after_sequence, await last_sequence(connection, name, JOB_DELETED))
         with self._database.notices.subscribe(job_topic(name)) as changed:
             while True:
                 async with self._database.transaction() as connection:
@@ -274,6 +278,10 @@ async def _hold(connection: Connection, spec: TrainingSpec) -> None:
     for name in await checkpoints.hold(connection, {**spec.reward_models, spec.base_model: spec.base_manifest_sha256}):
         field = "training_job.base_model" if name == spec.base_model else "training_job.params"
         raise InvalidArgument.of(field, f"{name} was let go a moment ago; name another")
+    if spec.resume_from:
+        checkpoint = await checkpoints.get(connection, spec.resume_from)
+        if checkpoint is None or not checkpoint.training_state_path:
+            raise InvalidArgument.of("training_job.resume_from", f"{spec.resume_from} was let go a moment ago")
 
 
 # What is wrong with weights, by the kind that they are.

@@ -20,6 +20,7 @@ from rlhf.event.v1 import (
     checkpoint_changed_pb2,
     dataset_version_created_pb2,
     training_job_changed_pb2,
+    training_job_deleted_pb2,
     training_job_warned_pb2,
 )
 from rlhf.trainer.v1 import trainer_service_pb2
@@ -37,6 +38,7 @@ EVENTS: list[FileDescriptor] = [
         checkpoint_changed_pb2,
         dataset_version_created_pb2,
         training_job_changed_pb2,
+        training_job_deleted_pb2,
         training_job_warned_pb2,
     )
 ]

@@ -12,7 +12,7 @@ from services.client import files, references
 from services.client._async.downloading import fetch_all
 from services.client._async.resource import AsyncResource
 from services.client.files import OnProgress
-from services.mesh.errors import FailedPrecondition, NotFound
+from services.mesh.errors import FailedPrecondition, InvalidArgument, NotFound
 
 
 class AsyncCheckpoints(AsyncResource):
@@ -68,6 +68,14 @@ class AsyncCheckpoints(AsyncResource):
 
         await fetch_all(found, folder, opened, overwrite, on_progress)
         return found
+
+    async def delete(self, name: str, *, force: bool = False) -> Checkpoint:
+        """As it is then, PRUNED. Raises NotFound, FailedPrecondition unless forced while something uses it."""
+        job, full = references.checkpoint(self._project, name, "name")
+        if full is None:
+            raise InvalidArgument.of("name", f"say which checkpoint of {references.short(job)}: JOB/step-N")
+        request = rpc.DeleteCheckpointRequest(name=full, force=force)
+        return await self._calls.call("DeleteCheckpoint", request, Checkpoint)
 
 
 def _not_ready(found: Checkpoint) -> str:

@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 
+from google.protobuf.empty_pb2 import Empty
 from rlhf.trainer.v1 import trainer_service_pb2 as rpc
 from rlhf.trainer.v1.model_pb2 import Model
 from rlhf.trainer.v1.training_job_pb2 import TrainingJob
@@ -112,12 +113,7 @@ class AsyncTrainingJobs(AsyncResource):
         return await self.submit(_same(await self.get(name)), new_name, validate_only=validate_only)
 
     async def resume(
-        self,
-        name: str,
-        new_name: str = "",
-        *,
-        params: Mapping[str, Any] | None = None,
-        validate_only: bool = False,
+        self, name: str, new_name: str = "", *, params: Mapping[str, Any] | None = None, validate_only: bool = False
     ) -> TrainingJob:
         """Create a job that goes on where `name` (`job/step-100`, or `job` for its newest training state) was cancelled
         or failed, with its optimizer. `params` may change steps, epochs, save_every_steps, checkpoints, validation.
@@ -152,6 +148,12 @@ class AsyncTrainingJobs(AsyncResource):
         """Ends at its next step; its checkpoints stay. Raises NotFound, FailedPrecondition where it has ended."""
         request = rpc.CancelTrainingJobRequest(name=self._full(name))
         return await self._calls.call("CancelTrainingJob", request, TrainingJob)
+
+    async def delete(self, name: str, *, force: bool = False) -> None:
+        """With its checkpoints, metrics, logs and samples. Raises NotFound, FailedPrecondition before it has ended, and
+        unless forced while something uses one of its checkpoints."""
+        request = rpc.DeleteTrainingJobRequest(name=self._full(name), force=force)
+        await self._calls.call("DeleteTrainingJob", request, Empty)
 
     async def wait(self, name: str, *, timeout_seconds: float | None = None) -> TrainingJob:
         """The job once it has ended, however it did. Raises DeadlineExceeded after `timeout_seconds`."""

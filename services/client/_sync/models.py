@@ -89,7 +89,8 @@ class Models(Resource):
         fetch_all(found, folder, opened, overwrite, on_progress)
         return found
 
-    def delete(self, name: str) -> None:
-        """Raises NotFound, FailedPrecondition while a job that has not ended starts from it."""
-        request = rpc.DeleteModelRequest(name=references.model(self._project, name, "name"))
+    def delete(self, name: str, *, force: bool = False) -> None:
+        """Raises NotFound, FailedPrecondition unless forced while a job or an adapter uses it, which keep what they
+        need of its bytes."""
+        request = rpc.DeleteModelRequest(name=references.model(self._project, name, "name"), force=force)
         self._calls.call("DeleteModel", request, Empty)

@@ -86,12 +86,13 @@ async def release(connection: Connection, blobs: Iterable[str]) -> None:
     await _notify(connection)
 
 
-async def users(connection: Connection, resource: str) -> list[str]:
-    """Names of the holders that use a resource or one below it, but for those that are below it themselves."""
+async def users(connection: Connection, resource: str, *, of_name: bool = False) -> list[str]:
+    """Names of the holders that use a resource or one below it, but for those that are below it themselves. `of_name`:
+    those only that need what bytes alone do not give."""
     cursor = await connection.execute(
         f"SELECT DISTINCT holder FROM artifacts.blob_references WHERE resource <> '' AND {_BELOW.format('resource')}"
-        f" AND NOT {_BELOW.format('holder')} ORDER BY holder".encode(),
-        {"name": resource},
+        f" AND NOT {_BELOW.format('holder')} AND (sha256 = '' OR NOT %(of_name)s) ORDER BY holder".encode(),
+        {"name": resource, "of_name": of_name},
     )
     return [row[0] async for row in cursor]
 

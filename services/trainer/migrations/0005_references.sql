@@ -26,6 +26,8 @@ INSERT INTO artifacts.blob_references (holder, resource, sha256)
         FROM jobs, jsonb_array_elements(coalesce(spec->'base_under', '[]')) AS layer WHERE end_time IS NULL
     UNION SELECT name, spec->>'dataset_version', coalesce(spec->>'dataset_sha256', '') FROM jobs
         WHERE kind = 'training' AND end_time IS NULL
+    UNION SELECT name, spec->>'resume_from', '' FROM jobs
+        WHERE kind = 'training' AND end_time IS NULL AND coalesce(spec->>'resume_from', '') <> ''
     UNION SELECT name, spec->>'validation_dataset_version', coalesce(spec->>'validation_dataset_sha256', '') FROM jobs
         WHERE kind = 'training' AND end_time IS NULL AND coalesce(spec->>'validation_dataset_version', '') <> ''
     ON CONFLICT DO NOTHING;

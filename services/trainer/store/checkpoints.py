@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
@@ -12,7 +13,8 @@ from psycopg.types.json import Jsonb
 from services.mesh.artifacts import references
 from services.mesh.pages import PageRequest
 from services.mesh.postgres import Connection
-from services.trainer.entities import Checkpoint, CheckpointState
+from services.trainer.entities import Checkpoint, CheckpointState, TrainingStateState
+from services.trainer.store import files
 
 _COLUMNS = (
     "job_uid, step, name, attempt, kind, state, base_model, manifest_sha256, size_bytes, metrics, parents,"
@@ -134,6 +136,41 @@ async def let_files_go(connection: Connection, name: str, why: str) -> None:
         "UPDATE checkpoints SET files_kept = false, state_reason = state_reason || %s WHERE name = %s AND files_kept",
         (f"; its files are gone: {why}", name),
     )
+
+
+async def lock(connection: Connection, name: str) -> Checkpoint | None:
+    """The checkpoint, which nobody comes to use until the transaction ends."""
+    rows = await _many(connection, f"SELECT {_COLUMNS} FROM checkpoints WHERE name = %s FOR UPDATE", (name,))
+    return rows[0] if rows else None
+
+
+async def prune(connection: Connection, checkpoint: Checkpoint, reason: str, *, with_files: bool) -> Checkpoint:
+    """READY or CORRUPT, it is PRUNED from now on; `with_files`: what its run left on a worker's disk goes, too."""
+    pruned = replace(checkpoint, state=CheckpointState.PRUNED, files_kept=False)
+    if checkpoint.state is not CheckpointState.PRUNED:
+        pruned = replace(pruned, state_reason=reason)
+    if with_files:
+        for path in filter(None, (checkpoint.training_state_path, checkpoint.weights_path)):
+            await files.delete(connection, checkpoint.job_uid, path)
+        kept = checkpoint.training_state is TrainingStateState.KEPT
+        state = TrainingStateState.PRUNED if kept else checkpoint.training_state
+        pruned = replace(
+            pruned, training_state=state, training_state_path="", training_state_sha256="", weights_path=""
+        )
+    await connection.execute(
+        "UPDATE checkpoints SET state = %s, state_reason = %s, training_state = %s, training_state_path = %s,"
+        " training_state_sha256 = %s, weights_path = %s, files_kept = false WHERE name = %s",
+        (
+            str(pruned.state),
+            pruned.state_reason,
+            str(pruned.training_state),
+            pruned.training_state_path,
+            pruned.training_state_sha256,
+            pruned.weights_path,
+            pruned.name,
+        ),
+    )
+    return pruned
 
 
 async def forget_weights_path(connection: Connection, job_uid: UUID, step: int) -> None:

@@ -143,6 +143,12 @@ class FakeTrainer(TrainerServiceServicer):
         found.move(job_state_pb2.JOB_STATE_CANCELLING)
         return found.job
 
+    async def DeleteTrainingJob(self, request: rpc.DeleteTrainingJobRequest, context: Any) -> Empty:
+        if not self._find(request.name).ended:
+            raise FailedPrecondition("JOB_NOT_ENDED", f"{request.name} has not ended; cancel it")
+        del self.running[request.name]
+        return Empty()
+
     async def StreamJobEvents(self, request: Any, context: Any) -> AsyncIterator[rpc.StreamJobEventsResponse]:
         found, sequence = self._find(request.name), request.after_sequence
         while True:
@@ -198,6 +204,13 @@ class FakeTrainer(TrainerServiceServicer):
 
     async def ListCheckpoints(self, request: rpc.ListCheckpointsRequest, context: Any) -> rpc.ListCheckpointsResponse:
         return rpc.ListCheckpointsResponse(checkpoints=reversed(self._find(request.parent).checkpoints))
+
+    async def DeleteCheckpoint(self, request: rpc.DeleteCheckpointRequest, context: Any) -> checkpoint_pb2.Checkpoint:
+        found = await self.GetCheckpoint(rpc.GetCheckpointRequest(name=request.name), context)
+        if not request.force:
+            raise FailedPrecondition("CHECKPOINT_IN_USE", f"{request.name} cannot be deleted: next uses it; force it")
+        found.state = checkpoint_pb2.Checkpoint.STATE_PRUNED
+        return found
 
     async def DownloadCheckpoint(self, request: Any, context: Any) -> AsyncIterator[rpc.DownloadCheckpointResponse]:
         async for offset, chunk in self._bytes(request):

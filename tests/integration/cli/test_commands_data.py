@@ -184,7 +184,7 @@ async def test_a_dataset_is_shown_and_deleted(fake_mesh: FakeMesh, rows: Path) -
     await fake_mesh.rlhf("dataset", "upload", str(rows), "--name", "digits", "--format", "messages")
     assert "digits:1" in (await fake_mesh.rlhf("dataset", "show", "digits")).out
     assert (await fake_mesh.rlhf("dataset", "show", "digits:1", "-o", "json")).json["rowCount"] == "1000"
-    await fake_mesh.rlhf("dataset", "delete", "digits", check=1)  # nobody there to say yes
+    await fake_mesh.rlhf("dataset", "delete", "digits", check=2)  # nobody there to say yes
     await fake_mesh.rlhf("dataset", "delete", "digits", "--yes")
     assert fake_mesh.datasets.datasets == {}
 
@@ -202,7 +202,8 @@ async def test_a_model_from_scratch(fake_mesh: FakeMesh, tmp_path: Path) -> None
     await fake_mesh.rlhf("model", "import", "copy", "--init", str(config), "--tokenizer", "tiny")
     copied = fake_mesh.trainer.models["projects/default/models/copy"].source.init
     assert copied.tokenizer_model == "projects/default/models/tiny"
-    await fake_mesh.rlhf("model", "delete", "tiny")
+    assert "--yes" in (await fake_mesh.rlhf("model", "delete", "tiny", check=2)).err
+    await fake_mesh.rlhf("model", "delete", "tiny", "--yes")
     assert list(fake_mesh.trainer.models) == ["projects/default/models/copy"]
 
 

@@ -314,3 +314,16 @@ async def test_a_recipe_is_run_with_changes_of_its_own(mesh: FakeMesh) -> None:
     refused = await mesh.rlhf("recipe", "run", "grpo-math", *where, check=2)
     assert "--validation" in refused.err
     await mesh.rlhf("recipe", "show", "absent", check=4)
+
+
+async def test_a_checkpoint_and_a_job_are_deleted_when_somebody_says_yes(mesh: FakeMesh) -> None:
+    await mesh.rlhf(*train("sft", "--name", "run", "--watch"))
+    for noun, what in (("checkpoint", "run/step-10"), ("job", "run")):
+        refused = await mesh.rlhf(noun, "delete", what, check=2)
+        assert "--yes" in refused.err and "nothing was deleted" in refused.err
+    assert "say which checkpoint" in (await mesh.rlhf("checkpoint", "delete", "run", "--yes", check=2)).err
+    assert "force it" in (await mesh.rlhf("checkpoint", "delete", "run/step-10", "--yes", check=5)).err
+    await mesh.rlhf("checkpoint", "delete", "run/step-10", "--yes", "--force")
+    assert "PRUNED" in (await mesh.rlhf("checkpoint", "list", "run")).out
+    await mesh.rlhf("job", "delete", "run", "--yes")
+    await mesh.rlhf("job", "show", "run", check=4)

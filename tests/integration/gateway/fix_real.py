@@ -122,12 +122,15 @@ def _others(http: httpx.Client) -> dict[str, dict[str, str]]:
         "CancelTrainingJob": {"trainingJob": _create_job(http, "queued")},
         # Where the model of the document's example is not there yet.
         "ImportModel": {"project": "another"},
+        "DeleteTrainingJob": {"trainingJob": _ended_job(http, "doomed")},
+        # The one that is there is what jobs start from, and a forced deletion would take it away.
+        "DeleteModel": {"model": "not-there"},
     }
 
 
-def _ended_job(http: httpx.Client) -> str:
+def _ended_job(http: httpx.Client, name: str = "first") -> str:
     """One whose streams end."""
-    job = _create_job(http, "first")
+    job = _create_job(http, name)
     _done(http.post(f"{_PROJECT}/trainingJobs/{job}:cancel"))
     return job
 

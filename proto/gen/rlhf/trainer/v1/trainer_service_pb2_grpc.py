@@ -84,6 +84,11 @@ class TrainerServiceStub(object):
                 request_serializer=rlhf_dot_trainer_dot_v1_dot_trainer__service__pb2.CancelTrainingJobRequest.SerializeToString,
                 response_deserializer=rlhf_dot_trainer_dot_v1_dot_training__job__pb2.TrainingJob.FromString,
                 _registered_method=True)
+        self.DeleteTrainingJob = channel.unary_unary(
+                '/rlhf.trainer.v1.TrainerService/DeleteTrainingJob',
+                request_serializer=rlhf_dot_trainer_dot_v1_dot_trainer__service__pb2.DeleteTrainingJobRequest.SerializeToString,
+                response_deserializer=google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+                _registered_method=True)
         self.StreamJobEvents = channel.unary_stream(
                 '/rlhf.trainer.v1.TrainerService/StreamJobEvents',
                 request_serializer=rlhf_dot_trainer_dot_v1_dot_trainer__service__pb2.StreamJobEventsRequest.SerializeToString,
@@ -113,6 +118,11 @@ class TrainerServiceStub(object):
                 '/rlhf.trainer.v1.TrainerService/ListCheckpoints',
                 request_serializer=rlhf_dot_trainer_dot_v1_dot_trainer__service__pb2.ListCheckpointsRequest.SerializeToString,
                 response_deserializer=rlhf_dot_trainer_dot_v1_dot_trainer__service__pb2.ListCheckpointsResponse.FromString,
+                _registered_method=True)
+        self.DeleteCheckpoint = channel.unary_unary(
+                '/rlhf.trainer.v1.TrainerService/DeleteCheckpoint',
+                request_serializer=rlhf_dot_trainer_dot_v1_dot_trainer__service__pb2.DeleteCheckpointRequest.SerializeToString,
+                response_deserializer=rlhf_dot_type_dot_v1_dot_checkpoint__pb2.Checkpoint.FromString,
                 _registered_method=True)
         self.DownloadCheckpoint = channel.unary_stream(
                 '/rlhf.trainer.v1.TrainerService/DownloadCheckpoint',
@@ -204,6 +214,15 @@ class TrainerServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DeleteTrainingJob(self, request, context):
+        """Forgets a job that has ended, with its checkpoints, metrics, logs and samples, and what its runs left on the disk.
+        Publishes TrainingJobDeleted. FAILED_PRECONDITION before it has ended, and unless forced while something uses one of
+        its checkpoints: a job that has not ended, a checkpoint that is an adapter over it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def StreamJobEvents(self, request, context):
         """Sends what happened to the job after `after_sequence`, then each event as it happens, and ends after a terminal
         state. A message without an event is a heartbeat. Over a WebSocket the job also takes commands: `{"id": 1,
@@ -244,6 +263,15 @@ class TrainerServiceServicer(object):
 
     def ListCheckpoints(self, request, context):
         """Highest step first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteCheckpoint(self, request, context):
+        """Lets a READY or CORRUPT checkpoint go: it is PRUNED from then on, without files. Its training state goes with it once
+        the job has ended; until then the job may have to go on from it. FAILED_PRECONDITION while it is VERIFYING, and
+        unless forced while something uses it: a job that has not ended, a checkpoint that is an adapter over it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -326,6 +354,11 @@ def add_TrainerServiceServicer_to_server(servicer, server):
                     request_deserializer=rlhf_dot_trainer_dot_v1_dot_trainer__service__pb2.CancelTrainingJobRequest.FromString,
                     response_serializer=rlhf_dot_trainer_dot_v1_dot_training__job__pb2.TrainingJob.SerializeToString,
             ),
+            'DeleteTrainingJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteTrainingJob,
+                    request_deserializer=rlhf_dot_trainer_dot_v1_dot_trainer__service__pb2.DeleteTrainingJobRequest.FromString,
+                    response_serializer=google_dot_protobuf_dot_empty__pb2.Empty.SerializeToString,
+            ),
             'StreamJobEvents': grpc.unary_stream_rpc_method_handler(
                     servicer.StreamJobEvents,
                     request_deserializer=rlhf_dot_trainer_dot_v1_dot_trainer__service__pb2.StreamJobEventsRequest.FromString,
@@ -355,6 +388,11 @@ def add_TrainerServiceServicer_to_server(servicer, server):
                     servicer.ListCheckpoints,
                     request_deserializer=rlhf_dot_trainer_dot_v1_dot_trainer__service__pb2.ListCheckpointsRequest.FromString,
                     response_serializer=rlhf_dot_trainer_dot_v1_dot_trainer__service__pb2.ListCheckpointsResponse.SerializeToString,
+            ),
+            'DeleteCheckpoint': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteCheckpoint,
+                    request_deserializer=rlhf_dot_trainer_dot_v1_dot_trainer__service__pb2.DeleteCheckpointRequest.FromString,
+                    response_serializer=rlhf_dot_type_dot_v1_dot_checkpoint__pb2.Checkpoint.SerializeToString,
             ),
             'DownloadCheckpoint': grpc.unary_stream_rpc_method_handler(
                     servicer.DownloadCheckpoint,
@@ -632,6 +670,33 @@ class TrainerService(object):
             _registered_method=True)
 
     @staticmethod
+    def DeleteTrainingJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/rlhf.trainer.v1.TrainerService/DeleteTrainingJob',
+            rlhf_dot_trainer_dot_v1_dot_trainer__service__pb2.DeleteTrainingJobRequest.SerializeToString,
+            google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def StreamJobEvents(request,
             target,
             options=(),
@@ -783,6 +848,33 @@ class TrainerService(object):
             '/rlhf.trainer.v1.TrainerService/ListCheckpoints',
             rlhf_dot_trainer_dot_v1_dot_trainer__service__pb2.ListCheckpointsRequest.SerializeToString,
             rlhf_dot_trainer_dot_v1_dot_trainer__service__pb2.ListCheckpointsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteCheckpoint(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/rlhf.trainer.v1.TrainerService/DeleteCheckpoint',
+            rlhf_dot_trainer_dot_v1_dot_trainer__service__pb2.DeleteCheckpointRequest.SerializeToString,
+            rlhf_dot_type_dot_v1_dot_checkpoint__pb2.Checkpoint.FromString,
             options,
             channel_credentials,
             insecure,

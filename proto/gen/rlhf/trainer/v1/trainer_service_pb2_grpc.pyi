@@ -42,6 +42,11 @@ class TrainerServiceStub:
     """QUEUED goes to CANCELLED at once, RUNNING to CANCELLING; the run stops at its next step boundary, or is killed after
     the grace period. FAILED_PRECONDITION from a terminal state.
     """
+    DeleteTrainingJob: aio.UnaryUnaryMultiCallable[trainer_service_pb2.DeleteTrainingJobRequest, empty_pb2.Empty]
+    """Forgets a job that has ended, with its checkpoints, metrics, logs and samples, and what its runs left on the disk.
+    Publishes TrainingJobDeleted. FAILED_PRECONDITION before it has ended, and unless forced while something uses one of
+    its checkpoints: a job that has not ended, a checkpoint that is an adapter over it.
+    """
     StreamJobEvents: aio.UnaryStreamMultiCallable[trainer_service_pb2.StreamJobEventsRequest, trainer_service_pb2.StreamJobEventsResponse]
     """Sends what happened to the job after `after_sequence`, then each event as it happens, and ends after a terminal
     state. A message without an event is a heartbeat. Over a WebSocket the job also takes commands: `{"id": 1,
@@ -60,6 +65,11 @@ class TrainerServiceStub:
     GetCheckpoint: aio.UnaryUnaryMultiCallable[trainer_service_pb2.GetCheckpointRequest, checkpoint_pb2.Checkpoint]
     ListCheckpoints: aio.UnaryUnaryMultiCallable[trainer_service_pb2.ListCheckpointsRequest, trainer_service_pb2.ListCheckpointsResponse]
     """Highest step first."""
+    DeleteCheckpoint: aio.UnaryUnaryMultiCallable[trainer_service_pb2.DeleteCheckpointRequest, checkpoint_pb2.Checkpoint]
+    """Lets a READY or CORRUPT checkpoint go: it is PRUNED from then on, without files. Its training state goes with it once
+    the job has ended; until then the job may have to go on from it. FAILED_PRECONDITION while it is VERIFYING, and
+    unless forced while something uses it: a job that has not ended, a checkpoint that is an adapter over it.
+    """
     DownloadCheckpoint: aio.UnaryStreamMultiCallable[trainer_service_pb2.DownloadCheckpointRequest, trainer_service_pb2.DownloadCheckpointResponse]
     """Sends one file of a READY checkpoint, from any byte on. Over HTTP: GET `/v1/{name}:download?path=P`, with Range."""
     ListAlgorithms: aio.UnaryUnaryMultiCallable[trainer_service_pb2.ListAlgorithmsRequest, trainer_service_pb2.ListAlgorithmsResponse]
@@ -151,6 +161,17 @@ class TrainerServiceServicer(metaclass=abc_1.ABCMeta):
         """
 
     @abc_1.abstractmethod
+    def DeleteTrainingJob(
+        self,
+        request: trainer_service_pb2.DeleteTrainingJobRequest,
+        context: aio.ServicerContext[trainer_service_pb2.DeleteTrainingJobRequest, abc.Awaitable[empty_pb2.Empty]],
+    ) -> abc.Awaitable[empty_pb2.Empty]:
+        """Forgets a job that has ended, with its checkpoints, metrics, logs and samples, and what its runs left on the disk.
+        Publishes TrainingJobDeleted. FAILED_PRECONDITION before it has ended, and unless forced while something uses one of
+        its checkpoints: a job that has not ended, a checkpoint that is an adapter over it.
+        """
+
+    @abc_1.abstractmethod
     def StreamJobEvents(
         self,
         request: trainer_service_pb2.StreamJobEventsRequest,
@@ -203,6 +224,17 @@ class TrainerServiceServicer(metaclass=abc_1.ABCMeta):
         context: aio.ServicerContext[trainer_service_pb2.ListCheckpointsRequest, abc.Awaitable[trainer_service_pb2.ListCheckpointsResponse]],
     ) -> abc.Awaitable[trainer_service_pb2.ListCheckpointsResponse]:
         """Highest step first."""
+
+    @abc_1.abstractmethod
+    def DeleteCheckpoint(
+        self,
+        request: trainer_service_pb2.DeleteCheckpointRequest,
+        context: aio.ServicerContext[trainer_service_pb2.DeleteCheckpointRequest, abc.Awaitable[checkpoint_pb2.Checkpoint]],
+    ) -> abc.Awaitable[checkpoint_pb2.Checkpoint]:
+        """Lets a READY or CORRUPT checkpoint go: it is PRUNED from then on, without files. Its training state goes with it once
+        the job has ended; until then the job may have to go on from it. FAILED_PRECONDITION while it is VERIFYING, and
+        unless forced while something uses it: a job that has not ended, a checkpoint that is an adapter over it.
+        """
 
     @abc_1.abstractmethod
     def DownloadCheckpoint(

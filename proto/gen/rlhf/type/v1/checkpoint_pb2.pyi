@@ -64,7 +64,7 @@ class Checkpoint(message.Message):
         and `files` names them.
         """
         STATE_PRUNED: Checkpoint._State.ValueType  # 4
-        """Let go by the job's `checkpoints` settings. What it was is still known; its weights are gone."""
+        """Let go by the job's `checkpoints` settings, or deleted. What it was is still known; its weights are gone."""
 
     class State(_State, metaclass=_StateEnumTypeWrapper): ...
     STATE_UNSPECIFIED: Checkpoint.State.ValueType  # 0
@@ -76,7 +76,7 @@ class Checkpoint(message.Message):
     and `files` names them.
     """
     STATE_PRUNED: Checkpoint.State.ValueType  # 4
-    """Let go by the job's `checkpoints` settings. What it was is still known; its weights are gone."""
+    """Let go by the job's `checkpoints` settings, or deleted. What it was is still known; its weights are gone."""
 
     class _TrainingState:
         ValueType = typing.NewType("ValueType", builtins.int)
@@ -88,7 +88,9 @@ class Checkpoint(message.Message):
         TRAINING_STATE_KEPT: Checkpoint._TrainingState.ValueType  # 1
         """Optimizer, scheduler, sampler position and random numbers are kept."""
         TRAINING_STATE_PRUNED: Checkpoint._TrainingState.ValueType  # 2
-        """Let go: there are newer ones, or the job has succeeded, or too many others were cancelled or failed after it."""
+        """Let go: there are newer ones, the job has succeeded, too many others were cancelled or failed after it, or it was
+        deleted.
+        """
         TRAINING_STATE_CORRUPT: Checkpoint._TrainingState.ValueType  # 3
         """Its files no longer are what was saved; resuming steps over it."""
 
@@ -99,7 +101,9 @@ class Checkpoint(message.Message):
     TRAINING_STATE_KEPT: Checkpoint.TrainingState.ValueType  # 1
     """Optimizer, scheduler, sampler position and random numbers are kept."""
     TRAINING_STATE_PRUNED: Checkpoint.TrainingState.ValueType  # 2
-    """Let go: there are newer ones, or the job has succeeded, or too many others were cancelled or failed after it."""
+    """Let go: there are newer ones, the job has succeeded, too many others were cancelled or failed after it, or it was
+    deleted.
+    """
     TRAINING_STATE_CORRUPT: Checkpoint.TrainingState.ValueType  # 3
     """Its files no longer are what was saved; resuming steps over it."""
 

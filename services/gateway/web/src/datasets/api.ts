@@ -76,3 +76,7 @@ export function commit(name: string): Promise<Upload> {
 export async function deleteUpload(name: string): Promise<void> {
   await api.DELETE("/v1/projects/{project}/datasets/{dataset}/uploads/{upload}", { params: { path: uploadPath(name) } });
 }
+
+export function deleteDataset(dataset: string): Promise<unknown> {
+  return answer(api.DELETE("/v1/projects/{project}/datasets/{dataset}", { params: { path: path(dataset) } }));
+}

@@ -22,6 +22,10 @@ export const en = {
   list: { shown: "{count} shown", more: "Show more", previous: "Previous", next: "Next" },
   copy: { copy: "Copy", done: "Copied" },
   confirm: { no: "Back" },
+  delete: {
+    go: "Delete", of: "Delete {what}", title: "Delete {what}?", model: "Its files go, too.", dataset: "All of its versions and uploads go, too.",
+    job: "Its checkpoints, metrics, logs and samples go, too.", checkpoint: "Its files go; what it was stays listed.",
+  },
   notFound: { title: "There is nothing here", back: "To the jobs" },
   form: {
     automatic: "automatic", required: "must be set", notNumber: "must be a number", notInteger: "must be a whole number", notJson: "must be a JSON object",

@@ -24,6 +24,10 @@ export const zh: typeof en = {
   list: { shown: "显示 {count} 项", more: "显示更多", previous: "上一页", next: "下一页" },
   copy: { copy: "复制", done: "已复制" },
   confirm: { no: "返回" },
+  delete: {
+    go: "删除", of: "删除 {what}", title: "删除 {what}？", model: "其文件也会被删除。", dataset: "其所有版本和上传也会被删除。",
+    job: "其检查点、指标、日志和样本也会被删除。", checkpoint: "其文件会被删除；记录仍会列出。",
+  },
   notFound: { title: "页面不存在", back: "返回任务列表" },
   form: {
     automatic: "自动", required: "必须填写", notNumber: "必须是数字", notInteger: "必须是整数", notJson: "必须是 JSON 对象",

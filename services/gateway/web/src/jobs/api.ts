@@ -57,6 +57,15 @@ export function cancelJob(job: string): Promise<TrainingJob> {
   return answer(api.POST("/v1/projects/{project}/trainingJobs/{trainingJob}:cancel", { params: { path: path(job) }, body: {} }));
 }
 
+export function deleteJob(job: string): Promise<unknown> {
+  return answer(api.DELETE("/v1/projects/{project}/trainingJobs/{trainingJob}", { params: { path: path(job) } }));
+}
+
+export function deleteCheckpoint(job: string, checkpoint: string): Promise<Checkpoint> {
+  const params = { path: { ...path(job), checkpoint } };
+  return answer(api.DELETE("/v1/projects/{project}/trainingJobs/{trainingJob}/checkpoints/{checkpoint}", { params }));
+}
+
 export async function listCheckpoints(job: string): Promise<Checkpoint[]> {
   const query = { pageSize: 1000 };
   const found = await answer(api.GET("/v1/projects/{project}/trainingJobs/{trainingJob}/checkpoints", { params: { path: path(job), query } }));

@@ -15,6 +15,7 @@ export interface FollowedJob {
   state: Ref<StreamState>;
   /** Take a job that came as the answer to a call. */
   take: (job: TrainingJob) => void;
+  takeCheckpoint: (checkpoint: Checkpoint) => void;
 }
 
 /** A job as it is now: each change of state and each checkpoint by stream; phase and step, which move without an event,
@@ -64,5 +65,5 @@ export function useJob(id: string): FollowedJob {
   watch([events.state, polling.stale], ([streamed, stale]) => {
     state.value = stale && streamed !== "failed" && streamed !== "ended" ? "reconnecting" : streamed;
   });
-  return { job, checkpoints, problem, state, take };
+  return { job, checkpoints, problem, state, take, takeCheckpoint };
 }

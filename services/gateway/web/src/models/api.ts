@@ -19,6 +19,10 @@ export function getModel(model: string): Promise<Model> {
   return answer(api.GET("/v1/projects/{project}/models/{model}", { params: { path: { project: project.value, model } } }));
 }
 
+export function deleteModel(model: string): Promise<unknown> {
+  return answer(api.DELETE("/v1/projects/{project}/models/{model}", { params: { path: { project: project.value, model } } }));
+}
+
 /** Of `job/step-100`; a full name stays as it is. */
 export function checkpointName(text: string): string {
   const [job, step, ...more] = text.split("/");

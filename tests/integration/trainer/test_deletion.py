@@ -1,0 +1,148 @@
+"""Jobs, checkpoints and models are deleted with all that is theirs, and not while something needs them."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import psycopg
+import pytest
+from rlhf.trainer.v1 import trainer_service_pb2 as pb
+from rlhf.trainer.v1 import training_job_pb2
+from rlhf.type.v1 import checkpoint_pb2
+
+from services.mesh import client, names
+from services.mesh.artifacts import references
+from services.mesh.errors import FailedPrecondition, NotFound
+from services.trainer.keeping import Keeper
+from tests.integration.trainer import test_runs
+from tests.integration.trainer.test_letting_go import training_states
+from tests.integration.trainer.test_retention import states, weights_there
+
+bench = test_runs.bench
+Bench = test_runs.Bench
+PARENT = test_runs.PARENT
+SCRIPT = {"save_at": [2, 4]}
+# All that a job has in the database.
+TABLES = ("checkpoints", "spools", "metric_points", "log_lines", "samples", "job_attempts")
+
+
+async def delete_job(bench: Bench, name: str, *, force: bool = False) -> None:
+    await client.call(bench.trainer.DeleteTrainingJob(pb.DeleteTrainingJobRequest(name=name, force=force)))
+
+
+async def delete_checkpoint(bench: Bench, name: str, *, force: bool = False) -> checkpoint_pb2.Checkpoint:
+    return await client.call(bench.trainer.DeleteCheckpoint(pb.DeleteCheckpointRequest(name=name, force=force)))
+
+
+async def rows(bench: Bench, query: str, *parameters: object) -> list[tuple]:
+    async with await psycopg.AsyncConnection.connect(bench.database_url) as connection:
+        return await (await connection.execute(query.encode(), parameters)).fetchall()
+
+
+def folders(bench: Bench) -> list[Path]:
+    return list((bench.home / "trainer" / "jobs").iterdir())
+
+
+async def test_a_deleted_job_leaves_nothing_but_its_events(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    await bench.start_worker({**SCRIPT, "step_seconds": 0.3}, monkeypatch)
+    before = set((bench.home / "artifacts").glob("??/*"))
+    name = await bench.create()
+    with pytest.raises(FailedPrecondition, match="cancel it, and delete it when it has ended"):
+        await delete_job(bench, name)
+    await bench.ended(name)
+    told = await bench.events(name)
+    assert folders(bench) and weights_there(bench) == {2, 4}
+    [(uid,)] = await rows(bench, "SELECT uid FROM trainer.jobs WHERE name = %s", name)
+    other = await bench.create()
+    await bench.ended(other)
+    await delete_job(bench, name)
+    for call in (
+        bench.trainer.GetTrainingJob(pb.GetTrainingJobRequest(name=name)),
+        bench.trainer.GetCheckpoint(pb.GetCheckpointRequest(name=f"{name}/checkpoints/step-2")),
+        bench.trainer.DeleteTrainingJob(pb.DeleteTrainingJobRequest(name=name)),
+    ):
+        with pytest.raises(NotFound):
+            await client.call(call)
+    for table in TABLES:
+        assert await rows(bench, f"SELECT FROM trainer.{table} WHERE job_uid = %s", uid) == []
+    assert await rows(bench, "SELECT FROM trainer.requests WHERE resource = %s", name) == []
+    assert weights_there(bench) == {2, 4}, "the other job's are the same bytes"
+    await delete_job(bench, other)
+    async with asyncio.timeout(20):
+        while folders(bench) or set((bench.home / "artifacts").glob("??/*")) != before:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+    kinds = await rows(bench, "SELECT type, sequence FROM trainer.events WHERE resource = %s ORDER BY sequence", name)
+    last = told[-1].last_sequence
+    assert kinds[-1] == ("rlhf.event.v1.TrainingJobDeleted", last + 1)
+    assert ("rlhf.event.v1.TrainingJobChanged", last) in kinds
+
+
+async def test_a_job_that_takes_the_name_goes_on_with_its_events(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Consumers drop what is older than what they know; a watcher hears of its own job only."""
+    first = await named(bench)
+    await client.call(bench.trainer.CancelTrainingJob(pb.CancelTrainingJobRequest(name=first.name)))
+    await delete_job(bench, first.name)
+    again = await named(bench)
+    assert again.sequence == first.sequence + 3, "after QUEUED, CANCELLED and deleted"
+    await client.call(bench.trainer.CancelTrainingJob(pb.CancelTrainingJobRequest(name=again.name)))
+    told = await bench.events(again.name)
+    assert [test_runs._told(message) for message in told] == ["QUEUED", "CANCELLED"]
+    assert told[0].last_sequence == again.sequence
+
+
+async def named(bench: Bench) -> training_job_pb2.TrainingJob:
+    job = training_job_pb2.TrainingJob(
+        algorithm="sft", base_model=f"{PARENT}/models/base", dataset_version=test_runs.VERSION
+    )
+    job.params.update({"batch_size": 8, "max_length": 32, "steps": 6})
+    request = pb.CreateTrainingJobRequest(
+        parent=PARENT, training_job=job, training_job_id="same-name", request_id=str(names.uuid7())
+    )
+    return await client.call(bench.trainer.CreateTrainingJob(request))
+
+
+async def test_what_others_need_of_a_job_is_named_and_kept(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    await bench.start_worker(SCRIPT, monkeypatch)
+    name = await bench.create()
+    await bench.ended(name)
+    await bench.workers.pop().stop()
+    first, second = (f"{name}/checkpoints/step-{step}" for step in (2, 4))
+    child = await bench.create(base_model=first)
+    for call in (delete_job(bench, name), delete_checkpoint(bench, first)):
+        with pytest.raises(FailedPrecondition, match=f"{child} use it\nWhat to do: .*force") as refused:
+            await call
+    assert refused.value.reason == "CHECKPOINT_IN_USE"
+    gone = await delete_checkpoint(bench, second)
+    assert (gone.state, gone.state_reason) == (checkpoint_pb2.Checkpoint.STATE_PRUNED, "deleted")
+    assert await delete_checkpoint(bench, second) == gone, "the second time changes nothing"
+    await delete_job(bench, name, force=True)
+    # What the child starts from is there, and then nobody needs it.
+    await bench.start_worker({"save_at": []}, monkeypatch)
+    assert (await bench.ended(child)).state == test_runs.SUCCEEDED
+    async with asyncio.timeout(20):
+        while weights_there(bench):  # noqa: ASYNC110 - the worker removes them
+            await asyncio.sleep(0.05)
+
+
+async def test_a_deleted_checkpoint_takes_its_files_and_its_training_state(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def nothing(*_: object, **__: object) -> None:
+        return None
+
+    # As where training states of ended jobs are kept.
+    monkeypatch.setattr(Keeper, "tidy", nothing)
+    await bench.start_worker({**SCRIPT, "fail_at": 5}, monkeypatch)
+    name = await bench.create()
+    await bench.ended(name)
+    found = {one.step: one for one in await bench.checkpoints(name)}
+    deleted = await delete_checkpoint(bench, found[4].name)
+    assert deleted.training_state == checkpoint_pb2.Checkpoint.TRAINING_STATE_PRUNED and not deleted.files
+    assert test_runs._told((await bench.events(name, stored_only=True))[-1]) == "step-4 PRUNED"
+    async with asyncio.timeout(20):
+        while weights_there(bench) != {2} or any("4" in path.parts[-3] for path in training_states(bench)):  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+    assert states(await bench.checkpoints(name)) == {4: "PRUNED", 2: "READY"}
+    async with await psycopg.AsyncConnection.connect(bench.database_url) as connection:
+        assert not await references.is_held(connection, found[4].manifest_sha256)
