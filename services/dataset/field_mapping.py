@@ -53,8 +53,9 @@ class FieldMapping:
         return frozenset(self.names.get(key, key) for key in keys) if self.names else keys
 
     def stands_in_the_way(self, keys: frozenset[str]) -> bool:
-        """Whether a row with these keys, which were not renamed, could have a renamed one of the same name."""
-        return not keys.isdisjoint(self.names.values())
+        """Whether a row with these keys, which were not renamed, could have a renamed one of the same name, or has one
+        that is to be renamed."""
+        return not keys.isdisjoint(self.names.values()) or not keys.isdisjoint(self.names)
 
     def source(self, source: type[Source]) -> type[Source]:
         """`source` with the file's names."""
@@ -71,10 +72,17 @@ class FieldMapping:
     def _remade(self, source: type[Source]) -> type[Source]:
         of_file = {name: key for key, name in self.names.items()}
         fields: list[tuple[str, Any, Any]] = []
+        absent: dict[str, Any] = {}
         for each in msgspec.structs.fields(source):
+            if not each.required and each.encode_name in self.names and each.encode_name not in of_file:
+                # In the file this key means something else: no row has the field.
+                absent[each.name] = each.default
+                continue
             field: Any = msgspec.field(name=of_file.get(each.encode_name, each.encode_name))
             if not each.required:
                 field = msgspec.field(name=of_file.get(each.encode_name, each.encode_name), default=each.default)
             fields.append((each.name, each.type, field))
-        made = msgspec.defstruct(source.__name__, fields, kw_only=True, gc=False, forbid_unknown_fields=True)
+        made = msgspec.defstruct(
+            source.__name__, fields, namespace=absent, kw_only=True, gc=False, forbid_unknown_fields=True
+        )
         return cast("type[Source]", made)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import tempfile
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from services.dataset.field_mapping import targets
 from services.dataset.findings import UnreadableFile
 from services.dataset.formats import formats
 from services.dataset.limits import Limits
@@ -128,6 +130,32 @@ def test_a_mapping_gives_what_the_renamed_file_gives(
         return
     assert found.content == expected.content * 3
     assert found.report.kept_keys == {key: times * 3 for key, times in expected.report.kept_keys.items()}
+
+
+VALUES: dict[str, Any] = {
+    "messages": HI,
+    "conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "yo"}],
+    "reward_model": {"style": "rule", "ground_truth": "1"},
+    "rejected": "no",
+}
+
+
+@pytest.mark.parametrize("name", formats.names())
+def test_an_optional_key_that_is_read_as_another_gives_what_the_renamed_file_gives(tmp_path: Path, name: str) -> None:
+    """Of each spelling, as each key that the format knows."""
+    for spelling in formats.get(name).spellings:
+        row = {key: VALUES.get(key, "yes") for key in spelling.keys}
+        if spelling.name == "implicit_prompt":
+            row = {"chosen": HI, "rejected": [HI[0], assistant("no")]}
+        optional = {each.encode_name for each in msgspec.structs.fields(spelling.source) if not each.required}
+        for key, target in itertools.product(sorted(optional), targets(formats.get(name))):
+            # Where the row has not the target, only the last has the key.
+            renamed = [*[row] * 3, row if target in row else {**row, target: "x"}]
+            rows = [{key if each == target else each: value for each, value in one.items()} for one in renamed]
+            found = check(tmp_path, jsonl(rows), format_name=name, options=UploadOptions({key: target}))
+            expected = check_rows(tmp_path, renamed, name)
+            assert found.content == expected.content, (spelling.name, key, target)
+            assert found.report.kept_keys == expected.report.kept_keys
 
 
 @pytest.mark.parametrize("container", ["csv", "parquet"])
