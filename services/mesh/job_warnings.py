@@ -60,9 +60,10 @@ class JobWarning:
         object.__setattr__(self, "key", storable(self.key)[:MAX_KEY_CHARACTERS])
 
     def then(self, later: JobWarning) -> JobWarning:
-        """This and `later`, which is of the same kind, as one."""
+        """This and `later`, which is of the same kind, as one; a repetition never makes it less severe."""
         return replace(
             later,
+            severity=max(self.severity, later.severity, key=list(Severity).index),
             first_step=min(self.first_step, later.first_step),
             last_step=max(self.last_step, later.last_step),
             count=self.count + later.count,
@@ -126,13 +127,17 @@ def _left_out(warning: JobWarning) -> tuple[JobWarning, tuple[int, str, str]]:
 
 
 async def _count(connection: Connection, uid: uuid.UUID, warning: JobWarning) -> bool:
-    """Count a repetition; False where there is nothing to repeat."""
+    """Count a repetition, as `JobWarning.then`; False where there is nothing to repeat."""
+    severities = list(Severity)
+    not_lower = [str(each) for each in severities[severities.index(warning.severity) :]]
     cursor = await connection.execute(
-        "UPDATE job_warnings SET severity = %s, message = %s, remedy = %s, first_step = least(first_step, %s),"
+        "UPDATE job_warnings SET severity = CASE WHEN severity = ANY(%s) THEN severity ELSE %s END,"
+        " message = %s, remedy = %s, first_step = least(first_step, %s),"
         " last_step = greatest(last_step, %s), count = count + %s, last_time = %s"
         " WHERE job_uid = %s AND attempt = %s AND reason = %s AND key = %s",
         (
-            *(str(warning.severity), warning.message, warning.remedy, warning.first_step, warning.last_step),
+            *(not_lower, str(warning.severity), warning.message, warning.remedy),
+            *(warning.first_step, warning.last_step),
             *(warning.count, warning.last_time, uid, warning.attempt, warning.reason, warning.key),
         ),
     )

@@ -108,7 +108,7 @@ class Checker:
             message = f"the weights of step {request.step} could not be used: {type(error).__name__}: {error}"
             remedy = _CHECKPOINT_REMEDY if request.checkpoint else _BASE_REMEDY
             reason = "WEIGHTS_UNUSABLE" if request.checkpoint else "VALIDATION_SKIPPED"
-            self._problem("error", reason, message, remedy, request.step)
+            self._say("error", reason, message, remedy, request.step, str(request.step))
             if request.checkpoint:
                 self._report(request, "corrupt", {}, f"{type(error).__name__}: {error}")
 
@@ -166,14 +166,14 @@ class Checker:
             return compared
         step = request.step
         values = {
-            **self._tried(f"the answers of step {step} have no score", lambda: self._score(step, answerer)),
-            **self._tried(f"step {step} has no held-out loss", lambda: self._take_loss(request, answerer)),
+            **self._tried("score of its answers", step, lambda: self._score(step, answerer)),
+            **self._tried("held-out loss", step, lambda: self._take_loss(request, answerer)),
         }
         if values:
             self._spool.append(Metrics(step=step, values=values))
         return {**compared, **values}
 
-    def _tried(self, failure: str, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
+    def _tried(self, what: str, step: int, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
         """What is measured. Where that fails the weights are sound, they only have no value."""
         try:
             return measure()
@@ -182,7 +182,7 @@ class Checker:
         except Exception as error:
             # Whatever a chat template raises, for one.
             why, remedy = f"{type(error).__name__}: {error}", _MEASURE_REMEDY
-        self._problem("error", "VALIDATION_SKIPPED", f"{failure}: {why}", remedy)
+        self._say("error", "VALIDATION_SKIPPED", f"step {step} has no {what}: {why}", remedy, step, what)
         return {}
 
     @cached_property
@@ -214,7 +214,7 @@ class Checker:
             self._spool.append(Metrics(step=step, values=values))
             return values
 
-        return {**compared, **self._tried(f"the held-out pairs of step {step} have no score", measure)}
+        return {**compared, **self._tried("score of its held-out pairs", step, measure)}
 
     def _fitting(
         self, questions: list[Question], answerer: Answerer, validation: plans.ValidationPlan
@@ -241,7 +241,7 @@ class Checker:
         if left_out:
             why, remedy = left_out[0]
             message = f"{len(left_out)} of {len(questions)} validation rows are not answered: {why}"
-            self._problem("warning", "VALIDATION_ROWS_LEFT_OUT" if fitting else "VALIDATION_SKIPPED", message, remedy)
+            self._say("warning", "VALIDATION_ROWS_LEFT_OUT" if fitting else "VALIDATION_SKIPPED", message, remedy)
         return fitting
 
     def _score(self, step: int, answerer: Answerer) -> dict[str, float]:
@@ -285,14 +285,15 @@ class Checker:
         if self._waits_for != why:
             self._waits_for = why
             remedy = "it goes on by itself once the judge answers; training goes on meanwhile"
-            self._problem("warning", "VALIDATION_WAITING", f"the validation waits: {why}", remedy)
+            self._say("warning", "VALIDATION_WAITING", f"the validation waits: {why}", remedy)
         until = time.monotonic() + seconds
         while time.monotonic() < until:
             self._check()
             time.sleep(min(seconds, _POLL_SECONDS))
 
-    def _problem(self, severity: Severity, reason: str, message: str, remedy: str, step: int = 0) -> None:
-        self._spool.append(Problem(severity=severity, reason=reason, message=message, remedy=remedy, step=step))
+    def _say(self, severity: Severity, reason: str, message: str, remedy: str, step: int = 0, key: str = "") -> None:
+        said = Problem(severity=severity, reason=reason, message=message, remedy=remedy, step=step, key=key)
+        self._spool.append(said)
 
     def _check(self) -> None:
         if stop_requested(Path(self._plan.work_dir)):

@@ -15,7 +15,7 @@ from rlhf.trainer.v1.training_job_pb2 import TrainingJob
 from rlhf.type.v1.job_warning_pb2 import JobWarning as Message
 
 from services.mesh import client, job_warnings
-from services.mesh.job_warnings import LEFT_OUT, MAX_DISTINCT, JobWarning, JobWarnings
+from services.mesh.job_warnings import LEFT_OUT, MAX_DISTINCT, JobWarning, JobWarnings, Severity
 from services.mesh.jobs import Job, Jobs
 from services.mesh.postgres import Connection, Database
 from services.trainer.checks import check
@@ -96,12 +96,15 @@ async def test_a_job_holds_a_bounded_number_of_warnings_and_counts_the_rest(data
     job = await new_job(database, jobs, "a")
     for batch in range(4):
         async with database.transaction() as connection:
-            await warnings.add(connection, job, [_warning(key=str(n), step=batch) for n in range(MAX_DISTINCT * 2)])
+            found = [_warning(key=str(n), step=batch) for n in range(MAX_DISTINCT * 2)]
+            severity = [Severity.INFO, Severity.ERROR, Severity.INFO, Severity.WARNING][batch]
+            await warnings.add(connection, job, [replace(each, severity=severity) for each in found])
     async with database.transaction() as connection:
         found = (await job_warnings.of(connection, [job.uid]))[job.uid]
     assert len(found) == MAX_DISTINCT
     assert [warning.key for warning in found[:-1]] == [str(n) for n in range(MAX_DISTINCT - 1)]
     assert {(w.count, w.first_step, w.last_step) for w in found[:-1]} == {(4, 0, 3)}
+    assert {w.severity for w in found} == {Severity.ERROR}, "a repetition does not lower it"
     assert (found[-1].reason, found[-1].count) == (LEFT_OUT, 4 * (MAX_DISTINCT + 1))
     assert "ROWS_LEFT_OUT: a message" in found[-1].message
     assert [warning.reason for warning in announced] == [warning.reason for warning in found], "each once"

@@ -143,7 +143,7 @@ def test_pairs_that_a_template_refuses_say_nothing_against_a_reward_model(
     assert (refused.state, refused.metrics, judged.state) == ("ready", {}, "ready")
     assert judged.metrics["validation/pairs/count"] == 1 and judged.metrics["validation/loss"] > 0
     [problem] = [record for record in records if isinstance(record, Problem)]
-    assert problem.message.startswith("the held-out pairs of step 1 have no score: ") and "no nines" in problem.message
+    assert problem.message.startswith("step 1 has no score of its held-out pairs: ") and "no nines" in problem.message
 
 
 def test_rows_that_cannot_be_answered_say_nothing_against_the_weights(tiny_model: Path, tmp_path: Path) -> None:
