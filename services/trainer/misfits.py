@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 # The remedy for answers that end in a number.
 NUMERIC = "use the reward numeric, which compares the last number: reward.name=numeric"
+# Of the answers; a few odd ones are in any data set.
+_TOLERATED_SHARE = 0.02
 _QUOTED_CHARACTERS = 80
 
 
@@ -15,6 +18,11 @@ class Misfit:
 
     message: str
     remedy: str
+
+
+def too_many(odd: Sequence[str], answers: Sequence[str]) -> bool:
+    """Whether those of `answers` that are `odd` are worth a word."""
+    return len(odd) > _TOLERATED_SHARE * len(answers)
 
 
 def quoted(answer: str) -> str:

@@ -12,7 +12,7 @@ from services.mesh.params import STRICT_FIELDS
 from services.scoring import numeric
 from services.scoring.exact import same
 from services.scoring.text import Place, Spelling, locate
-from services.trainer.misfits import NUMERIC, Misfit, quoted
+from services.trainer.misfits import NUMERIC, Misfit, quoted, too_many
 from services.trainer.rewards import RewardSample, Rule, Score, rewards
 
 
@@ -59,8 +59,6 @@ class Exact(Rule):
         return [_score(sample, params, spelling) for sample in samples]
 
 
-# Of the answers; more than that written out or impossible to match is told.
-_TOLERATED = 0.02
 # No final answer is longer.
 _LONGEST_ANSWER = 200
 
@@ -69,7 +67,7 @@ def misfit(params: ExactParams, answers: Sequence[str]) -> Misfit | None:
     """Answers that no completion matches, or that are whole solutions, of which every word would have to be said."""
     spelling = Spelling(params.unicode_forms, params.ignore_case, params.ignore_spacing, params.strip)
     written = [answer for answer in answers if _is_written_out(answer)]
-    if len(written) > _TOLERATED * len(answers):
+    if too_many(written, answers):
         message = (
             f"{len(written)} of {len(answers)} answers are whole solutions ({quoted(written[0])}), and exact wants"
             " every word of them"
@@ -77,13 +75,14 @@ def misfit(params: ExactParams, answers: Sequence[str]) -> Misfit | None:
         numbers = all("####" in answer and numeric.find(answer.rpartition("####")[2]) for answer in written)
         return Misfit(message, NUMERIC if numbers else "keep the final answer alone in `answer`")
     unheard = [answer for answer in answers if not _score(_ideal(answer, params), params, spelling).score]
-    if len(unheard) > _TOLERATED * len(answers):
+    if too_many(unheard, answers):
         where = {"last_line": "in the last line", "after_marker": f"after {params.marker!r}"}.get(
             params.look_in, "there"
         )
         message = f"{len(unheard)} of {len(answers)} answers ({quoted(unheard[0])}) are none that can stand {where}"
         return Misfit(message, "keep the final answer alone in `answer`, or set look_in to whole")
-    if not params.strip and (padded := [answer for answer in answers if answer != answer.strip()]):
+    padded = [answer for answer in answers if answer != answer.strip()]
+    if not params.strip and too_many(padded, answers):
         message = f"{len(padded)} of {len(answers)} answers begin or end with white space, and strip is false"
         return Misfit(message, "set strip to true")
     return None

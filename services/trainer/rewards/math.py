@@ -11,7 +11,7 @@ from pydantic import Field
 from services.mesh.params import STRICT_FIELDS
 from services.scoring import math
 from services.scoring.text import Place, locate
-from services.trainer.misfits import NUMERIC, Misfit, quoted
+from services.trainer.misfits import NUMERIC, Misfit, quoted, too_many
 from services.trainer.rewards import RewardSample, Rule, Score, rewards
 
 
@@ -51,7 +51,7 @@ class Math(Rule):
     @staticmethod
     def misfit(params: MathParams, answers: Sequence[str]) -> Misfit | None:
         written = [answer for answer in answers if "####" in answer]
-        if not written:
+        if not too_many(written, answers):
             return None
         message = f"{len(written)} of {len(answers)} answers are solutions that end in '#### …' ({quoted(written[0])})"
         return Misfit(message, NUMERIC)

@@ -11,7 +11,7 @@ from pydantic import Field
 from services.mesh.params import STRICT_FIELDS
 from services.scoring import numeric
 from services.scoring.text import Place, locate
-from services.trainer.misfits import Misfit, quoted
+from services.trainer.misfits import Misfit, quoted, too_many
 from services.trainer.rewards import RewardSample, Rule, Score, rewards
 
 
@@ -54,7 +54,7 @@ class Numeric(Rule):
     @staticmethod
     def misfit(params: NumericParams, answers: Sequence[str]) -> Misfit | None:
         without = [answer for answer in answers if numeric.find(answer) is None]
-        if not without:
+        if not too_many(without, answers):
             return None
         message = (
             f"{len(without)} of {len(answers)} answers hold no number ({quoted(without[0])}) and are never matched"

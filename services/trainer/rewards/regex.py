@@ -12,7 +12,7 @@ from services.mesh.params import STRICT_FIELDS
 from services.scoring import regex
 from services.scoring.exact import same
 from services.scoring.text import Spelling
-from services.trainer.misfits import Misfit, quoted
+from services.trainer.misfits import Misfit, quoted, too_many
 from services.trainer.rewards import RewardSample, Rule, Score, rewards
 
 ANSWER_GROUP = "answer"
@@ -64,7 +64,7 @@ class Regex(Rule):
             return None
         pattern = regex.compile_pattern(group, params.ignore_case)
         unheard = [answer for answer in answers if regex.match(pattern, answer.strip(), "fullmatch") is None]
-        if not unheard:
+        if not too_many(unheard, answers):
             return None
         message = f"{len(unheard)} of {len(answers)} answers ({quoted(unheard[0])}) are none that the group can match"
         return Misfit(message, f"widen (?P<{ANSWER_GROUP}>{group}), or keep in `answer` what it is to match")
