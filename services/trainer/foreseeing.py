@@ -18,6 +18,8 @@ from services.trainer.token_lengths import Files, Kind, Lengths, MeasuringError,
 
 log = logging.getLogger(__name__)
 
+# Of why nothing is known: what others raise may be of any length.
+_MOST_CHARACTERS = 500
 _KINDS: dict[str, Kind] = {"sft": "messages", "dpo": "preference", "reward_model": "preference", "rl": "prompt"}
 
 
@@ -67,9 +69,9 @@ class DataForecaster:
                 log.error("the rows of a job could not be looked at", exc_info=one)
         train, validation = measured
         if isinstance(train, BaseException):
-            why = str(train) if isinstance(train, MeasuringError) else "the service's log says why"
+            why = str(train) if isinstance(train, MeasuringError) else f"{type(train).__name__}: {train}"
             known = DataForecast(row_count=job.train.row_count, step_count=job.plan.total_steps)
-            return Foreseen(asdict(known) | {"unavailable_reason": why})
+            return Foreseen(asdict(known) | {"unavailable_reason": why[:_MOST_CHARACTERS]})
         return _foreseen(job, train, validation if isinstance(validation, Lengths) else None)
 
     async def _train(self, job: Foreseeing, patience_seconds: float) -> Lengths:

@@ -43,7 +43,8 @@ TOKENIZING_SECONDS = 3.0
 TIMEOUT_SECONDS = 20.0
 # Each is a process.
 _AT_A_TIME = 2
-_KEPT_ANSWERS = 64
+# Those that are still being measured among them: who asks for one more is turned away.
+_KEPT_ANSWERS = 8
 
 
 class MeasuringError(Exception):
@@ -118,14 +119,14 @@ class TokenLengths:
     async def measure(
         self, files: Files, base: BaseModel, version: DatasetVersion, kind: Kind, first: int, patience_seconds: float
     ) -> Lengths:
-        """Raises MeasuringError, also after `patience_seconds`; the measuring goes on then, for who asks next."""
+        """Raises MeasuringError, at once where too many are measured, and after `patience_seconds`: the measuring goes
+        on then, for who asks next."""
         key = (tuple(layer.manifest_sha256 for layer in base.layers), version.name, version.sha256, kind, first)
         task = self._answers.get(key)
         if task is None:
+            self._make_room()
             task = self._answers[key] = asyncio.ensure_future(self._measure(files, base, version, kind, first))
             task.add_done_callback(lambda done: self._forget_failed(key, done))
-            while len(self._answers) > _KEPT_ANSWERS:
-                self._answers.popitem(last=False)
         self._answers.move_to_end(key)
         try:
             async with asyncio.timeout(patience_seconds):
@@ -135,6 +136,15 @@ class TokenLengths:
             raise MeasuringError(message) from None
         except (PlatformError, OSError) as error:
             raise MeasuringError(str(error)) from error
+
+    def _make_room(self) -> None:
+        """Forget what was asked for longest ago. Raises MeasuringError where all of it is still being measured."""
+        if len(self._answers) < _KEPT_ANSWERS:
+            return
+        oldest = next((key for key, task in self._answers.items() if task.done()), None)
+        if oldest is None:
+            raise MeasuringError("the rows of many other jobs are being looked at; a check a little later has it")
+        del self._answers[oldest]
 
     def _forget_failed(self, key: tuple[object, ...], task: asyncio.Task[Lengths]) -> None:
         if task.cancelled() or task.exception() is not None:
