@@ -14,10 +14,9 @@ from typing import Any
 from services.mesh.errors import Violation
 from services.mesh.job_warnings import JobWarning
 from services.trainer.plan import LaunchPlan
+from services.trainer.run_health import LEFT_OUT_SHARE
 from services.trainer.token_lengths import Lengths
 
-# Of the rows; more than that left out is a warning.
-TOLERATED_SHARE = 0.05
 # Of the rows; the length that keeps as many is what a remedy names.
 KEPT_SHARE = 0.95
 _OTHER_FORM = "bring their turns into the form that it takes"
@@ -63,10 +62,11 @@ class Bound:
 
     @classmethod
     def of(cls, plan: LaunchPlan, params: Any, context: int | None) -> Bound:
+        bound = (plan.max_tokens_param, plan.max_tokens)
         if plan.trainer == "rl":
             room = None if context is None else context - params.response_tokens
-            return cls("max_prompt_length", plan.max_tokens, "prompts_per_step", params.prompts_per_step, room)
-        return cls("max_length", plan.max_tokens, "batch_size", params.batch_size, context)
+            return cls(*bound, "prompts_per_step", params.prompts_per_step, room)
+        return cls(*bound, "batch_size", params.batch_size, context)
 
 
 def forecast(plan: LaunchPlan, bound: Bound, rows: int, lengths: Lengths) -> DataForecast:
@@ -101,16 +101,18 @@ def keeping(tokens: Sequence[int], share: float) -> int:
 
 
 def violations(found: DataForecast, bound: Bound, lengths: Lengths) -> list[Violation]:
-    """What the run would die of as soon as it has read its rows."""
+    """What the run would surely die of as soon as it has read its rows; of a sample there are only `warnings`."""
+    if found.sampled:
+        return []
     if lengths.refused and not lengths.tokens:
-        message = f"the model's chat template refuses every row that was read: {lengths.refusal}; {_OTHER_FORM}"
+        message = f"the model's chat template refuses every row: {lengths.refusal}; {_OTHER_FORM}"
         return [Violation("dataset_version", message)]
-    if not lengths.tokens or found.kept_row_count >= bound.step_rows or (found.sampled and found.kept_row_count):
+    if not lengths.tokens or found.kept_row_count >= bound.step_rows:
         return []
     remedy = _longer(bound, lengths.tokens)
     if found.kept_row_count == 0:
-        which = f"all {lengths.read} rows" if not found.sampled else f"all {lengths.read} rows that were read"
-        message = f"{which} have more than {bound.max_tokens} tokens, the shortest {min(lengths.tokens)}: {remedy}"
+        shortest = min(lengths.tokens)
+        message = f"all {lengths.read} rows have more than {bound.max_tokens} tokens, the shortest {shortest}: {remedy}"
         return [Violation(f"params.{bound.length}", message)]
     message = (
         f"a step takes {bound.step_rows} rows, and {_of(found.kept_row_count, found.row_count)} have at most"
@@ -126,10 +128,12 @@ def warnings(found: DataForecast, bound: Bound, lengths: Lengths) -> list[JobWar
         "chat_template": (f"are refused by the model's chat template ({lengths.refusal})", _OTHER_FORM),
     }
     passes = f"the job's {found.step_count} steps are {found.epoch_count:.3g} passes over the others"
+    if not found.kept_row_count:
+        passes = "of those that were read none is kept, and a run in which none is fails"
     about = "about " if found.sampled else ""
     warnings = []
     for name, count in found.left_out.items():
-        if count > TOLERATED_SHARE * found.row_count:
+        if count > LEFT_OUT_SHARE * found.row_count:
             rows = f"{about}{_of(count, found.row_count)} training rows ({count / found.row_count:.0%})"
             message = f"{rows} {why[name][0]} and are left out; {passes}"
             warnings.append(JobWarning(reason="ROWS_LEFT_OUT", message=message, remedy=why[name][1], key=name))

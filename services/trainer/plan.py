@@ -169,6 +169,11 @@ class LaunchPlan:
         return "auto"
 
     @property
+    def max_tokens_param(self) -> str:
+        """What a user calls `max_tokens`."""
+        return "max_prompt_length" if self.trainer == "rl" else "max_length"
+
+    @property
     def start_step(self) -> int:
         """How many steps have been taken when the run begins."""
         return self.resume_from.step if self.resume_from else 0

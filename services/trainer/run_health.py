@@ -22,7 +22,8 @@ ZERO_REWARD_STEPS = 5
 REWARD_STEPS = 10
 # Answers that are cut off have no end to learn, and a reward reads what is left of them. Some are always too long.
 TRUNCATED_SHARE = 0.25
-# Rows too long to be trained on: fewer are a matter of course in any data set, more change what is learnt.
+# Rows too long to be trained on, or refused by the chat template: fewer are a matter of course in any data set, more
+# change what is learnt.
 LEFT_OUT_SHARE = 0.05
 
 _SEE_SAMPLES = "look at the samples (`rlhf job samples`)"

@@ -27,13 +27,16 @@ class RunContext:
         if refused:
             message = f"the chat template refuses {left_out} of {rows} training rows, which are left out: {refused}"
             remedy = "give the rows the roles that the template takes, or the model another chat_template.jinja"
+            key = "chat_template"
         else:
             limit = self.plan.max_tokens
             message = f"{left_out} of {rows} training rows are longer than {limit} tokens and are left out"
-            remedy = "raise max_prompt_length" if self.plan.trainer == "rl" else "raise max_length"
+            key = self.plan.max_tokens_param
+            remedy = f"raise {key}"
         severity = "warning" if left_out > LEFT_OUT_SHARE * rows else "info"
-        reason = "ROWS_REFUSED" if refused else "ROWS_LEFT_OUT"
-        self.spool.append(Problem(severity=severity, reason=reason, message=message, remedy=remedy))
+        # The same reason and key as in data_forecast.py, which tells it before the start.
+        problem = Problem(severity=severity, reason="ROWS_LEFT_OUT", key=key, message=message, remedy=remedy)
+        self.spool.append(problem)
 
     def warn(self, message: str, remedy: str) -> None:
         """Say what of the rows is trained otherwise than its user may think."""

@@ -84,6 +84,22 @@ def test_a_run_that_would_die_of_its_lengths_is_refused(params: dict[str, Any], 
     assert said in violation.description and "set max_length to 300 to keep 95 % of them" in violation.description
 
 
+@pytest.mark.parametrize(
+    ("lengths", "key"),
+    [
+        (Lengths([300] * 64, whole=False), "max_length"),
+        (Lengths([], refused=64, refusal="no", whole=False), "chat_template"),
+    ],
+)
+def test_what_only_a_sample_says_is_a_warning(lengths: Lengths, key: str) -> None:
+    plan, bound = planned("sft", 10_000, batch_size=10, max_length=200)
+    found = data_forecast.forecast(plan, bound, 10_000, lengths)
+    assert (found.kept_row_count, found.left_out) == (0, {key: 10_000})
+    assert data_forecast.violations(found, bound, lengths) == []
+    [warning] = data_forecast.warnings(found, bound, lengths)
+    assert warning.key == key and "of those that were read none is kept" in warning.message
+
+
 def test_what_the_model_has_no_room_for_is_no_remedy() -> None:
     plan, bound = planned("grpo", 100, prompts_per_step=10, max_prompt_length=50, max_response_length=400)
     found = data_forecast.forecast(plan, bound, 100, LENGTHS)
@@ -102,7 +118,7 @@ def test_rows_that_the_chat_template_refuses_are_told_with_its_words() -> None:
     none = Lengths([], refused=100, refusal="no system role")
     [violation] = data_forecast.violations(data_forecast.forecast(plan, bound, 100, none), bound, none)
     assert violation == Violation("dataset_version", violation.description)
-    assert "refuses every row that was read: no system role" in violation.description
+    assert "refuses every row: no system role" in violation.description
 
 
 def test_validation_rows_that_cannot_be_answered_are_told_with_what_helps() -> None:
@@ -174,6 +190,10 @@ GSM8K = ["Ann has 3 · 24 = 72 apples.\nSo she has 72.\n#### 72", "It is 1,000.\
         ("exact", {"look_in": "after_marker"}, ["Answer: 72"], "can stand after 'Answer:'", "keep the final"),
         ("exact", {"strip": False}, [" 72"], "white space", "strip"),
         ("numeric", {}, GSM8K, "", ""),
+        ("numeric", {}, ["72"] * 99 + ["yes"], "", ""),
+        ("regex", {"pattern": r"<(?P<answer>[0-9]+)>"}, ["72"] * 99 + ["yes"], "", ""),
+        ("math", {}, ["72"] * 99 + ["#### 72"], "", ""),
+        ("exact", {"strip": False}, ["72"] * 99 + ["72 "], "", ""),
         ("numeric", {}, ["72", "yes"], "1 of 2 answers hold no number ('yes')", "exact or math"),
         ("math", {}, GSM8K, "end in '#### …'", "numeric"),
         ("math", {}, [r"\frac{1}{2}"], "", ""),
