@@ -29,9 +29,9 @@ def mesh(fake_mesh: FakeMesh) -> FakeMesh:
     return fake_mesh
 
 
-def train(algorithm: str, *more: str, model: str = "tiny") -> tuple[str, ...]:
+def train(algorithm: str, *more: str, model: str = "tiny", dataset: str = "digits:2") -> tuple[str, ...]:
     sizes = ("--set", "steps=10", "--set", "validation.rows=4")
-    return ("train", algorithm, "--model", model, "--dataset", "digits:2", *sizes, *more)
+    return ("train", algorithm, "--model", model, "--dataset", dataset, *sizes, *more)
 
 
 async def test_a_job_is_created_as_the_flags_say(mesh: FakeMesh, tmp_path: Path) -> None:
@@ -264,8 +264,8 @@ async def test_a_job_is_made_again_and_two_jobs_are_compared(mesh: FakeMesh) -> 
     same = await mesh.rlhf("job", "diff", "first", "again")
     assert same.out == "" and "the same configuration, data and code" in same.err
 
-    more = ("--set", "seed=8", "--set", "lora.rank=4", "--name", "other", "--dataset", "digits:3")
-    await mesh.rlhf(*train("sft", *more))
+    more = ("--set", "seed=8", "--set", "lora.rank=4", "--name", "other")
+    await mesh.rlhf(*train("sft", *more, dataset="digits:3"))
     other = mesh.trainer.running[f"{JOBS}/other"].job
     other.inputs.base_manifest_sha256, other.inputs.dataset_sha256 = "a" * 64, "e" * 64
     other.inputs.reward_models["projects/default/models/judge"] = "f" * 64
