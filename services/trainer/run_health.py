@@ -128,7 +128,11 @@ class RunHealth:
             return None
         # Without rewards no step may be idle; with them few answers may all be alike.
         certain = self._learns_from == "gradient" or self._updates >= REWARD_STEPS
-        reason = max(_IDLE, key=lambda name: self._streaks[name].faulty)
+        idle = {name: self._streaks[name].faulty for name in _IDLE}
+        if idle["REWARDS_UNIFORM"]:
+            # Rewards that are all 0 are uniform, too; that they were 0 is the cause only of a run in which all were.
+            idle["REWARDS_UNIFORM"] += idle["REWARD_ZERO"]
+        reason = max(idle, key=lambda name: idle[name])
         message = f"nothing was learnt in any of its {self._updates} steps: {self._why(reason)}"
         return NothingLearnt(message, _REMEDY[reason], certain)
 
@@ -140,7 +144,8 @@ class RunHealth:
     def _problem(self, reason: str, streak: _Streak, count: int, found: StepHealth) -> Problem:
         where = f"in step {streak.last}"
         if streak.length > 1:
-            where = f"in {streak.length} steps in a row, {streak.first} to {streak.last}"
+            row = " in a row" if streak.last - streak.first + 1 == streak.length else ""
+            where = f"in {streak.length} steps{row}, {streak.first} to {streak.last}"
         return Problem(
             severity="warning",
             reason=reason,
@@ -214,7 +219,8 @@ def _faults(found: StepHealth) -> dict[str, bool | None]:
     changed = found.weights_changed
     return {
         "REWARD_ZERO": found.zero_reward,
-        "REWARDS_UNIFORM": None if uniform is None else uniform and not found.zero_reward,
+        # A step of zeros is told as that, and ends no streak of steps without a difference.
+        "REWARDS_UNIFORM": None if uniform and found.zero_reward else uniform,
         "GRADIENT_NOT_FINITE": None if gradient is None else not math.isfinite(gradient),
         "GRADIENT_ZERO": zero,
         "WEIGHTS_UNCHANGED": None if not gradient or changed is None else not changed and math.isfinite(gradient),

@@ -67,6 +67,15 @@ def test_a_fault_is_told_once_it_has_lasted_then_counted_and_again_after_a_sound
     assert [problem.count for problem in problems] == [patience, patience]
 
 
+def test_steps_that_are_all_right_and_all_wrong_in_turn_have_nothing_to_learn_from() -> None:
+    zero, one = ({**step, "train/grad_norm": 0.0} for step in (ALL_ZERO, ALL_ONE))
+    health, problems = run([one, zero] * 3, "groups")
+    assert [(problem.reason, problem.count) for problem in problems] == [("REWARDS_UNIFORM", QUIET_STEPS)]
+    assert "in 3 steps, 1 to 5" in problems[0].message
+    found = health.nothing_learnt()
+    assert found is not None and "no prompt had answers of different reward" in found.message, "not that all were 0"
+
+
 def test_a_warm_up_that_begins_at_a_learning_rate_of_zero_is_sound() -> None:
     still = {**SOUND, "train/weights_changed": 0.0, "train/learning_rate": 0.0}
     health, problems = run([still, SOUND, SOUND])
