@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -97,17 +97,38 @@ def _foreseen(job: Foreseeing, train: Lengths, validation: Lengths | None) -> Fo
         warnings += more
     if job.judged:
         warnings += _misfits(job.params, train.answers)
+    warnings += _about_validation(job, validation)
     return Foreseen(asdict(found), wrong, warnings)
 
 
 def _misfits(params: Any, answers: Sequence[str]) -> list[JobWarning]:
+    named = {name: getattr(params, name) for name in ("reward", "held_out_reward")}
+    return [
+        warning
+        for name, reward in named.items()
+        if reward is not None and (warning := _misfit(name, reward.name, reward.params, answers)) is not None
+    ]
+
+
+def _misfit(what: str, reward: str, params: Mapping[str, Any], answers: Sequence[str]) -> JobWarning | None:
+    misfit = rewards.misfit(reward, params, answers)
+    if misfit is None:
+        return None
+    message = f"{what} {reward!r} does not fit the dataset: {misfit.message}"
+    return JobWarning(reason="REWARD_MISFIT", message=message, remedy=misfit.remedy, key=what)
+
+
+def _about_validation(job: Foreseeing, validation: Lengths | None) -> list[JobWarning]:
+    """Held-out rows that are those which are trained; and of who names no reward, answers that `exact` never meets."""
+    if job.validation is None:
+        return []
     found = []
-    for name in ("reward", "held_out_reward"):
-        reward = getattr(params, name)
-        if reward is None:
-            continue
-        misfit = rewards.misfit(reward.name, reward.params, answers)
-        if misfit is not None:
-            message = f"{name} {reward.name!r} does not fit the dataset: {misfit.message}"
-            found.append(JobWarning(reason="REWARD_MISFIT", message=message, remedy=misfit.remedy, key=name))
+    if job.validation.name == job.train.name:
+        message = f"{job.train.name} is trained on and held out: what is measured says nothing of rows it has not seen"
+        remedy = "hold out rows that are not trained on: `rlhf dataset upload … --split validation=0.05`"
+        found.append(JobWarning(reason="VALIDATION_NOT_HELD_OUT", message=message, remedy=remedy))
+    unnamed = job.plan.validation is not None and job.plan.validation.reward is None
+    if validation is not None and unnamed and job.validation.format == "prompt":
+        misfit = _misfit("validation", "exact", rewards.complete("exact", {}), validation.answers)
+        found += [misfit] if misfit is not None else []
     return found

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from services.mesh.errors import FailedPrecondition
+from services.mesh.params import parse
+from services.trainer.algorithms import algorithms
 from services.trainer.entities import BaseModel, DatasetVersion
 from services.trainer.foreseeing import DataForecaster, Foreseeing
 from services.trainer.token_lengths import Asking, Lengths, MeasuringError, TokenLengths
@@ -67,3 +69,25 @@ async def test_an_error_that_nobody_foresaw_is_said_and_bounded(tmp_path: Path) 
     assert found.forecast is not None
     why = found.forecast["unavailable_reason"]
     assert why.startswith("RuntimeError: no such index") and len(why) == 500
+
+
+async def test_held_out_rows_that_can_say_nothing_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that are trained on, and answers that `exact`, which scores where no reward is named, never meets."""
+    gsm8k = ["so she has\n#### 72"] * 8
+
+    async def measure(*asked: Any) -> Lengths:
+        return Lengths([10] * 8, 0, "", gsm8k, True)
+
+    lengths, (plan, _) = TokenLengths(Asking("python", {}), Models(), tmp_path), planned("sft", 8, 8, batch_size=1)
+    monkeypatch.setattr(lengths, "measure", measure)
+    trained = DatasetVersion("trained", "messages", 8, 1, None)
+    given = parse(algorithms.get("sft").Params, {}).fitted(4096)
+
+    async def told(held_out: DatasetVersion) -> dict[str, str]:
+        job = Foreseeing(plan, given, False, BaseModel("m", "0", 0, 4096), trained, held_out)
+        found = await DataForecaster(lengths, Models()).foresee(job, 60.0)
+        return {warning.reason: warning.remedy for warning in found.warnings}
+
+    assert (await told(trained)).keys() == {"VALIDATION_NOT_HELD_OUT"}
+    remedies = await told(DatasetVersion("questions", "prompt", 8, 1, 8))
+    assert remedies.keys() == {"REWARD_MISFIT"} and "numeric" in remedies["REWARD_MISFIT"]
