@@ -38,11 +38,23 @@ def write_held_out(
     """
     if plan.validation is None or plan.validation_path is None:
         return
-    head = Path(plan.work_dir) / "held_out.jsonl"
     with Path(plan.validation_path).open("rb") as file:
         lines = list(islice(file, plan.validation.rows))
     if not lines or _format(lines[0]) != wanted:
         return
+    try:
+        problem = _write(plan, lines, make_rows, make_row)
+    except OSError as error:
+        message = f"no checkpoint has a held-out loss, since its rows could not be written: {error}"
+        remedy = "training goes on; look whether the disk is full or failing"
+        problem = Problem(severity="error", reason="VALIDATION_SKIPPED", key="loss", message=message, remedy=remedy)
+    if problem is not None:
+        spool.append(problem)
+
+
+def _write(plan: LaunchPlan, lines: list[bytes], make_rows: MakeRows, make_row: Callable[[Any], Row]) -> Problem | None:
+    """What is left out, if anything. Raises OSError."""
+    head = Path(plan.work_dir) / "held_out.jsonl"
     head.write_bytes(b"".join(lines))
     reasons: list[str] = []
 
@@ -65,8 +77,7 @@ def write_held_out(
     except Exception as error:
         reasons = [f"not readable: {type(error).__name__}: {error}"] * len(lines)
     write(Path(plan.work_dir), found)
-    if reasons:
-        spool.append(_left_out(reasons, len(lines)))
+    return _left_out(reasons, len(lines)) if reasons else None
 
 
 def _left_out(reasons: list[str], rows: int) -> Problem:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from torch import Tensor
 from services.trainer.losses.dpo import Answers, pair_losses
 from services.trainer.losses.token_logprobs import token_logprobs
 from services.trainer.plan import DpoLoss, LaunchPlan
+from services.trainer.runners.local import write_atomically
 from services.trainer.weights import loading
 
 HELD_OUT_FILE = "held_out.msgpack"
@@ -42,7 +44,8 @@ Row = tuple[Side, ...]
 
 
 def write(folder: Path, rows: Sequence[Row]) -> None:
-    (folder / HELD_OUT_FILE).write_bytes(msgspec.msgpack.encode(rows))
+    """All of it or nothing. Raises OSError."""
+    write_atomically(folder / HELD_OUT_FILE, msgspec.msgpack.encode(rows))
 
 
 def read(folder: Path) -> list[Row]:
@@ -64,23 +67,28 @@ class HeldOut:
 
     def __init__(self, plan: LaunchPlan) -> None:
         self._plan = plan
-        self._rows = read(Path(plan.work_dir))
         self._reference: Answered | None = None
         self._failure: Exception | None = None
 
+    @cached_property
+    def _rows(self) -> list[Row]:
+        return read(Path(self._plan.work_dir))
+
     def prepare(self) -> None:
         """Ask the reference, if the loss has one that has not been asked. To be called while no model is loaded."""
-        if not self._rows or self._reference is not None or self._plan.dpo is None or not self._plan.dpo.has_reference:
+        if self._reference is not None or self._plan.dpo is None or not self._plan.dpo.has_reference:
             return
+        self._failure = None
         try:
-            self._reference = self._ask(loading.language_model(Path(self._plan.model_path)).eval())
+            if self._rows:
+                self._reference = self._ask(loading.language_model(Path(self._plan.model_path)).eval())
         except Exception as error:
             # Told where the loss is asked for; the checkpoint is looked at all the same.
             self._failure = error
 
     def measure(self, model: Any, is_base: bool) -> dict[str, float]:
         """The metrics of a checkpoint, or of the base model, which is the reference of `dpo`. Raises what `prepare` has
-        met."""
+        met, and what reading the rows meets."""
         if not self._rows:
             return {}
         if self._failure is not None and not is_base:
@@ -89,7 +97,7 @@ class HeldOut:
         if self._plan.dpo is None:
             return token_metrics(answered)
         if is_base:
-            self._reference = answered
+            self._reference, self._failure = answered, None
         return pair_metrics(answered, self._reference, self._plan.dpo)
 
     def _ask(self, model: Any) -> Answered:

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -20,6 +21,7 @@ from torch.nn.functional import cross_entropy  # noqa: E402
 from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
 
 from services.trainer.plan import DpoLoss, RewardModelLoss  # noqa: E402
+from services.trainer.spool import Problem, SpoolWriter, read_from  # noqa: E402
 from services.trainer.weights import heldout, loading  # noqa: E402
 from services.trainer.weights.heldout import Answered, HeldOut, Side, ask, pair_metrics, token_metrics  # noqa: E402
 from services.trainer.weights.pair_scores import ScoredPair, summarise  # noqa: E402
@@ -171,6 +173,36 @@ def test_a_reference_that_does_not_load_is_told_where_the_loss_is_asked_for(tmp_
     held_out.prepare()
     with pytest.raises(OSError):
         held_out.measure(model(0), is_base=False)
+    # Once it loads, or has been asked as step 0, there is a loss.
+    model(1).save_pretrained(tmp_path / "gone")
+    asked = HeldOut(plan("dpo", {}, work_dir=str(tmp_path), model_path="/nowhere"))
+    asked.prepare()
+    asked.measure(model(1), is_base=True)
+    held_out.prepare()
+    found = held_out.measure(model(0), is_base=False)
+    assert found == pytest.approx(asked.measure(model(0), is_base=False)) and "validation/loss" in found
+
+
+@pytest.mark.parametrize("name", ["sft", "dpo"])
+def test_rows_that_cannot_be_read_are_told_where_the_loss_is_asked_for(name: str, tmp_path: Path) -> None:
+    (tmp_path / heldout.HELD_OUT_FILE).write_bytes(b"\xc1")
+    held_out = HeldOut(plan(name, {}, work_dir=str(tmp_path), model_path="/nowhere"))
+    held_out.prepare()
+    with pytest.raises(msgspec.DecodeError):
+        held_out.measure(model(0), is_base=False)
+
+
+def test_rows_that_cannot_be_written_are_told_and_leave_nothing(tmp_path: Path) -> None:
+    from services.trainer.verl.held_out import write_held_out
+
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"messages": []}\n')
+    run = plan("sft", {}, work_dir=str(tmp_path), validation_path=str(rows))
+    (tmp_path / f".{heldout.HELD_OUT_FILE}.partial").mkdir()
+    write_held_out(run, SpoolWriter(tmp_path / "spool"), "messages", lambda *_: [1], lambda _: (sides(1)[0],))
+    [problem], _ = read_from(tmp_path / "spool", 0)
+    assert isinstance(problem, Problem) and problem.reason == "VALIDATION_SKIPPED"
+    assert "Is a directory" in problem.message and heldout.read(tmp_path) == []
 
 
 def test_a_base_in_bf16_is_measured_as_training_computes(tmp_path: Path) -> None:
