@@ -6,8 +6,8 @@ so that a run neither truncates an answer silently nor fails in its middle.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -46,44 +46,54 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Fitting:
-    """`kept` are the indexes of the rows that are short enough. `refused` counts those that the chat template does not
-    render, `why` is what it says of the first.
+    """`kept` are the indexes of the rows that are short enough, `refused` those that the chat template does not render,
+    each with what it says.
     """
 
     rows: int
     kept: list[int]
-    refused: int = 0
-    why: str = ""
+    refused: Mapping[int, str] = field(default_factory=dict)
 
     def report(self, max_tokens: int, report: Callable[..., None]) -> None:
         """Say how many rows are left out, and why. Raises NoRowsError where it is all of them."""
-        if too_long := self.rows - len(self.kept) - self.refused:
+        refused, why = len(self.refused), self.refused[min(self.refused)] if self.refused else ""
+        if too_long := self.rows - len(self.kept) - refused:
             report(too_long, self.rows)
-        if self.refused:
-            report(self.refused, self.rows, self.why)
-        if not self.kept and self.refused:
+        if refused:
+            report(refused, self.rows, why)
+        if not self.kept and refused:
             raise NoRowsError(
-                f"of {self.rows} rows the chat template refuses {self.refused} ({self.why}) and the others are longer"
-                f" than {max_tokens} tokens"
+                f"of {self.rows} rows the chat template refuses {refused} ({why}) and the others are longer than"
+                f" {max_tokens} tokens"
             )
         if not self.kept:
             raise NoRowsError(f"all {self.rows} rows are longer than {max_tokens} tokens")
 
 
 def within(
-    tokenizer: Any, conversations: Sequence[Sequence[chat.Message]], generation_prompt: bool, max_tokens: int
+    tokenizer: Any,
+    conversations: Sequence[Sequence[chat.Message]],
+    generation_prompt: bool,
+    max_tokens: int,
+    turns: Sequence[list[int]] | None = None,
 ) -> Fitting:
-    """Which conversations render to at most `max_tokens` tokens."""
+    """Which conversations render to at most `max_tokens` tokens; in each its `turns` are to be found, for training."""
     kept: list[int] = []
-    refused: list[str] = []
+    refused: dict[int, str] = {}
     for start in range(0, len(conversations), RENDER_ROWS):
         batch = conversations[start : start + RENDER_ROWS]
-        for index, tokens in enumerate(_rendered(tokenizer, batch, generation_prompt)):
-            if isinstance(tokens, chat.TemplateRefusesError):
-                refused.append(str(tokens))
-            elif len(tokens) <= max_tokens:
-                kept.append(start + index)
-    return Fitting(len(conversations), kept, len(refused), refused[0] if refused else "")
+        for index, tokens in enumerate(_rendered(tokenizer, batch, generation_prompt), start):
+            try:
+                if isinstance(tokens, chat.TemplateRefusesError):
+                    raise tokens
+                if turns is not None:
+                    chat.check_turns(tokenizer, conversations[index], turns[index])
+            except chat.TemplateRefusesError as error:
+                refused[index] = str(error)
+                continue
+            if len(tokens) <= max_tokens:
+                kept.append(index)
+    return Fitting(len(conversations), kept, refused)
 
 
 def _rendered(
@@ -126,7 +136,7 @@ class ConversationRows(Dataset):
     ) -> None:
         rows = [row["messages"] for row in read_rows(path)]
         warn_of_thoughts(tokenizer, rows, warn)
-        fitting = within(tokenizer, rows, False, max_tokens)
+        fitting = within(tokenizer, rows, False, max_tokens, [chat.trained_turns(messages) for messages in rows])
         fitting.report(max_tokens, report)
         self._conversations = [rows[index] for index in fitting.kept]
         self._tokenizer = tokenizer

@@ -33,14 +33,9 @@ class PairRows(Dataset):
     ) -> None:
         rows = read_rows(path)
         warn_of_thoughts(tokenizer, [[*row["chosen"], *row["rejected"]] for row in rows], warn)
-        chosen, rejected = (
-            within(tokenizer, [row["prompt"] + row[side] for row in rows], False, max_tokens)
-            for side in ("chosen", "rejected")
-        )
+        chosen, rejected = (_side_within(tokenizer, rows, side, max_tokens) for side in ("chosen", "rejected"))
         kept = sorted(set(chosen.kept) & set(rejected.kept))
-        # A prompt that is refused is so with both sides.
-        refused = chosen if chosen.refused >= rejected.refused else rejected
-        fitting = Fitting(len(rows), kept, min(refused.refused, len(rows) - len(kept)), refused.why)
+        fitting = Fitting(len(rows), kept, {**rejected.refused, **chosen.refused})
         fitting.report(max_tokens, report)
         self._rows = [rows[index] for index in kept]
         self._tokenizer = tokenizer
@@ -58,6 +53,12 @@ class PairRows(Dataset):
         row = self._rows[item]
         sides = (encode(self._tokenizer, row["prompt"], row[side]) for side in ("chosen", "rejected"))
         return [(torch.tensor(tokens), torch.tensor(mask)) for tokens, mask in sides]
+
+
+def _side_within(tokenizer: Any, rows: list[dict[str, Any]], side: str, max_tokens: int) -> Fitting:
+    conversations = [row["prompt"] + row[side] for row in rows]
+    turns = [trained_turns(one, len(row["prompt"])) for one, row in zip(conversations, rows, strict=True)]
+    return within(tokenizer, conversations, False, max_tokens, turns)
 
 
 def encode(tokenizer: Any, prompt: Messages, completion: Messages) -> tuple[list[int], list[int]]:

@@ -73,7 +73,7 @@ def measure(request: Request) -> Lengths:
         for row in rows[: MOST_ANSWERS - len(answers)]:
             if isinstance(answer := row.get("answer"), str):
                 answers.append(answer[:_ANSWER_CHARACTERS])
-        for found in _lengths(tokenizer, request.kind, rows):
+        for found in _lengths(tokenizer, request.kind, rows, end):
             if isinstance(found, int):
                 tokens.append(found)
             else:
@@ -91,7 +91,27 @@ def _batches(count: int) -> Iterator[list[int]]:
         yield [place * stride % count for place in range(start, min(start + _BATCH, count))]
 
 
-def _lengths(tokenizer: Any, kind: Kind, rows: list[dict[str, Any]]) -> list[int | str]:
+def _lengths(tokenizer: Any, kind: Kind, rows: list[dict[str, Any]], end: float) -> list[int | str]:
+    """Tokens of each row, or why it cannot be trained."""
+    found = _rendered(tokenizer, kind, rows)
+    return [_refusal(tokenizer, kind, row, end) or one for row, one in zip(rows, found, strict=True)]
+
+
+def _refusal(tokenizer: Any, kind: Kind, row: dict[str, Any], end: float) -> str:
+    """Why training would not find the turns to be trained; "" where it would, and after the `end`: each turn of a long
+    conversation is rendered."""
+    if kind not in ("messages", "preference") or time.monotonic() > end:
+        return ""
+    first = len(row["prompt"]) if kind == "preference" else 0
+    try:
+        for messages in _conversations(kind, row):
+            chat.check_turns(tokenizer, messages, chat.trained_turns(messages, first))
+    except Exception as error:
+        return str(error) or type(error).__name__
+    return ""
+
+
+def _rendered(tokenizer: Any, kind: Kind, rows: list[dict[str, Any]]) -> list[int | str]:
     """Tokens of each row, or why it cannot be rendered."""
     try:
         conversations = [_conversations(kind, row) for row in rows]
@@ -102,7 +122,7 @@ def _lengths(tokenizer: Any, kind: Kind, rows: list[dict[str, Any]]) -> list[int
         # A template that refuses one row refuses its batch.
         if len(rows) == 1:
             return [str(error) or type(error).__name__]
-        return [_lengths(tokenizer, kind, [row])[0] for row in rows]
+        return [_rendered(tokenizer, kind, [row])[0] for row in rows]
 
 
 def _counts(tokenizer: Any, kind: Kind, conversations: list[Any]) -> list[int]:

@@ -39,13 +39,13 @@ def written(path: Path, kind: str, sizes: list[int]) -> Path:
     return path
 
 
-def kept_by_training(kind: str, path: Path, tokenizer: Any) -> int:
-    """How many rows verl's datasets keep."""
+def kept_by_training(kind: str, path: Path, tokenizer: Any, said: list[Any] | None = None) -> int:
+    """How many rows verl's datasets keep; what they say of the others is added to `said`."""
     from services.trainer.verl.datasets import ConversationRows, PromptRows
     from services.trainer.verl.pair_rows import PairRows
 
     rows = {"messages": ConversationRows, "prompt": PromptRows, "preference": PairRows}[kind]
-    return len(rows(path, tokenizer, MOST, lambda *_: None))
+    return len(rows(path, tokenizer, MOST, lambda *what: said.append(what) if said is not None else None))
 
 
 @pytest.mark.parametrize("kind", ["messages", "prompt", "preference"])
@@ -107,6 +107,31 @@ def changed_model(tiny_model: Path, tmp_path: Path) -> Callable[[str], Path]:
         return folder
 
     return change
+
+
+@pytest.mark.parametrize("kind", ["messages", "preference"])
+def test_rows_whose_turns_are_not_found_are_refused_by_both(
+    kind: Kind, tmp_path: Path, changed_model: Callable[[str], Path]
+) -> None:
+    """One of a template that writes something else than the answer once others follow, one that ends in a TypeError."""
+    model = changed_model(
+        "{% for message in messages %}{% if '77' in message.content %}{{ 1 + message.content }}{% endif %}"
+        "{{ '0' if '55' in message.content and not loop.last else message.content }}{{ eos_token }}{% endfor %}"
+    )
+    path = tmp_path / "rows.jsonl"
+    with path.open("w") as file:
+        for said in ("2", "55", "77"):
+            asked, rest = [turn("user", "1")], [turn("assistant", said), turn("user", "1"), turn("assistant", "2")]
+            pair = {"prompt": asked, "chosen": [turn("assistant", "3")], "rejected": rest}
+            file.write(json.dumps({"messages": asked + rest} if kind == "messages" else pair) + "\n")
+    found = lengths.measure(Request(str(model), str(path), kind))
+    assert (len(found.tokens), found.refused) == (1, 2)
+    said = []
+    assert kept_by_training(kind, path, loading.tokenizer(model), said) == 1
+    why = "the chat template renders the beginning of a conversation otherwise than the whole"
+    assert said == [(2, 3, why)]
+    path.write_bytes(path.read_bytes().splitlines()[2])
+    assert lengths.measure(Request(str(model), str(path), kind)).refusal.startswith("TypeError: ")
 
 
 async def test_a_process_of_its_own_measures_once_for_the_same_contents(

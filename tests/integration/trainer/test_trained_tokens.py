@@ -111,6 +111,16 @@ def test_a_template_that_adds_to_the_last_turn_trains_what_it_adds() -> None:
     assert trained(tokenizer, tokens, mask) == ["2<|im_end|>\n", "<think>\n\n</think>\n\n4<|im_end|>\n"]
 
 
+@pytest.mark.parametrize("said", ["four\n", " four \n\n", "", "\n", "<think>2 and 2</think>\n\nfour\n"])
+def test_white_space_around_an_earlier_answer_is_trained_as_it_is_rendered(said: str) -> None:
+    """Data sets keep it; and an answer may be empty."""
+    tokens, mask = encode(tokenizer_of("qwen3"), [SUM], [assistant(said), DOUBLE, assistant("4")])
+    shown = said.removeprefix("<think>2 and 2</think>\n\n")
+    assert trained(tokenizer_of("qwen3"), tokens, mask) == [
+        f"{shown}<|im_end|>\n", "<think>\n\n</think>\n\n4<|im_end|>\n"
+    ]  # fmt: skip
+
+
 def test_a_turn_of_weight_0_is_read_and_not_trained(template: str, tmp_path: Path) -> None:
     tokenizer, end = tokenizer_of(template), ENDS[template]
     unwanted: Any = {**assistant("2"), "weight": 0}
