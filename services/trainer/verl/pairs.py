@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from services.trainer.verl.datasets import Warn, ignore_warning
 from services.trainer.verl.held_out import pair, write_held_out
 from services.trainer.verl.metrics import WEIGHTS_CHANGED
 from services.trainer.verl.pair_rows import PairRows, collate
@@ -19,9 +20,9 @@ PAIRS = "pairs"
 
 
 class PairTrainer(SftTrainer):
-    def _rows(self, path: Path, report: Callable[..., None]) -> PairRows:
+    def _rows(self, path: Path, report: Callable[..., None], warn: Warn = ignore_warning) -> PairRows:
         plan, tokenizer = self._context.plan, self.model_config.tokenizer
-        return PairRows(path, tokenizer, plan.max_tokens, report, self._context.warn)
+        return PairRows(path, tokenizer, plan.max_tokens, report, warn)
 
     def _collator(self) -> Any:
         return collate

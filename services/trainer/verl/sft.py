@@ -14,7 +14,7 @@ from services.trainer.verl.ahead import AheadLoader
 from services.trainer.verl.checkpoints import resume_folder
 from services.trainer.verl.configuration import epochs_for, sft_config
 from services.trainer.verl.context import RunContext
-from services.trainer.verl.datasets import ConversationRows, TooFewRowsError
+from services.trainer.verl.datasets import ConversationRows, TooFewRowsError, Warn, ignore_warning
 from services.trainer.verl.fingerprints import check_position, write_position
 from services.trainer.verl.held_out import conversation, write_held_out
 
@@ -27,9 +27,9 @@ class SftTrainer(sft_trainer_ray.SFTTrainer):
         self._context = context
         super().__init__(sft_config(context.plan))
 
-    def _rows(self, path: Path, report: Callable[..., None]) -> Any:
+    def _rows(self, path: Path, report: Callable[..., None], warn: Warn = ignore_warning) -> Any:
         plan, tokenizer = self._context.plan, self.model_config.tokenizer
-        return ConversationRows(path, tokenizer, plan.max_tokens, report, self._context.warn)
+        return ConversationRows(path, tokenizer, plan.max_tokens, report, warn)
 
     def _collator(self) -> Any:
         return self.collate_fn
@@ -49,11 +49,12 @@ class SftTrainer(sft_trainer_ray.SFTTrainer):
         return raw
 
     def _build_dataset(self) -> None:
-        self.train_dataset = self._rows(Path(self._context.plan.train_path), self._context.report_left_out)
+        context = self._context
+        self.train_dataset = self._rows(Path(context.plan.train_path), context.report_left_out, context.warn)
         # Held-out rows are the side process's business.
         self.val_dataset = None
         self.write_held_out()
-        self._context.publisher.check_base()
+        context.publisher.check_base()
 
     def _build_dataloader(self) -> None:
         """verl's loaders fork eight workers out of a process that has Ray's threads; rows are in memory here."""

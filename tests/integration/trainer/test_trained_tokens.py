@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from importlib.resources import files
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,9 +14,12 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("trl")
 
+from services.trainer.spool import SpoolWriter  # noqa: E402
 from services.trainer.verl.pair_rows import PairRows, collate, encode  # noqa: E402
 from services.trainer.weights.answering import Answerer  # noqa: E402
 from services.trainer.weights.characters import character_tokenizer  # noqa: E402
+from services.trainer.weights.heldout import read  # noqa: E402
+from tests.unit.trainer.test_algorithms import plan  # noqa: E402
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
@@ -164,6 +168,30 @@ def test_thoughts_that_no_template_writes_are_told(tmp_path: Path) -> None:
         ConversationRows(path, tokenizer, 4096, lambda *_: None, lambda message, _: told.append(message))
         PairRows(pairs, tokenizer, 4096, lambda *_: None, lambda message, _: told.append(message))
     assert [message.partition(" rows")[0] for message in told] == ["1 of 2", "1 of 1"]
+
+
+def test_of_held_out_rows_no_thoughts_are_told(tmp_path: Path) -> None:
+    """They are not trained, and would be told as if they were."""
+    from services.trainer.verl.pairs import PairTrainer
+    from services.trainer.verl.sft import SftTrainer
+
+    told: list[str] = []
+    thought = {**assistant("2"), "reasoning_content": "1 and 1"}
+    for kind, name, row in (
+        (SftTrainer, "sft", {"messages": [SUM, thought]}),
+        (PairTrainer, "dpo", {"prompt": [SUM], "chosen": [thought], "rejected": [assistant("3")]}),
+    ):
+        rows = tmp_path / f"{name}.jsonl"
+        rows.write_text(json.dumps(row) + "\n")
+        trainer: Any = kind.__new__(kind)
+        trainer._context = SimpleNamespace(
+            plan=plan(name, {}, work_dir=str(tmp_path), validation_path=str(rows)),
+            spool=SpoolWriter(tmp_path / "spool"),
+            warn=lambda message, _: told.append(message),
+        )
+        trainer.model_config = SimpleNamespace(tokenizer=tokenizer_of("chatml"))
+        trainer.write_held_out()
+        assert len(read(tmp_path)) == 1 and told == []
 
 
 def test_names_reach_the_template() -> None:
