@@ -37,7 +37,7 @@ from services.trainer.plan import (
     PlanInputs,
     RewardSite,
 )
-from services.trainer.resuming import check_resume
+from services.trainer.resuming import check_left, check_resume
 from services.trainer.runners import TARGETS
 
 MAX_PRIORITY = 100
@@ -82,7 +82,7 @@ async def check(new: NewTrainingJob, site: Site, look_up: LookUp, foresee: Fores
         if not found and (plan := known(partial(_plan, algorithm, parsed, facts), None)):
             parsed, plan = _saving(algorithm, parsed, plan, facts, site.disk)
             foreseen = _forecast(plan, parsed, facts, site.disk)
-            found += [_placed(v) for v in check_room(foreseen)]
+            found += [_placed(v) for v in check_room(foreseen)] + await check_left(new, plan, look_up)
             if base is not None and train is not None and not (found or form):
                 data = await foresee(Foreseeing(plan, parsed, algorithm.needs_reward, base, train, validation))
                 found += data.violations

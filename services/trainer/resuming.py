@@ -10,6 +10,7 @@ from services.mesh import params
 from services.mesh.errors import Violation
 from services.mesh.partly import found_or_told, known
 from services.trainer.entities import BaseModel, Checkpoint, DatasetVersion, NewTrainingJob, TrainingSpec
+from services.trainer.plan import LaunchPlan
 
 # Of what training was so far they change nothing.
 OWN_PARAMS = {"steps", "epochs", "save_every_steps", "checkpoints", "validation", "held_out_reward"}
@@ -46,6 +47,21 @@ async def check_resume(
             found.append(Violation(field, f"must be {shown.get(field, wanted)} as it was in {job}, to go on from it"))
     filled = known(lambda: params.to_json(parsed), None) if new.algorithm == spec.algorithm else None
     return found + _check_params(filled or {}, spec.params, job, checkpoint.step)
+
+
+async def check_left(new: NewTrainingJob, plan: LaunchPlan, states: States) -> list[Violation]:
+    """A violation where the job would end with steps that are taken already. Its other checks have found nothing."""
+    if not new.resume_from:
+        return []
+    checkpoint, _ = await states.training_state(new.resume_from)
+    if plan.total_steps > checkpoint.step:
+        return []
+    name = "epochs" if new.params.get("steps") is None else "steps"
+    message = (
+        f"comes to {plan.total_steps} steps, and {checkpoint.step} are taken already: nothing is left to train; raise"
+        f" it, or set steps to more than {checkpoint.step}"
+    )
+    return [Violation(f"params.{name}", message)]
 
 
 def _check_params(given: Mapping[str, Any], wanted: Mapping[str, Any], job: str, step: int) -> list[Violation]:

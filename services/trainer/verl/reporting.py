@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from services.trainer.plan import SPOOL_FILE, LaunchPlan
+from services.trainer import plan as plans
+from services.trainer.plan import PLAN_FILE, SPOOL_FILE, LaunchPlan
 from services.trainer.run_health import NothingLearnt, RunHealth
 from services.trainer.spool import Metrics, Phase, SpoolWriter, read_all
 from services.trainer.verl.control import Control
@@ -35,16 +36,20 @@ class StepReporter:
         """See what earlier attempts have learnt; where that is not known it is assumed that they have."""
         if not self._plan.start_step:
             return
-        spools = [
-            Path(self._plan.work_dir).with_name(str(number)) / SPOOL_FILE for number in range(1, self._plan.attempt)
-        ]
-        if not spools or not all(path.exists() for path in spools):
+        attempts = [Path(self._plan.work_dir).with_name(str(number)) for number in range(1, self._plan.attempt)]
+        known = all((folder / name).exists() for folder in attempts for name in (PLAN_FILE, SPOOL_FILE))
+        # The first goes on from another job's training state where it goes on at all.
+        if not attempts or not known or plans.read(attempts[0]).start_step:
             self._health.assume_learnt()
             return
-        for path in spools:
-            for record in read_all(path):
+        # Of a step that was taken again the last attempt has the word.
+        steps: dict[int, dict[str, float]] = {}
+        for folder in attempts:
+            for record in read_all(folder / SPOOL_FILE):
                 if isinstance(record, Metrics) and record.step <= self._plan.start_step:
-                    self._health.step(record.step, record.values)
+                    steps.setdefault(record.step, {}).update(record.values)
+        for step in sorted(steps):
+            self._health.step(step, steps[step])
 
     def nothing_learnt(self) -> NothingLearnt | None:
         """Where the job has learnt nothing so far."""
