@@ -13,6 +13,7 @@ from services.trainer.checkpoint_intake import AnnounceCheckpoint
 from services.trainer.entities import Checkpoint, CheckpointState
 from services.trainer.holding import check_unused
 from services.trainer.store import checkpoints as store
+from services.trainer.store import files, series
 from services.trainer.store.files import FILES_TOPIC
 from services.trainer.training_jobs import TRAINING
 
@@ -35,18 +36,27 @@ class Deletion:
 
     async def delete_job(self, name: str, *, force: bool) -> None:
         """With its checkpoints and all that was kept of its runs; a worker removes what they left on its disk. Raises
-        FailedPrecondition before it has ended, and unless forced while something uses one of its checkpoints."""
+        FailedPrecondition before it has ended, and unless forced while something uses one of its checkpoints.
+
+        Its series go first, in transactions of their own: there may be millions of rows, and everybody who adds a
+        reference waits for the last transaction. Where something comes to use the job meanwhile, they are gone.
+        """
         names.parse(names.TRAINING_JOB, name)
         async with self._database.transaction() as connection:
-            job = await self._locked(connection, name)
-            if job.state not in TERMINAL:
-                message = f"{name} is {job.state}; cancel it, and delete it when it has ended"
-                raise FailedPrecondition("JOB_NOT_ENDED", message, name=name, state=job.state)
+            job = await self._ended(connection, name)
+            await _check_unused(connection, name, "JOB_IN_USE", force)
+            last = await series.last(connection, job.uid)
+        for after in range(0, last, series.DELETED_AT_ONCE):
+            async with self._database.transaction() as connection:
+                await series.delete(connection, job.uid, after)
+        async with self._database.transaction() as connection:
+            job = await self._ended(connection, name)
             await references.lock(connection, exclusive=True)
             await _check_unused(connection, name, "JOB_IN_USE", force)
             await self._announce_job(connection, job)
             await references.drop_below(connection, name)
             await self._jobs.delete(connection, job)
+            await files.delete_all(connection, job.uid)
             await self._database.notify(connection, FILES_TOPIC)
             await self._database.notify(connection, job_topic(name))
 
@@ -72,6 +82,14 @@ class Deletion:
                 await self._announce(connection, deleted)
             await self._database.notify(connection, FILES_TOPIC)
             return deleted
+
+    async def _ended(self, connection: Connection, name: str) -> Job:
+        """Its row is locked."""
+        job = await self._locked(connection, name)
+        if job.state not in TERMINAL:
+            message = f"{name} is {job.state}; cancel it, and delete it when it has ended"
+            raise FailedPrecondition("JOB_NOT_ENDED", message, name=name, state=job.state)
+        return job
 
     async def _locked(self, connection: Connection, name: str, checkpoint: str = "") -> Job:
         try:

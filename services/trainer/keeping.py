@@ -136,7 +136,7 @@ class Keeper:
                 await wait(deleted, SWEEP_SECONDS)
 
     async def sweep(self) -> None:
-        """Files of jobs that ended without their handler, and weights that were let go without one."""
+        """Files of jobs that ended without their handler, and what was deleted."""
         async with self._database.transaction() as connection:
             kept = await ended_states.kept(connection, self._kept_training_states)
             left = await ended_states.left_over(connection, kept)
@@ -152,18 +152,17 @@ class Keeper:
 
     async def _remove_deleted(self) -> None:
         """What the runs of deleted jobs and of deleted checkpoints left here."""
-        # Folders are listed first: one that comes now has a job already.
         folders = {uid: path for path in self._jobs_folder.glob("*") if (uid := _uid(path)) is not None}
         async with self._database.transaction() as connection:
-            gone = set(folders) - await files.jobs_of(connection, list(folders))
             deleted = await files.deleted(connection, list(folders))
-        for uid in gone:
-            await asyncio.to_thread(shutil.rmtree, folders[uid], ignore_errors=True)
         for uid, path in deleted:
-            if Path(path).is_relative_to(folders[uid]):
-                await asyncio.to_thread(shutil.rmtree, path, ignore_errors=True)
-            async with self._database.transaction() as connection:
-                await files.forget(connection, uid, path)
+            found = folders[uid] / path
+            if found.is_relative_to(folders[uid]):
+                await asyncio.to_thread(shutil.rmtree, found, ignore_errors=True)
+            # That a whole job is deleted stays: another host may have a folder of its, too.
+            if path:
+                async with self._database.transaction() as connection:
+                    await files.forget(connection, uid, path)
 
     async def _drop_copies(self, lease: Lease) -> None:
         """Delete the run's own copies of weights that are in the store, or that are of no use."""

@@ -20,6 +20,10 @@ from services.mesh.postgres import Connection, Database, wait
 log = logging.getLogger(__name__)
 
 SWEEP_SECONDS = 3600.0
+# After a failure.
+RETRY_SECONDS = 30.0
+# Schemas of the services that keep references.
+SERVICE_SCHEMAS = ("dataset", "trainer")
 # Blobs of one transaction: nobody who adds a reference waits for long.
 _BATCH = 200
 
@@ -36,16 +40,18 @@ class Collector:
         next_sweep = loop.time()
         with self._database.notices.subscribe(references.RELEASED_TOPIC) as released:
             while True:
+                pause = RETRY_SECONDS
                 try:
                     await self.collect()
                     if loop.time() >= next_sweep:
                         await self.sweep()
                         next_sweep = loop.time() + SWEEP_SECONDS
+                    pause = max(1.0, next_sweep - loop.time())
                 except Unavailable as error:
                     log.warning("nothing is collected: %s", error)
                 except Exception:
                     log.exception("the collection failed")
-                await wait(released, max(1.0, next_sweep - loop.time()))
+                await wait(released, pause)
 
     async def collect(self) -> int:
         """Remove what was released and is not referenced; of how many blobs. Nothing waits for a grace here: who
@@ -84,12 +90,15 @@ class Collector:
 
     async def _remove(self, connection: Connection, blobs: Iterable[str]) -> int:
         """The transaction holds the lock; that it still does is asked before each: without it somebody may have come
-        to need the blob."""
+        to need the blob. One that cannot be removed keeps no other, and is left to the next sweep."""
         count = 0
         for sha256 in blobs:
             await connection.execute("SELECT 1")
-            await self._artifacts.remove([sha256])
-            count += 1
+            try:
+                await self._artifacts.remove([sha256])
+                count += 1
+            except OSError as error:
+                log.warning("blob %s cannot be removed; the next sweep tries again: %s", sha256, error)
         return count
 
     async def _is_old(self, sha256: str) -> bool:
@@ -170,10 +179,12 @@ async def _held_unread(connection: Connection) -> list[str]:
 
 
 async def _not_moved(connection: Connection) -> list[str]:
-    """Schemas of services that have started here with earlier code only."""
+    """Schemas of services that have started here with earlier code only. Looked for where those are seen, too, that
+    this role may not read."""
     cursor = await connection.execute(
-        "SELECT table_schema FROM information_schema.tables WHERE table_name = 'migrations'"
-        " AND table_schema <> 'artifacts' AND table_schema NOT IN (SELECT schema FROM artifacts.services)"
-        " ORDER BY table_schema"
+        "SELECT nspname FROM pg_catalog.pg_class JOIN pg_catalog.pg_namespace ON pg_namespace.oid = relnamespace"
+        " WHERE relname = 'migrations' AND relkind = 'r' AND nspname = ANY(%s)"
+        " AND nspname NOT IN (SELECT schema FROM artifacts.services) ORDER BY nspname",
+        (list(SERVICE_SCHEMAS),),
     )
     return [row[0] async for row in cursor]

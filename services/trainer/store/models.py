@@ -77,8 +77,10 @@ async def lock(connection: Connection, name: str) -> None:
 
 
 async def delete(connection: Connection, name: str) -> None:
+    """With its import and the requests that made it."""
     await connection.execute("DELETE FROM models WHERE name = %s", (name,))
     await connection.execute("DELETE FROM jobs WHERE name = %s", (name,))
+    await connection.execute("DELETE FROM requests WHERE resource = %s", (name,))
 
 
 async def forget_failed(connection: Connection, name: str) -> None:

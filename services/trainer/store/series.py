@@ -11,6 +11,9 @@ from psycopg.types.json import Jsonb
 from services.mesh.postgres import Connection
 from services.trainer.entities import LogLine, MetricPoint, Sample, SpoolPosition
 
+# Rows of each series that one transaction deletes.
+DELETED_AT_ONCE = 20_000
+_TABLES = ("metric_points", "log_lines", "samples")
 _POSITION = "attempt, record_offset_bytes, output_offset_bytes, metric_ordinal, log_ordinal, sample_ordinal"
 
 
@@ -98,6 +101,20 @@ async def last_metric(connection: Connection, job_uid: UUID) -> int:
 async def last_log(connection: Connection, job_uid: UUID) -> int:
     """The highest ordinal; 0 where there is none."""
     return await _last(connection, "log_lines", job_uid)
+
+
+async def last(connection: Connection, job_uid: UUID) -> int:
+    """The highest ordinal of all series; 0 where there is none."""
+    return max([await _last(connection, table, job_uid) for table in _TABLES])
+
+
+async def delete(connection: Connection, job_uid: UUID, after: int) -> None:
+    """The next DELETED_AT_ONCE ordinals of every series."""
+    for table in _TABLES:
+        await connection.execute(
+            f"DELETE FROM {table} WHERE job_uid = %s AND ordinal > %s AND ordinal <= %s".encode(),
+            (job_uid, after, after + DELETED_AT_ONCE),
+        )
 
 
 async def _last(connection: Connection, table: str, job_uid: UUID) -> int:

@@ -12,12 +12,14 @@ from typing import Any
 
 import pytest
 
+from services.dataset import app as dataset_app
 from services.mesh.artifacts import gc, references
 from services.mesh.artifacts.gc import Collector
 from services.mesh.artifacts.marker import claim
 from services.mesh.collecting import CollectingStore
 from services.mesh.errors import FailedPrecondition, Unavailable
 from services.mesh.postgres import Database
+from services.trainer import app as trainer_app
 
 SCHEMAS = ("dataset", "trainer")
 BLOBS = [f"blob {n}".encode() for n in range(12)]
@@ -253,15 +255,45 @@ async def test_nothing_goes_while_a_service_has_not_moved_its_references(
     databases: list[Database], store: CollectingStore, postgres_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It has run here with earlier code: nobody knows what it needs."""
-    await store.put_blob(b"of the evaluator, perhaps")
+    await store.put_blob(b"of the trainer, perhaps")
     async with databases[0].transaction() as connection:
-        await connection.execute("CREATE SCHEMA evaluator")
-        await connection.execute("CREATE TABLE evaluator.migrations (file text)")
+        await connection.execute("DELETE FROM artifacts.services WHERE schema = 'trainer'")
+        # Of another application in the same database, which has nothing to tell.
+        await connection.execute("CREATE SCHEMA shop")
+        await connection.execute("CREATE TABLE shop.migrations (id integer)")
     collector = Collector(databases[0], store, 0)
-    assert await collector.sweep() == 0 and "schema evaluator" in caplog.text
+    assert await collector.sweep() == 0 and "services of schema trainer have started" in caplog.text
+    await Database(postgres_url, "trainer").migrate("services.mesh")
+    assert await collector.sweep() == 1
+
+
+def test_the_schemas_of_all_services_are_looked_for() -> None:
+    assert sorted((dataset_app.SCHEMA, trainer_app.SCHEMA)) == sorted(gc.SERVICE_SCHEMAS)
+
+
+async def test_a_blob_that_cannot_be_removed_keeps_no_other(
+    databases: list[Database],
+    store: CollectingStore,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It is named in the log, and the next sweep takes it."""
+    stuck, other = await store.put_blob(b"stuck"), await store.put_blob(b"other")
+    remove = store.remove
+
+    async def refuse_one(blobs: list[str]) -> None:
+        if stuck in blobs:
+            raise PermissionError(13, "Permission denied")
+        await remove(blobs)
+
+    monkeypatch.setattr(store, "remove", refuse_one)
     async with databases[0].transaction() as connection:
-        await connection.execute("DROP TABLE evaluator.migrations")
-    await Database(postgres_url, "evaluator").migrate("services.mesh")
+        await references.release(connection, [stuck, other])
+    collector = Collector(databases[0], store, 0)
+    assert await collector.collect() == 1 and f"blob {stuck} cannot be removed" in caplog.text
+    assert await store.absent({other: 5}) == [other]
+    assert await collector.sweep() == 0 and await store.blobs() == [stuck]
+    monkeypatch.undo()
     assert await collector.sweep() == 1
 
 

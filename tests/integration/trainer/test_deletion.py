@@ -7,14 +7,15 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from rlhf.trainer.v1 import model_pb2, training_job_pb2
 from rlhf.trainer.v1 import trainer_service_pb2 as pb
-from rlhf.trainer.v1 import training_job_pb2
 from rlhf.type.v1 import checkpoint_pb2
 
 from services.mesh import client, names
 from services.mesh.artifacts import references
 from services.mesh.errors import FailedPrecondition, NotFound
 from services.trainer.keeping import Keeper
+from services.trainer.store import series
 from tests.integration.trainer import test_runs
 from tests.integration.trainer.test_letting_go import training_states
 from tests.integration.trainer.test_retention import states, weights_there
@@ -53,6 +54,10 @@ async def test_a_deleted_job_leaves_nothing_but_its_events(bench: Bench, monkeyp
     await bench.ended(name)
     told = await bench.events(name)
     assert folders(bench) and weights_there(bench) == {2, 4}
+    # Of another database that has the same folder.
+    foreign = bench.home / "trainer" / "jobs" / str(names.uuid7())
+    foreign.mkdir()
+    monkeypatch.setattr(series, "DELETED_AT_ONCE", 5)
     [(uid,)] = await rows(bench, "SELECT uid FROM trainer.jobs WHERE name = %s", name)
     other = await bench.create()
     await bench.ended(other)
@@ -68,9 +73,17 @@ async def test_a_deleted_job_leaves_nothing_but_its_events(bench: Bench, monkeyp
         assert await rows(bench, f"SELECT FROM trainer.{table} WHERE job_uid = %s", uid) == []
     assert await rows(bench, "SELECT FROM trainer.requests WHERE resource = %s", name) == []
     assert weights_there(bench) == {2, 4}, "the other job's are the same bytes"
-    await delete_job(bench, other)
+    [(other_uid,)] = await rows(bench, "SELECT uid FROM trainer.jobs WHERE name = %s", other)
+    async with asyncio.timeout(20), await psycopg.AsyncConnection.connect(bench.database_url) as user:
+        await references.lock(user)
+        deleting = asyncio.create_task(delete_job(bench, other))
+        for table in ("metric_points", "log_lines", "samples"):
+            while await rows(bench, f"SELECT FROM trainer.{table} WHERE job_uid = %s", other_uid):  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        assert not deleting.done(), "it has its millions of points behind it when it makes others wait"
+    await deleting
     async with asyncio.timeout(20):
-        while folders(bench) or set((bench.home / "artifacts").glob("??/*")) != before:  # noqa: ASYNC110
+        while folders(bench) != [foreign] or set((bench.home / "artifacts").glob("??/*")) != before:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
     kinds = await rows(bench, "SELECT type, sequence FROM trainer.events WHERE resource = %s ORDER BY sequence", name)
     last = told[-1].last_sequence
@@ -146,3 +159,15 @@ async def test_a_deleted_checkpoint_takes_its_files_and_its_training_state(
     assert states(await bench.checkpoints(name)) == {4: "PRUNED", 2: "READY"}
     async with await psycopg.AsyncConnection.connect(bench.database_url) as connection:
         assert not await references.is_held(connection, found[4].manifest_sha256)
+
+
+async def test_a_deleted_model_is_imported_again_by_the_same_request(bench: Bench) -> None:
+    request = pb.ImportModelRequest(parent=PARENT, model_id="again", request_id=str(names.uuid7()))
+    request.model.source.hub = "hf:some/model"
+    first = await client.call(bench.trainer.ImportModel(request))
+    async with await psycopg.AsyncConnection.connect(bench.database_url) as connection:
+        # As the worker's import ends.
+        await connection.execute("UPDATE trainer.models SET state = 'READY' WHERE name = %s", (first.name,))
+    await client.call(bench.trainer.DeleteModel(pb.DeleteModelRequest(name=first.name)))
+    again = await client.call(bench.trainer.ImportModel(request))
+    assert (again.name, again.state) == (first.name, model_pb2.Model.STATE_IMPORTING)
