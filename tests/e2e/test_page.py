@@ -123,6 +123,7 @@ def test_settings_of_verl_are_taken_from_a_list_and_reward_models_by_name(signed
     page.locator('[id="field-reward.name"]').select_option("model")
     fill(page, "reward.params.model", "projects/default/models/none")
     fill(page, "learning_rate", "2")
+    fill(page, "max_response_length", "100")
     fill(page, "placement.resources.gpu_count", "two")
     page.get_by_role("button", name="Check only").click()
     # What cannot be sent and what the mesh says, in one go.

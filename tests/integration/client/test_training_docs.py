@@ -7,7 +7,9 @@ import json
 import re
 import shlex
 import subprocess
+import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,13 @@ import psycopg
 import pytest
 from psycopg.types.json import Jsonb
 from rlhf.trainer.v1.model_pb2 import CharacterTokenizer, ModelInit, ModelSource
+from rlhf.type.v1.checkpoint_pb2 import Checkpoint
 from rlhf.type.v1.job_state_pb2 import JobState
 
 from services.client import Client, json_lines
 from services.mesh import embedded
-from services.mesh.artifacts import ArtifactStore
+from services.mesh.artifacts import ArtifactStore, Manifest
+from services.trainer.holding import hold_artifact
 from tests.fix_runner import CONFIG
 from tests.integration.client.conftest import Mesh
 from tests.integration.client.test_docs import DOCUMENT, blocks, environment
@@ -29,7 +33,9 @@ PAGE = DOCUMENT.with_name("training.md")
 # Rows for the largest batch of the page.
 ROWS = 2048
 OURS = ("base", "taste", "examples", "questions", "held-out", "comparisons", "held-out-comparisons")
-CHECKED_ONLY = (["train"], ["recipe", "run"], ["job", "replay"])
+CHECKED_ONLY = (["train"], ["recipe", "run"], ["job", "replay"], ["job", "resume"])
+# They ask, and here is nobody to answer.
+DELETES = (["checkpoint", "delete"], ["job", "delete"], ["model", "delete"])
 
 
 def commands() -> list[list[str]]:
@@ -38,10 +44,17 @@ def commands() -> list[list[str]]:
     return [words[1:] for words in lines if words and words[0] == "rlhf"]
 
 
+@dataclass(frozen=True)
+class Jobs:
+    """Ids: of one that has ended, whose checkpoint is an adapter, and of one that was cancelled, to go on from."""
+
+    ended: str
+    cancelled: str
+
+
 @pytest.fixture(scope="module")
-def job(mesh: Mesh, postgres_server: embedded.Postgres, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The id of a job that has ended, whose checkpoint is an adapter; besides it the datasets of the page, and room in
-    the model."""
+def jobs(mesh: Mesh, postgres_server: embedded.Postgres, tmp_path_factory: pytest.TempPathFactory) -> Jobs:
+    """Besides them the datasets of the page, and room in the model."""
     kinds: dict[str, tuple[str, Callable[[int], dict[str, Any]]]] = {
         "examples": ("messages", lambda n: {"messages": [*_asked(n), _said(n)]}),
         "questions": ("prompt", lambda n: {"prompt": _asked(n), "answer": str(n)}),
@@ -62,20 +75,37 @@ def job(mesh: Mesh, postgres_server: embedded.Postgres, tmp_path_factory: pytest
         made = client.training_jobs.create("sft", model="page-base", dataset="page-examples", params=params)
         done = client.training_jobs.wait(made.name)
         assert JobState.Name(done.state) == "JOB_STATE_SUCCEEDED"
+        cancelled = _cancelled(client, {**params, "steps": 1500, "save_every_steps": 20})
         _with_an_adapter(client, made.name, mesh, postgres_server, tmp_path_factory.mktemp("page"))
-    return made.name.rpartition("/")[2]
+    return Jobs(made.name.rpartition("/")[2], cancelled.rpartition("/")[2])
 
 
 @pytest.mark.parametrize("words", commands(), ids=" ".join)
-def test_a_command_is_taken(words: list[str], mesh: Mesh, job: str, tmp_path: Path) -> None:
+def test_a_command_is_taken(words: list[str], mesh: Mesh, jobs: Jobs, tmp_path: Path) -> None:
     (tmp_path / "params.toml").write_text("prompts_per_step = 16\n")
+    job = jobs.cancelled if words[:2] == ["job", "resume"] else jobs.ended
     command = [_ours(word, job) for word in words if word != "--watch"]
     if any(command[: len(start)] == start for start in CHECKED_ONLY) and not {"--dry-run", "--help"} & set(command):
         command.append("--dry-run")
     done = subprocess.run(
         ["rlhf", *command], cwd=tmp_path, env=environment(mesh), capture_output=True, text=True, timeout=120
     )
+    if command[:2] in DELETES and "--yes" not in command:
+        assert done.returncode == 2 and "nothing was deleted" in done.stderr, done.stderr[-3000:]
+        return
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+
+
+def _cancelled(client: Client, params: dict[str, Any]) -> str:
+    """A job that is ended after its second checkpoint."""
+    job = client.training_jobs.create("sft", model="page-base", dataset="page-examples", params=params).name
+    give_up = time.monotonic() + 60
+    while sum(one.state == Checkpoint.STATE_READY for one in client.checkpoints.list(job)) < 2:
+        assert time.monotonic() < give_up, "no checkpoint"
+        time.sleep(0.1)
+    client.training_jobs.cancel(job)
+    client.training_jobs.wait(job)
+    return job
 
 
 def _ours(word: str, job: str) -> str:
@@ -111,13 +141,20 @@ def _with_an_adapter(client: Client, job: str, mesh: Mesh, server: embedded.Post
     adapter = adapter_over(folder / "base", folder / "adapter")
     manifest = asyncio.run(ArtifactStore(f"file://{mesh.home}/artifacts").put_folder(adapter))
     under = Jsonb({"base_model": base.name, "base_manifest_sha256": base.manifest_sha256})
-    with psycopg.connect(server.url.rpartition("/")[0] + "/client_tests", autocommit=True) as connection:
+    url = server.url.rpartition("/")[0] + "/client_tests"
+    asyncio.run(_held(url, f"{job}/checkpoints/step-40", manifest))
+    with psycopg.connect(url, autocommit=True) as connection:
         connection.execute("UPDATE trainer.jobs SET spec = spec || %s WHERE name = %s", (under, job))
         connection.execute(
             "UPDATE trainer.checkpoints SET kind = 'adapter', base_model = %s, manifest_sha256 = %s, size_bytes = %s"
             " WHERE name = %s",
             (base.name, manifest.sha256, manifest.size_bytes, f"{job}/checkpoints/step-40"),
         )
+
+
+async def _held(url: str, name: str, manifest: Manifest) -> None:
+    async with await psycopg.AsyncConnection.connect(url) as connection:
+        await hold_artifact(connection, name, manifest)
 
 
 def _asked(n: int) -> list[dict[str, str]]:

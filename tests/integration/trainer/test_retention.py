@@ -22,6 +22,7 @@ from services.trainer import training_handler
 from services.trainer.checkpoint_intake import CheckpointIntake
 from services.trainer.keeping import Keeper
 from services.trainer.store import checkpoints as store
+from tests.fix_member import until
 from tests.fix_references import insert_model
 from tests.integration.trainer import test_runs
 
@@ -36,18 +37,16 @@ def states(found: list[checkpoint_pb2.Checkpoint]) -> dict[int, str]:
     return {one.step: checkpoint_pb2.Checkpoint.State.Name(one.state).removeprefix("STATE_") for one in found}
 
 
-def measure_nothing(bench: Bench) -> None:
-    """Have what would tell the lengths of the rows end at once: it takes longer than a scripted run."""
-    path = Path(bench.values["RLHF_TRAINER_WORKER_PYTHON"])
-    first, *rest = path.read_text().splitlines()
-    path.write_text("\n".join([first, 'case "$3" in lengths) exit 1;; esac', *rest, ""]))
-
-
 def weights_there(bench: Bench, steps: range = range(1, 7)) -> set[int]:
     """Steps whose weights lie in the artifact store."""
     texts = {step: f"weights {step}".encode() for step in steps}
     there = {path.read_bytes() for path in (bench.home / "artifacts").glob("??/*")}
     return {step for step, text in texts.items() if text in there}
+
+
+async def only_weights(bench: Bench, *steps: int) -> None:
+    """Wait until the store has the weights of these steps and of no other: the collector comes behind the jobs."""
+    await until(lambda: weights_there(bench) == set(steps))
 
 
 async def kept(bench: Bench, monkeypatch: pytest.MonkeyPatch, script: dict[str, Any] = SCRIPT, **params: Any) -> str:
@@ -63,7 +62,7 @@ async def test_the_best_and_the_last_stay_and_the_others_are_seen_to_be_gone(
     name = await kept(bench, monkeypatch)
     found = await bench.checkpoints(name)
     assert states(found) == {1: "PRUNED", 2: "READY", 3: "PRUNED", 4: "PRUNED", 5: "PRUNED", 6: "READY"}
-    assert weights_there(bench) == {2, 6}
+    await only_weights(bench, 2, 6)
     gone = found[-1]
     assert gone.state_reason == "the job keeps the 1 of the lowest validation/loss, and the newest"
     assert gone.manifest_sha256 and gone.size_bytes, "what it was is still known"
@@ -96,7 +95,6 @@ async def test_weights_that_another_checkpoint_names_stay(bench: Bench, monkeypa
 async def test_what_an_unfinished_job_starts_from_stays(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     # The best until step 5 beats it.
     script = {**SCRIPT, "scores": {"1": 0.8, "5": 0.9}, "step_seconds": 0.5}
-    measure_nothing(bench)
     bench.values["RLHF_TRAINER_CONCURRENCY"] = "1"
     await bench.start_worker(script, monkeypatch)
     name = await bench.create(validation=test_runs.VERSION, checkpoints=RULE)
@@ -110,7 +108,6 @@ async def test_what_an_unfinished_job_starts_from_stays(bench: Bench, monkeypatc
 async def test_what_judges_an_unfinished_job_stays(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """A checkpoint, against the rule of its job, and a model, against its deletion."""
     script = {**SCRIPT, "scores": {"1": 0.8, "5": 0.9}, "step_seconds": 0.5}
-    measure_nothing(bench)
     bench.values["RLHF_TRAINER_CONCURRENCY"] = "1"
     await bench.start_worker(script, monkeypatch)
     name = await bench.create(validation=test_runs.VERSION, checkpoints=RULE)
@@ -200,13 +197,18 @@ async def test_a_crash_at_any_point_of_it_leaves_nothing_half_done(
     name = await kept(bench, monkeypatch)
     found = await bench.checkpoints(name)
     assert states(found) == {1: "PRUNED", 2: "READY", 3: "PRUNED", 4: "PRUNED", 5: "PRUNED", 6: "READY"}
-    assert weights_there(bench) == {2, 6}
+    await only_weights(bench, 2, 6)
     for one in found:
         if one.state == checkpoint_pb2.Checkpoint.STATE_READY:
             await ArtifactStore(f"file://{bench.home}/artifacts").verify(one.manifest_sha256)
-    async with await psycopg.AsyncConnection.connect(bench.database_url) as connection:
-        cursor = await connection.execute("SELECT count(*) FROM artifacts.released")
-        assert await cursor.fetchone() == (0,)
+    # The collector comes behind the job.
+    async with await psycopg.AsyncConnection.connect(bench.database_url, autocommit=True) as connection:
+        await until(lambda: _nothing_released(connection))
+
+
+async def _nothing_released(connection: psycopg.AsyncConnection[Any]) -> bool:
+    cursor = await connection.execute("SELECT count(*) FROM artifacts.released")
+    return await cursor.fetchone() == (0,)
 
 
 async def test_weights_that_vanish_before_they_have_a_name_are_stored_again(
@@ -315,6 +317,7 @@ async def test_weights_of_a_deleted_model_go_unless_something_else_names_them(
     for model in manifests:
         await client.call(bench.trainer.DeleteModel(pb.DeleteModelRequest(name=f"{PARENT}/models/{model}")))
     await bench.ended(await bench.create())
-    assert weights_there(bench) == {3}, "the checkpoint of step 3 has the same bytes"
+    # The checkpoint of step 3 has the same bytes.
+    await only_weights(bench, 3)
     blob = manifests["alone"].file("model.safetensors").sha256
     assert not (bench.home / "artifacts" / blob[:2] / blob).exists()

@@ -150,11 +150,16 @@ async def bench(
 
 
 def scripted_python(folder: Path) -> Path:
-    """What the worker starts in place of `python -m services.trainer.verl.runner FOLDER`; anything else is the real."""
+    """What the worker starts in place of `python -m services.trainer.verl.runner FOLDER`.
+
+    What would tell the lengths of rows ends at once: it takes longer than a scripted run, over a model that nobody can
+    read. Anything else is the real.
+    """
     path = folder / "python"
     script = Path(__file__).with_name("scripted_run.py")
     runs = f'case "$2" in *.runner) exec {sys.executable} {script} "$@";; esac'
-    path.write_text(f'#!/bin/sh\n{runs}\nexec {sys.executable} "$@"\n')
+    lengths = 'case "$3" in lengths) exit 1;; esac'
+    path.write_text(f'#!/bin/sh\n{runs}\n{lengths}\nexec {sys.executable} "$@"\n')
     path.chmod(0o755)
     return path
 

@@ -10,7 +10,7 @@ from services.mesh import client
 from services.mesh.errors import FailedPrecondition, InvalidArgument
 from tests.integration.trainer import test_runs
 from tests.integration.trainer.test_corruption import blob, flip_a_byte
-from tests.integration.trainer.test_retention import states, weights_there
+from tests.integration.trainer.test_retention import only_weights, states
 
 bench = test_runs.bench
 Bench = test_runs.Bench
@@ -55,7 +55,7 @@ async def test_a_rule_bounds_them_as_it_bounds_the_others(bench: Bench, monkeypa
     await bench.ended(name)
     found = {one.step: one for one in await bench.checkpoints(name)}
     assert states(list(found.values())) == {**dict.fromkeys((1, 2, 3, 4), "CORRUPT"), 5: "PRUNED", 6: "READY"}
-    assert weights_there(bench) == {3, 4, 6}
+    await only_weights(bench, 3, 4, 6)
     assert "its files are gone: the job keeps the newest 2" in found[2].state_reason
     assert await download(bench, found[3].name) == b"weights 3"
     with pytest.raises(FailedPrecondition, match="has no files"):
