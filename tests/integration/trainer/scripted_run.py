@@ -33,6 +33,8 @@ def main(folder: Path) -> None:
         writer.append(spool.Phase(phase="training", step=plan.start_step, total_steps=plan.total_steps))
     for step in range(plan.start_step + 1, plan.total_steps + 1):
         time.sleep(script.get("step_seconds", 0))
+        while step == script.get("hold_at") and not Path(script["hold_until"]).exists():
+            time.sleep(0.02)
         print(f"step {step} of attempt {plan.attempt}", flush=True)
         values = {"train/loss": 1.0 / step, "train/grad_norm": float("nan")}
         writer.append(spool.Metrics(step=step, values=values))

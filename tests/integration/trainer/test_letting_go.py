@@ -117,14 +117,16 @@ class Held:
 
 
 async def ready(bench: Bench, name: str, step: int) -> None:
-    while states(await bench.checkpoints(name)).get(step) != "READY":  # noqa: ASYNC110 - another process's doing
-        await asyncio.sleep(0.05)
+    async with asyncio.timeout(60):
+        while states(await bench.checkpoints(name)).get(step) != "READY":  # noqa: ASYNC110 - another process's doing
+            await asyncio.sleep(0.05)
 
 
 async def someone_waits(bench: Bench, function: str) -> None:
     """For the lock of references."""
-    waiting = "SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE %s"
-    async with await psycopg.AsyncConnection.connect(bench.database_url, autocommit=True) as connection:
+    waiting = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE %s"
+    connecting = psycopg.AsyncConnection.connect(bench.database_url, autocommit=True)
+    async with asyncio.timeout(60), await connecting as connection:
         while not await (await connection.execute(waiting, (f"%{function}%",))).fetchone():  # noqa: ASYNC110
             await asyncio.sleep(0.05)
 
@@ -133,16 +135,17 @@ async def test_a_checkpoint_that_a_job_is_being_created_from_is_not_let_go(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The creation has looked at it and not yet written its row when the rule of its own job would let it go."""
-    await bench.start_worker({**SCRIPT, "step_seconds": 1}, monkeypatch)
+    third_step = bench.home / "third-step"
+    await bench.start_worker({**SCRIPT, "hold_at": 3, "hold_until": str(third_step)}, monkeypatch)
     name = await bench.create(validation=test_runs.VERSION, checkpoints=RULE)
-    await bench.until(name, lambda job: job.step_count >= 2)
     await ready(bench, name, 2)
     creating = Held(training_jobs.hold_inputs)
     with monkeypatch.context() as patch:
         patch.setattr(training_jobs, "hold_inputs", creating)
         made = asyncio.create_task(bench.create(base_model=f"{name}/checkpoints/step-2"))
         await creating.reached.wait()
-        # The rule, of step 2 or step 3.
+        third_step.touch()
+        # The rule, which would let step 2 go.
         await someone_waits(bench, "pg_advisory_xact_lock(")
         creating.go_on.set()
         await made
