@@ -15,7 +15,7 @@ demo: $(INSTALLED)
 	$(BIN)/rlhf demo $(DEMO_FLAGS)
 
 test: $(INSTALLED) page
-	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --durations=20 --cov --cov-report=term
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder --durations=20 --cov --cov-report=term
 
 # What takes minutes by nature, and so is no part of `test`.
 test-long: $(INSTALLED) page
