@@ -104,7 +104,7 @@ def show_upload(upload: Upload, output_format: str) -> None:
 
 
 def _taken(upload: Upload) -> list[tuple[str, str]]:
-    """What became of the rows of a file that was taken."""
+    """Counts of the rows of a file that was taken."""
     report = upload.report
     rows = report.row_count - report.invalid_row_count - report.split_row_count
     spellings = ", ".join(f"{count:,} {spelling}" for spelling, count in report.row_count_by_spelling.items())

@@ -138,7 +138,7 @@ def _held_out(found: DataForecast) -> str:
 
 
 def warning(found: JobWarning) -> str:
-    """What a job warns of: its reason, text, remedy, and how often where it was more than once."""
+    """A warning of a job: its reason, text, remedy, and how often where it was more than once."""
     again = f" ({found.count} times, steps {found.first_step} to {found.last_step})" if found.count > 1 else ""
     remedy = f"; what to do: {found.remedy}" if found.remedy else ""
     return display.one_line(f"{found.reason}: {found.message}{again}{remedy}")

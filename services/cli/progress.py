@@ -55,7 +55,7 @@ class Progress:
         return said + self.take_warnings(job.warnings)
 
     def take_warnings(self, warnings: Iterable[JobWarning]) -> list[str]:
-        """What has not been said of them before."""
+        """The facts about them that have not been told."""
         said = []
         for found in warnings:
             if (key := (found.attempt, found.reason, found.first_step)) not in self._warned:

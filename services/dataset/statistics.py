@@ -48,7 +48,7 @@ class Statistics:
     rows_with_answer: int
     messages_with_reasoning: int
     untrained_messages: int
-    """Of weight 0."""
+    """Turns of weight 0."""
     duplicates: int
     duplicates_exact: bool
 

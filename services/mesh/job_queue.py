@@ -41,7 +41,7 @@ def waits(job: Job) -> bool:
 
 
 async def positions(connection: Connection, jobs: Iterable[Job]) -> dict[uuid.UUID, QueuePosition]:
-    """Of those that wait. One query, and none where none waits."""
+    """Positions of the jobs that wait: one query, and none where none waits."""
     uids = [job.uid for job in jobs if waits(job)]
     if not uids:
         return {}

@@ -119,7 +119,7 @@ async def _kinds(connection: Connection, uid: uuid.UUID) -> set[tuple[Any, ...]]
 
 
 def _left_out(warning: JobWarning) -> tuple[JobWarning, tuple[int, str, str]]:
-    """What counts a warning for which there is no room."""
+    """The record that counts warnings for which there is no room."""
     last = f"{warning.reason}: {warning.message}"
     message = f"counts the warnings beyond the first {MAX_DISTINCT - 1} that differ; the last was {last}"
     left = replace(warning, reason=LEFT_OUT, message=message, remedy=_LEFT_OUT_REMEDY, key="", attempt=0)

@@ -48,7 +48,7 @@ Foresee = Callable[[Foreseeing], Awaitable[Foreseen]]
 
 
 async def nothing_foreseen(job: Foreseeing) -> Foreseen:
-    """Of who checks without a tokenizer at hand."""
+    """Look at no rows: for checks without a tokenizer."""
     return Foreseen()
 
 

@@ -114,8 +114,9 @@ class Keeper:
         await self._forget_training_states(lease, settings.keep_training_states)
 
     async def tidy(self, lease: Lease, *, succeeded: bool) -> None:
-        """What an ended job no longer needs: rows, training states and its own copies of weights. The newest training
-        state of one that has not come to its end stays."""
+        """Remove an ended job's rows, training states and own copies of weights; of one that has not come to its end
+        the newest training state stays.
+        """
         await self.prune(lease)
         await self._forget_training_states(lease, 0 if succeeded else min(1, self._kept_training_states))
         async with self._database.transaction() as connection:
@@ -151,7 +152,7 @@ class Keeper:
         await self._collector.collect()
 
     async def _remove_deleted(self) -> None:
-        """What the runs of deleted jobs and of deleted checkpoints left here."""
+        """Remove what the runs of deleted jobs and of deleted checkpoints left here."""
         folders = {uid: path for path in self._jobs_folder.glob("*") if (uid := _uid(path)) is not None}
         async with self._database.transaction() as connection:
             deleted = await files.deleted(connection, list(folders))
@@ -196,7 +197,7 @@ def _uid(path: Path) -> UUID | None:
 
 
 def _remove_files(folder: Path, kept: set[str]) -> None:
-    """Of an ended job: its rows, copies of weights, and training states but those `kept`; plans and logs stay."""
+    """Remove of an ended job its rows, copies of weights, and training states but those `kept`; plans and logs stay."""
     shutil.rmtree(folder / "data", ignore_errors=True)
     for path in folder.glob("attempts/*/checkpoints/*/*"):
         if str(path) not in kept:

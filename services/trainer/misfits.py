@@ -14,7 +14,7 @@ _QUOTED_CHARACTERS = 80
 
 @dataclass(frozen=True)
 class Misfit:
-    """What is odd, and what to do about it."""
+    """Why answers and reward do not fit, and the remedy."""
 
     message: str
     remedy: str

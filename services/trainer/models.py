@@ -123,7 +123,7 @@ class Models:
     async def _hold_source(
         self, connection: Connection, name: str, source: dict[str, Any], layers: tuple[Layer, ...]
     ) -> None:
-        """What the import reads stays until it has ended. Raises InvalidArgument where it was let go meanwhile."""
+        """Hold what the import reads until it has ended. Raises InvalidArgument where it was let go meanwhile."""
         await references.lock(connection)
         if layers:
             if await checkpoints.hold(connection, {layers[-1].name: layers[-1].manifest_sha256}):

@@ -81,7 +81,7 @@ class PairValidationPlan:
 
 @dataclass(frozen=True)
 class DpoLoss:
-    """What `dpo` minimises; the formulas stand in losses/dpo.py. `gamma` is read by simpo alone."""
+    """The loss of `dpo`; the formulas stand in losses/dpo.py. `gamma` is read by simpo alone."""
 
     kind: Literal["sigmoid", "ipo", "hinge", "simpo"]
     beta: float
@@ -95,7 +95,7 @@ class DpoLoss:
 
 @dataclass(frozen=True)
 class RewardModelLoss:
-    """What `reward_model` minimises; the formula stands in losses/bradley_terry.py."""
+    """The loss of `reward_model`; the formula stands in losses/bradley_terry.py."""
 
     margin: float = 0.0
     centre_coefficient: float = 0.0
@@ -162,7 +162,7 @@ class LaunchPlan:
 
     @property
     def computes_in(self) -> Literal["auto", "float32", "bfloat16"]:
-        """What the language model is trained in, as torch calls it; `auto` where the plan leaves it open."""
+        """The precision of training, as torch calls it; `auto` where the plan leaves it open."""
         for name in ("engine.mixed_precision", "actor_rollout_ref.actor.fsdp_config.mixed_precision"):
             if name in self.verl:
                 return "float32" if self.verl[name]["param_dtype"] == "fp32" else "bfloat16"
@@ -170,7 +170,7 @@ class LaunchPlan:
 
     @property
     def max_tokens_param(self) -> str:
-        """What a user calls `max_tokens`."""
+        """The parameter that a user calls `max_tokens`."""
         return "max_prompt_length" if self.trainer == "rl" else "max_length"
 
     @property

@@ -111,7 +111,7 @@ class RunHealth:
         self._learnt = True
 
     def step(self, step: int, values: Mapping[str, float]) -> list[Problem]:
-        """What is to be told now that `step` is over."""
+        """The problems to tell now that `step` is over."""
         found = StepHealth.of(values, self._learns_from)
         self._updates += found.learnt is not None
         self._learnt = self._learnt or bool(found.learnt)

@@ -23,7 +23,7 @@ _print, _pprint = builtins.print, pprint.pprint
 
 
 def silence() -> None:
-    """Of this process; may be called again."""
+    """Silence this process; may be called again."""
     warnings.simplefilter("ignore")
     # verl's own loggers have a level of their own, INFO, whatever its setting says.
     logging.disable(logging.INFO)

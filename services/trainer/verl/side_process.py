@@ -63,7 +63,7 @@ class SideProcess:
             self._spool.append(self.record(request, "corrupt", _CHECK_DIED))
 
     def doubt(self, step: int) -> str | None:
-        """What the check found wrong with the checkpoint of `step`; None where it is READY."""
+        """The fault that the check found in the checkpoint of `step`; None where it is READY."""
         found = self._found().get(step)
         if found is None:
             return "nothing was saved"

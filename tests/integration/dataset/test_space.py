@@ -18,7 +18,7 @@ JOB = "projects/default/trainingJobs/j"
 
 
 def used_bytes(home: Path) -> int:
-    """What datasets and uploads occupy in a home, the store's own mark aside."""
+    """Bytes that datasets and uploads occupy in a home, the store's own mark aside."""
     folders = (home / "artifacts", home / "uploads")
     files = [path for folder in folders for path in folder.rglob("*") if path.is_file() and path.name != "references"]
     return sum(path.stat().st_size for path in files)
