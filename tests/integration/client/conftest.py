@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -32,6 +33,19 @@ class Mesh:
     home: Path
     port: int
     http_port: int
+
+
+class HeldPort:
+    """A port that nobody else finds free until `release`: other tests look for ports while the services start."""
+
+    def __init__(self) -> None:
+        self._socket = socket.socket()
+        # Without SO_REUSEADDR, so that nobody binds it beside this.
+        self._socket.bind(("127.0.0.1", free_port()))
+        self.number: int = self._socket.getsockname()[1]
+
+    def release(self) -> None:
+        self._socket.close()
 
 
 @contextlib.contextmanager
@@ -77,8 +91,9 @@ def mesh(
         connection.execute("DROP DATABASE IF EXISTS client_tests WITH (FORCE)")
         connection.execute("CREATE DATABASE client_tests OWNER rlhf STRATEGY file_copy")
     url = postgres_server.url.rpartition("/")[0] + "/client_tests"
-    taken: set[int] = set()
-    dataset, trainer, grpc, http = (free_port(taken) for _ in range(4))
+    held = [HeldPort() for _ in range(4)]
+    dataset, trainer, grpc, http = (port.number for port in held)
+    listening = {"dataset": held[:1], "trainer": held[1:2], "gateway": held[2:]}
     values = {
         "RLHF_HOME": str(home),
         "RLHF_POSTGRES_URL": url,
@@ -101,6 +116,8 @@ def mesh(
     modules = ("dataset", "dataset.worker", "trainer", "trainer.worker", "gateway")
     with contextlib.ExitStack() as stack:
         for module in modules:
+            for port in listening.get(module, ()):
+                port.release()
             stack.enter_context(process(f"services.{module}", values, home))
             if module == "trainer":
                 asyncio.run(ready_model(home, url))

@@ -17,6 +17,8 @@ PARAMS = {
     "samples_per_prompt": 4,
     "max_prompt_length": 16,
     "max_response_length": 8,
+    # Which the untrained model gets now and then.
+    "reward": {"name": "regex", "params": {"pattern": "[12]", "mode": "search"}},
 }
 
 

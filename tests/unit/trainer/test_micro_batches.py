@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from types import SimpleNamespace
 from typing import Any
 
@@ -26,9 +27,13 @@ def batch(size: int, **fields: Any) -> Any:
 
 @pytest.fixture
 def cutting() -> Any:
-    """verl's two functions, changed as in a training worker; verl itself is left as it is."""
-    names = ("prepare_micro_batches", "postprocess_batch_func")
-    module = SimpleNamespace(**{name: getattr(verl_utils, name) for name in names})
+    """verl's two functions, changed as in a training worker. A copy of their module: other tests of this process may
+    have changed verl's own.
+    """
+    spec = importlib.util.spec_from_file_location("copy_of_verl_utils", verl_utils.__file__)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
     sort_rows(module)
     return module
 
