@@ -15,13 +15,23 @@ class Relay:
         self._target = target
         self._answer_bytes = self._request_bytes = 0
         self._cuts_left = 0
+        self._at_an_answer = False
         self.cuts = 0
         self.port = 0
 
     def cut_after(self, *, answer_bytes: int = 0, request_bytes: int = 0, times: int = 1) -> None:
-        """From now on cut a connection once so many bytes have come back, or gone, over it, so many times in all."""
-        self._answer_bytes, self._request_bytes = answer_bytes, request_bytes
+        """From now on cut a connection once so many bytes have come back, or gone, over it, so many times in all. The
+        bytes that reach the number are lost with it.
+        """
+        self._answer_bytes, self._request_bytes, self._at_an_answer = answer_bytes, request_bytes, False
         self.cuts, self._cuts_left = 0, times
+
+    def cut_at_an_answer(self) -> None:
+        """Cut the connection over which the next answer to a gRPC call comes, before any of it is passed on. Other
+        frames, which a server may send at any time, cut nothing.
+        """
+        self._answer_bytes = self._request_bytes = 0
+        self.cuts, self._cuts_left, self._at_an_answer = 0, 1, True
 
     async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -41,16 +51,44 @@ class Relay:
             end.transport.abort()
 
     async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, limit: str) -> None:
-        passed = 0
+        passed, frames = 0, _Frames()
         with contextlib.suppress(OSError):
             while data := await reader.read(16 * 1024):
-                writer.write(data)
-                await writer.drain()
                 passed += len(data)
-                if self._cuts_left and 0 < getattr(self, limit) <= passed:
+                answers = limit == "_answer_bytes" and frames.have_headers(data)
+                # Before the bytes are passed on: else a client has its whole answer, and goes on before the cut.
+                if self._cuts_left and (0 < getattr(self, limit) <= passed or (answers and self._at_an_answer)):
                     self._cuts_left -= 1
                     self.cuts += 1
                     return
+                writer.write(data)
+                await writer.drain()
+
+
+class _Frames:
+    """The frames of one direction of an HTTP/2 connection (RFC 9113, section 4.1), as its bytes come."""
+
+    HEADER_BYTES, HEADERS = 9, 1
+
+    def __init__(self) -> None:
+        self._header = b""
+        self._payload_left = 0
+
+    def have_headers(self, data: bytes) -> bool:
+        """Whether a HEADERS frame begins in these bytes: an answer, or its end."""
+        found, place = False, 0
+        while place < len(data):
+            skipped = min(self._payload_left, len(data) - place)
+            self._payload_left -= skipped
+            place += skipped
+            taken = data[place : place + self.HEADER_BYTES - len(self._header)]
+            self._header += taken
+            place += len(taken)
+            if len(self._header) == self.HEADER_BYTES:
+                self._payload_left = int.from_bytes(self._header[:3], "big")
+                found |= self._header[3] == self.HEADERS
+                self._header = b""
+        return found
 
 
 @contextlib.asynccontextmanager

@@ -141,11 +141,11 @@ def test_downloads_go_on_after_cuts_and_from_an_earlier_try(
 
 
 def test_a_create_whose_answer_is_lost_makes_one(cut_client: Cut, cutting: Relay, client: Client) -> None:
-    """The relay cuts as soon as an answer begins: by then the gateway has passed the request on."""
+    """By the time an answer begins the gateway has passed the request on."""
     cut, _ = cut_client
     list(cut.datasets.list(limit=1))  # connected
     for number in range(5):
-        cutting.cut_after(answer_bytes=1, times=1)
+        cutting.cut_at_an_answer()
         made = cut.datasets.create(f"once-{number}", "messages")
         assert cutting.cuts == 1
         assert client.datasets.get(f"once-{number}") == made
@@ -155,7 +155,7 @@ def test_a_call_that_may_not_be_repeated_is_not(cut_client: Cut, cutting: Relay,
     cut, _ = cut_client
     client.datasets.create("to-delete", "messages")
     list(cut.datasets.list(limit=1))
-    cutting.cut_after(answer_bytes=1, times=1)
+    cutting.cut_at_an_answer()
     with pytest.raises(Unavailable):
         cut.datasets.delete("to-delete")
 
