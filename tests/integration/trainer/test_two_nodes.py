@@ -52,14 +52,14 @@ def test_a_job_trains_on_the_node_that_has_room(nodes: list[PrivateRay], tmp_pat
         [full] = [node for node in nodes if trainers(node)]
         [free] = [node for node in nodes if node is not full]
 
-        guest = attempts("guest", "grpo", steps=20, **PARAMS)
+        guest = attempts("guest", "grpo", steps=4, **PARAMS)
         process = guest.start()
         guest.wait_for(lambda record: isinstance(record, Metrics) and record.step == 1)
         # What answers is beside what is trained, and the first job keeps its node for itself.
         assert [len(found) for node in (free, full) for found in (trainers(node), servers(node))] == [1, 1, 1, 1]
         assert process.wait(timeout=400) == 0, (guest.folder / "output.log").read_text()[-3000:]
         records = guest.records()
-        assert isinstance(records[-1], End) and (records[-1].outcome, records[-1].step) == ("succeeded", 20)
+        assert isinstance(records[-1], End) and (records[-1].outcome, records[-1].step) == ("succeeded", 4)
         [saved] = [one for one in records if isinstance(one, Checkpoint) and one.state == "ready"]
         assert (Path(saved.path) / "model.safetensors").exists()
 
