@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
 import os
 import select
 import signal
@@ -24,6 +23,7 @@ from typing import Any
 
 import msgspec
 
+from services.trainer.judges import seccomp
 from services.trainer.rewards import RewardError
 
 _SCRIPT = Path(__file__).with_name("caged.py")
@@ -56,7 +56,7 @@ class CageSettings:
     source: str
     isolated: bool
     memory_bytes: int
-    # Of one batch, by the clock.
+    # Of one batch, and of what the code does before it is asked, by the clock.
     timeout_seconds: float
 
 
@@ -97,8 +97,6 @@ class Cage:
             os.close(watch)
         try:
             self._begin()
-        except CageTimeout:
-            raise RewardError(f"its code does not come to an end within {_START_SECONDS:.0f} s") from None
         except CageDied:
             message = f"its process died at the start ({self.died()})"
             self.close()
@@ -109,6 +107,10 @@ class Cage:
 
     def _begin(self) -> None:
         settings = self._settings
+        try:
+            program = seccomp.program(os.uname().machine)
+        except ValueError as error:
+            raise _not_isolated(error) from None
         self._send(
             {
                 "source": settings.source,
@@ -118,20 +120,30 @@ class Cage:
                 # Outside the cage another user may not find the interpreter.
                 "own_user": settings.isolated or all(map(_open_to_all, (sys.prefix, sys.base_prefix))),
                 "visible": _visible(),
+                "filter": program.hex(),
             }
         )
-        give_up = time.monotonic() + _START_SECONDS
-        reply = self._receive(give_up)
-        if "pid" in reply:
-            self._inner = reply["pid"]
-            reply = self._receive(give_up)
-        if "caged" not in reply:
-            message = f"its code can't be isolated on this machine: {reply.get('error')}"
-            raise RewardError(message, reason="REWARD_NOT_ISOLATED", remedy=_ISOLATION_REMEDY)
+        self._enter()
         # From here on it may be the code that speaks: who is to be killed, and what holds it, is not for it to say.
-        reply = self._receive(give_up)
+        try:
+            reply = self._receive(time.monotonic() + settings.timeout_seconds)
+        except CageTimeout:
+            raise RewardError(f"its code does not come to an end within {settings.timeout_seconds:g} s") from None
         if not reply.get("ready"):
             raise RewardError(f"its code does not run: {_shown(reply.get('error'))}")
+
+    def _enter(self) -> None:
+        """Wait until the process is isolated; none of the code has run then."""
+        give_up = time.monotonic() + _START_SECONDS
+        try:
+            reply = self._receive(give_up)
+            if "pid" in reply:
+                self._inner = reply["pid"]
+                reply = self._receive(give_up)
+        except CageTimeout:
+            raise RewardError(f"its process is not there after {_START_SECONDS:.0f} s") from None
+        if "caged" not in reply:
+            raise _not_isolated(reply.get("error"))
 
     def ask(self, samples: list[dict[str, Any]]) -> Any:
         """What the code answers to a batch, as it is. Raises CageTimeout, CageDied, RewardError for what it raised."""
@@ -248,6 +260,11 @@ class Cage:
                 pipe.close()
 
 
+def _not_isolated(why: object) -> RewardError:
+    message = f"its code can't be isolated on this machine: {why}"
+    return RewardError(message, reason="REWARD_NOT_ISOLATED", remedy=_ISOLATION_REMEDY)
+
+
 def _visible() -> list[str]:
     """Folders that the interpreter is in, outer ones before those inside them."""
     return sorted({os.path.realpath(sys.base_prefix), sys.base_prefix, sys.prefix, *_SYSTEM}, key=len)
@@ -261,13 +278,3 @@ def _open_to_all(path: str) -> bool:
 def _shown(error: Any) -> str:
     """The code can write into the pipe itself, whatever and however much it likes."""
     return str(error)[:_SHOWN_CHARACTERS]
-
-
-def finite(value: Any) -> bool:
-    """Whether it is a number that a float can hold."""
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        return False
-    try:
-        return math.isfinite(value)
-    except OverflowError:
-        return False

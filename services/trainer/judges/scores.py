@@ -14,7 +14,7 @@ from services.scoring import regex
 from services.trainer.judges.calls import UnusableReply
 from services.trainer.judges.ledger import Spent
 from services.trainer.judges.material import plain
-from services.trainer.rewards import RewardSample, Score
+from services.trainer.rewards import RewardSample, Score, is_score
 
 _PART = regex.compile_pattern("[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}", False)
 _MOST_PARTS = 32
@@ -27,7 +27,7 @@ def request(samples: Sequence[RewardSample]) -> dict[str, Any]:
 def cost(reply: Any) -> Spent:
     """What the endpoint says that the request has cost; 0 where it does not say."""
     said = reply.get("cost") if isinstance(reply, dict) else None
-    return Spent(cost=float(said)) if isinstance(said, int | float) and said >= 0 else Spent()
+    return Spent(cost=float(said)) if is_score(said) and said >= 0 else Spent()
 
 
 def read(reply: Any, count: int, first: int) -> list[Score]:

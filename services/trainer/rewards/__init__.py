@@ -12,10 +12,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-
-# By name: importing the reward file math.py binds `math` in this package to that file.
-from math import isfinite
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, TypeGuard
 
 from services.mesh import params as mesh_params
 from services.mesh.errors import InvalidArgument, Violation
@@ -37,17 +34,26 @@ class RewardSample:
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
+# Of fp32, in which a trainer computes with it: beyond, it would be an infinity there.
+LARGEST_SCORE = 3.4028234663852886e38
+
+
+def is_score(value: Any) -> TypeGuard[float]:
+    """Whether it is a number that fp32 can hold."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST_SCORE
+
+
 @dataclass(frozen=True)
 class Score:
-    """`score` is what training maximises; each of `parts` is a metric series of its own. All are finite."""
+    """`score` is what training maximises; each of `parts` is a metric series of its own. All are finite in fp32."""
 
     score: float
     parts: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Raises ValueError for NaN or an infinity: an average over a batch would be lost with it."""
-        if not all(isfinite(value) for value in (self.score, *self.parts.values())):
-            raise ValueError(f"a score must be finite: {self}")
+        if not all(abs(value) <= LARGEST_SCORE for value in (self.score, *self.parts.values())):
+            raise ValueError(f"a score must be finite, ±{LARGEST_SCORE:.2g} at most: {self}")
 
 
 class ModelScorer(Protocol):

@@ -15,7 +15,17 @@ from services.mesh.errors import Violation
 from services.mesh.params import STRICT_FIELDS, to_json
 from services.mesh.partly import told
 from services.trainer.plan import RewardSite
-from services.trainer.rewards import Judge, Reward, RewardError, RewardSample, Score, Surroundings, rewards
+from services.trainer.rewards import (
+    LARGEST_SCORE,
+    Judge,
+    Reward,
+    RewardError,
+    RewardSample,
+    Score,
+    Surroundings,
+    is_score,
+    rewards,
+)
 
 if TYPE_CHECKING:
     from services.trainer.judges.cage import Cage, CageSettings
@@ -33,7 +43,9 @@ class CustomParams:
     source_sha256: Annotated[
         str, Field(pattern="^([0-9a-f]{64})?$", description="of the source in UTF-8; empty: as it is")
     ] = ""
-    timeout_seconds: Annotated[float, Field(ge=0.1, le=3600, description="of one batch, by the clock")] = 60.0
+    timeout_seconds: Annotated[
+        float, Field(ge=0.1, le=3600, description="of one batch, and of its import, by the clock")
+    ] = 60.0
     memory_mib: Annotated[int, Field(ge=64, le=65_536, description="address space of its process")] = 1024
     __pydantic_config__ = STRICT_FIELDS
 
@@ -59,8 +71,8 @@ class Custom(Reward):
     sample. It runs in a process of its own, with a user and namespaces of its own: the standard library and what is
     installed with the trainer, /tmp, no network, no other file, no other process; what it prints goes nowhere.
 
-    An exception, a hang, NaN or a wrong length ends the job with an error that names the sample. Not where a rule does
-    (`regex`, `numeric`, `weighted`): rules need no permission and no process.
+    An exception, a hang, NaN, more than fp32 holds or a wrong length ends the job with an error that names the sample.
+    Not where a rule does (`regex`, `numeric`, `weighted`): rules need no permission and no process.
     """
 
     Params = CustomParams
@@ -149,15 +161,15 @@ class _Caged:
 
 
 def _score(given: Any, index: int) -> Score:
-    from services.trainer.judges.cage import finite
     from services.trainer.judges.scores import wrong_parts
 
     one = given if isinstance(given, dict) else {"score": given}
     parts = one.get("parts", {})
     if set(one) - {"score", "parts"} or not isinstance(parts, dict):
         raise RewardError(f"its code returned {str(given)[:100]}; a dict has score and parts", index)
-    if not all(finite(value) for value in (one.get("score"), *parts.values())):
-        raise RewardError(f"its code returned {str(given)[:100]}, and every score and part is a finite number", index)
+    if not all(map(is_score, (one.get("score"), *parts.values()))):
+        wanted = f"every score and part is a finite number, ±{LARGEST_SCORE:.2g} at most"
+        raise RewardError(f"its code returned {str(given)[:100]}, and {wanted}", index)
     if wrong := wrong_parts(parts):
         raise RewardError(f"its code returned {wrong}", index)
     return Score(float(one["score"]), {name: float(value) for name, value in parts.items()})

@@ -42,20 +42,37 @@ def test_wrong_setting_is_told(mesh: Mesh) -> None:
     assert not mesh.home.run.exists()
 
 
-def test_a_user_without_rights_has_a_mesh_in_which_a_reward_in_python_runs(mesh: Mesh) -> None:
-    """Another user than root, who has no capability: what root may do is of no help to him."""
-    if os.geteuid() == 0:
-        mesh.prefix = ("unshare", "--user", "--map-user=1000", "--map-group=1000")
+REWARD = """
+import os
+try:
+    os.write(os.memfd_create("x"), bytes(1 << 20))
+    held = 1
+except PermissionError:
+    held = 0
+def score(samples): return [{"score": 7, "parts": {"user": os.getuid(), "held": held}}]
+"""
+
+
+@pytest.mark.parametrize("prefix", [(), ("unshare", "--user", "--map-user=1000", "--map-group=1000")])
+def test_reward_in_python_runs_isolated_in_the_mesh_of_root_and_of_another_user(
+    mesh: Mesh, prefix: tuple[str, ...]
+) -> None:
+    """Another user has no capability: what root may do is of no help to him."""
+    if prefix and os.geteuid() == 0:
+        mesh.prefix = prefix
         if subprocess.run([*mesh.prefix, "true"], check=False).returncode:
             pytest.skip("this machine makes no namespace of users")
     mesh.environment["RLHF_TRAINER_CUSTOM_CODE"] = "allow"
     done = mesh.rlhf("up")
     assert done.returncode == 0, done.stderr
-    source = "import os\ndef score(samples): return [{'score': 7, 'parts': {'user': os.getuid()}}]"
-    scored = mesh.rlhf("reward", "test", "custom", f"--set=source={source}", "--completion", "x", "-o", "json")
+    test = ("reward", "test", "custom", "--completion", "x", "-o", "json")
+    scored = mesh.rlhf(*test, f"--set=source={REWARD}")
     assert scored.returncode == 0, scored.stderr
     [verdict] = json.loads(scored.stdout)["verdicts"]
-    assert verdict["score"] == 7 and verdict["parts"]["user"] != 0, verdict
+    assert (verdict["score"], verdict["parts"]["held"]) == (7, 0), verdict
+    assert verdict["parts"]["user"] != 0, verdict
+    refused = mesh.rlhf(*test, "--set=source=def score(samples): return [1e300]")
+    assert refused.returncode == 1 and "REWARD_FAILED" in refused.stdout, refused
 
 
 def test_up_in_front_stays_until_it_is_told_to_end(mesh: Mesh) -> None:

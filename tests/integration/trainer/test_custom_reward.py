@@ -96,6 +96,8 @@ WRONG = [
     (each("worth = {'score': 1, 'parts': {sample['completion']: 1}}"), 2, "a part 'no idea'"),
     (each("worth = {'score': 1, 'parts': {str(i): i for i in range(100)}}"), 0, "32 are the most"),
     (each("worth = 10 ** 400"), 0, "finite number"),
+    (each("worth = 1e300 if sample['completion'] == '41' else 0"), 1, "3.4e+38 at most"),
+    (each("worth = {'score': 0, 'parts': {'size': -1e39}}"), 0, "3.4e+38 at most"),
     (each("worth = object()"), 0, "neither a number nor a dict"),
     ("def score(samples): return [1]", None, "returned 1 scores for 3 samples"),
     ("def score(samples): return 1", None, "returned a int for 3 samples"),
@@ -123,13 +125,13 @@ def test_a_hang_is_an_error_that_names_the_sample() -> None:
     source = each("while sample['completion'] == '41': pass\nworth = 0")
     error = failure(source, timeout_seconds=1)
     assert error.index == 1 and "did not answer within 1 s" in str(error)
-    assert "does not come to an end" in str(failure_at_start("while True: pass"))
 
 
-def failure_at_start(source: str) -> RewardError:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cage, "_START_SECONDS", 1)
-        return failure(source)
+@isolated
+def test_what_hangs_before_it_is_asked_has_no_longer_than_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cage, "_START_SECONDS", 20)
+    error = failure("while True: pass", timeout_seconds=1)
+    assert (error.reason, "does not come to an end within 1 s" in str(error)) == ("REWARD_FAILED", True), error
 
 
 @isolated
@@ -147,7 +149,7 @@ def test_a_run_that_is_to_stop_does_not_wait_for_it() -> None:
 
 
 def attack(body: str) -> str:
-    head = "import os, socket, sys, subprocess, threading, ctypes\ndef score(samples):\n"
+    head = "import os, socket, sys, subprocess, threading, ctypes\nLIBC = ctypes.CDLL(None)\ndef score(samples):\n"
     return f"{head}    {body}\n    return [1] * len(samples)"
 
 
@@ -170,6 +172,14 @@ ATTACKS = [
     ("root", "os.setuid(0)", "not permitted"),
     ("a mount", "assert ctypes.CDLL(None, use_errno=True).umount(b'/tmp') == 0, 'kept'", "kept"),
     ("the other processes", "os.kill(2, 9)", "No such process"),
+    ("memory of files", "[os.write(os.memfd_create('x'), bytes(48 << 20)) for _ in range(50)]", "not permitted"),
+    ("memory of System V", "assert LIBC.shmget(0, 1 << 30, 0o1600) >= 0, 'kept'", "kept"),
+    ("messages of System V", "assert LIBC.msgget(0, 0o1600) >= 0, 'kept'", "kept"),
+    ("semaphores of System V", "assert LIBC.semget(0, 250, 0o1600) >= 0, 'kept'", "kept"),
+    ("memory of POSIX", "from multiprocessing import shared_memory as s; s.SharedMemory('x', True, 1 << 30)", "rror"),
+    ("memory that is shared", "import mmap; mmap.mmap(-1, 48 << 20)", "not permitted"),
+    ("memory of a device", "import mmap; mmap.mmap(os.open('/dev/zero', os.O_RDWR), 48 << 20)", "No such file"),
+    ("memory of names", "import tempfile; [tempfile.mkdtemp() for _ in range(1 << 20)]", "No space left"),
     ("io_uring", "assert ctypes.CDLL(None).syscall(425, 8, bytes(120)) >= 0, 'kept'", "kept"),
     ("namespaces", "assert ctypes.CDLL(None).unshare(0x10000000) == 0, 'kept'", "kept"),
 ]
@@ -288,7 +298,7 @@ def test_what_its_parent_has_set_changes_nothing(inherited: str, user: str) -> N
     """`rlhf up` closes to others whatever its processes make (umask 077)."""
     source = (
         "import os, sys, tempfile, numpy\nfrom pathlib import Path\n"
-        "null = [open(f'/dev/{name}', 'rb').read(0) for name in ('null', 'zero', 'urandom')]\n"
+        "null = [open(f'/dev/{name}', 'rb').read(0) for name in ('null', 'urandom')]\n"
         "(Path.home() / 'cache').write_text('x')\n"
         "with tempfile.TemporaryFile() as file: file.write(b'x')\n"
         "def score(samples): return [7]"

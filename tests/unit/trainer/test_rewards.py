@@ -171,7 +171,7 @@ def test_an_unknown_reward_is_refused() -> None:
         rewards.score("vibes", {}, [])
 
 
-@pytest.mark.parametrize("value", [nan, inf, -inf])
+@pytest.mark.parametrize("value", [nan, inf, -inf, 1e300, -3.5e38])
 def test_a_score_is_finite(value: float) -> None:
     with pytest.raises(ValueError, match="finite"):
         Score(value)
