@@ -2,7 +2,7 @@
 
 A field is written `learning_rate: Annotated[float, Field(gt=0, le=1, description="…")] = 1e-5`; pydantic checks it and
 draws its JSON Schema, from which the command line and the web form are made. What holds between fields is a method
-`rules` of the class (`Ruled`); names that others have for its fields stand in a class variable `elsewhere`. With fields
+`rules` of the class (`Ruled`); other tools' names for its fields stand in a class variable `other_names`. With fields
 that are wrong `read` still gives all the others, and the rules that need no wrong one are asked.
 """
 
@@ -85,7 +85,7 @@ def _faults(detail: ErrorDetails, kind: type[Any]) -> list[Path]:
     """Where a value is not known because of an error. A misspelt name leaves the one open that was meant."""
     path = detail["loc"]
     near = _meant(str(path[-1]), kind, path[:-1]) if detail["type"] in _UNKNOWN_NAME else None
-    return [path, (*path[:-1], near)] if near else [path]
+    return [path, (*path[:-1], *near.split("."))] if near else [path]
 
 
 def _partly(kind: type[P], values: Mapping[str, Any], faults: Sequence[Path]) -> P:
@@ -170,10 +170,14 @@ def _merged(found: typing.Iterable[Violation]) -> list[Violation]:
 
 
 def _meant(name: str, kind: type[Any], place: Path) -> str | None:
-    """The parameter that is called `name` elsewhere, by the class's `elsewhere`; else the nearest name."""
+    """The parameter, dotted, that other tools call `name`, by the class's `other_names`; else the nearest name."""
     known = _names(kind, place)
-    other = getattr(kind, "elsewhere", {}).get(name) if not place else None
-    return other if other in known else _nearest(name, known)
+    other: str | None = getattr(kind, "other_names", {}).get(name) if not place else None
+    if other is not None:
+        *outer, last = other.split(".")
+        if last in _names(kind, outer):
+            return other
+    return _nearest(name, known)
 
 
 def _unknown(near: str | None, known: list[str]) -> str:

@@ -20,7 +20,7 @@ from services.trainer.algorithms.sections import (
     total_steps,
     validation_plan,
 )
-from services.trainer.algorithms.settings import EXACT_REWARD, RewardSettings, TrainingParams
+from services.trainer.algorithms.settings import EXACT_REWARD, OTHER_NAMES, RewardSettings, TrainingParams
 from services.trainer.plan import Device, JobFacts, LaunchPlan, PlanInputs
 
 DATASET_FORMATS = ("prompt",)
@@ -95,7 +95,9 @@ class PolicyParams(TrainingParams):
     ] = 3.0
     entropy_coefficient: Annotated[float, Field(ge=0, le=1, description="bonus on the policy's entropy")] = 0.0
     loss_aggregation: LossAggregation = "token-mean"
-    elsewhere: ClassVar[Mapping[str, str]] = {
+    other_names: ClassVar[Mapping[str, str]] = {
+        **OTHER_NAMES,
+        "gradient_accumulation_steps": "prompts_per_step",
         "batch_size": "prompts_per_step",
         "train_batch_size": "prompts_per_step",
         "num_generations": "samples_per_prompt",

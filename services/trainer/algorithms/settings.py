@@ -55,6 +55,34 @@ class ValidationSettings:
 DEFAULT_VALIDATION = ValidationSettings()
 EXACT_REWARD = RewardSettings()
 
+# Common to all algorithms; an algorithm that has no such parameter ignores the line.
+OTHER_NAMES = {
+    "lr": "learning_rate",
+    "lr_scheduler_type": "scheduler",
+    "warmup_steps": "warmup_ratio",
+    "max_grad_norm": "gradient_clip",
+    "num_train_epochs": "epochs",
+    "num_epochs": "epochs",
+    "max_steps": "steps",
+    "save_steps": "save_every_steps",
+    "save_total_limit": "checkpoints.keep_last",
+    "bf16": "precision",
+    "fp16": "precision",
+    "dtype": "precision",
+    "torch_dtype": "precision",
+    "attn_implementation": "attention",
+    "use_peft": "lora",
+    "peft_config": "lora",
+    "r": "lora.rank",
+    "lora_r": "lora.rank",
+    "lora_rank": "lora.rank",
+    "lora_alpha": "lora.alpha",
+    "lora_dropout": "lora.dropout",
+    "lora_target_modules": "lora.target_modules",
+    "per_device_eval_batch_size": "validation.batch_size",
+    "reward_funcs": "reward",
+}
+
 
 @dataclass(frozen=True)
 class RunParams:
@@ -102,8 +130,8 @@ class RunParams:
     verl_config: ClassVar[str] = "sft_trainer_engine"
     # Series of held-out rows as training would see them, by the format of the rows.
     held_out: ClassVar[Mapping[str, tuple[str, ...]]] = {}
-    # What other trainers call a parameter that has another name here.
-    elsewhere: ClassVar[Mapping[str, str]] = {}
+    # Names of TRL, transformers and peft for a parameter that has another one here.
+    other_names: ClassVar[Mapping[str, str]] = OTHER_NAMES
 
     def fitted(self, context_length: int | None) -> Self:
         """With the lengths that are null: what the model has, within bounds; None where nobody knows what it has."""
@@ -114,8 +142,10 @@ class RunParams:
 class RowParams(RunParams):
     """Of one that trains on whole rows, none longer than `max_length`."""
 
-    elsewhere: ClassVar[Mapping[str, str]] = {
+    other_names: ClassVar[Mapping[str, str]] = {
+        **OTHER_NAMES,
         "prompts_per_step": "batch_size",
+        "gradient_accumulation_steps": "batch_size",
         "per_device_train_batch_size": "micro_batch_size",
         "max_seq_length": "max_length",
     }

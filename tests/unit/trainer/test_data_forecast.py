@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import replace
 from typing import Any
 
@@ -9,8 +10,10 @@ import pytest
 
 from services.mesh.errors import Violation
 from services.mesh.params import parse, read
+from services.mesh.partly import Unknown
 from services.trainer import data_forecast, rewards
 from services.trainer.algorithms import algorithms
+from services.trainer.algorithms.settings import LoraSettings
 from services.trainer.data_forecast import Bound, keeping
 from services.trainer.plan import LaunchPlan, PlanInputs
 from services.trainer.token_lengths import Lengths
@@ -165,17 +168,41 @@ def test_a_length_that_is_given_stays_and_the_other_side_takes_the_rest() -> Non
 
 
 @pytest.mark.parametrize(
-    ("algorithm", "elsewhere", "here"),
+    ("algorithm", "other", "here"),
     [
         ("grpo", "batch_size", "prompts_per_step"),
         ("ppo", "max_completion_length", "max_response_length"),
         ("sft", "max_seq_length", "max_length"),
         ("dpo", "prompts_per_step", "batch_size"),
+        ("sft", "lr", "learning_rate"),
+        ("reward_model", "num_train_epochs", "epochs"),
+        ("grpo", "bf16", "precision"),
+        ("grpo", "gradient_accumulation_steps", "prompts_per_step"),
+        ("dpo", "lora_r", "lora.rank"),
+        ("dpo", "beta_", "beta"),
     ],
 )
-def test_what_others_call_a_parameter_is_refused_with_its_name_here(algorithm: str, elsewhere: str, here: str) -> None:
-    _, [violation] = read(algorithms.get(algorithm).Params, {elsewhere: 8})
-    assert violation == Violation(f"params.{elsewhere}", f"unknown parameter; did you mean {here}?")
+def test_what_others_call_a_parameter_is_refused_with_its_name_here(algorithm: str, other: str, here: str) -> None:
+    _, [violation] = read(algorithms.get(algorithm).Params, {other: 8})
+    assert violation == Violation(f"params.{other}", f"unknown parameter; did you mean {here}?")
+
+
+def test_a_name_of_other_tools_leaves_open_only_the_parameter_that_it_means() -> None:
+    params, _ = read(algorithms.get("sft").Params, {"lora_r": 8, "lora": {"alpha": 4}, "steps": 3})
+    assert (params.steps, params.lora.alpha) == (3, 4)
+    with pytest.raises(Unknown):
+        _ = params.lora.rank
+
+
+def test_every_parameter_that_another_name_leads_to_is_one_of_some_algorithm() -> None:
+    known: set[str] = set()
+    for _, each in algorithms.items():
+        for field in dataclasses.fields(each.Params):
+            inner = LoraSettings if field.name == "lora" else type(getattr(each.Params(), field.name))
+            known.add(field.name)
+            if dataclasses.is_dataclass(inner):
+                known |= {f"{field.name}.{part.name}" for part in dataclasses.fields(inner)}
+    assert {here for _, each in algorithms.items() for here in each.Params.other_names.values()} <= known
 
 
 GSM8K = ["Ann has 3 · 24 = 72 apples.\nSo she has 72.\n#### 72", "It is 1,000.\n#### 1,000"]
