@@ -20,7 +20,8 @@ class Gateway(Server):
     """`port` is that of gRPC, `http_port` that of HTTP; both are known after `start`."""
 
     def __init__(self, settings: GatewaySettings) -> None:
-        super().__init__("gateway", settings.mesh, Observed(carries_out=False, access_log=settings.access_log))
+        observed = Observed(carries_out=False, access_log=settings.access_log)
+        super().__init__("gateway", settings.mesh, observed, also=(settings.local_listen,))
         token = identity.read_token(settings.mesh.token_file)
         upstreams = Upstreams(settings.targets, settings.tls_root_certificates_file)
         self._by_service = {d.full_name: upstream for upstream in upstreams.all for d in upstream.descriptors}

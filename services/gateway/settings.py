@@ -18,7 +18,9 @@ class GatewaySettings:
 
     mesh: MeshSettings
     http_listen: str
-    # `host:port` by service; one without a target has no routes.
+    # `unix:/path` for gRPC, where the clients of this home call; empty for none.
+    local_listen: str
+    # `host:port` or `unix:/path` by service; one without a target has no routes.
     targets: Mapping[str, str]
     # Names besides loopback and the listening host that a Host header may hold; `*` is every name.
     allowed_hosts: tuple[str, ...]
@@ -41,10 +43,11 @@ class GatewaySettings:
         settings = cls(
             mesh=_mesh(environment),
             http_listen=environment.address("RLHF_GATEWAY_HTTP_LISTEN", "127.0.0.1:0"),
+            local_listen=environment.endpoint("RLHF_GATEWAY_LOCAL_LISTEN", ""),
             targets={
                 service: target
                 for service in SERVICES
-                if (target := environment.address(f"RLHF_{service.upper()}_TARGET", ""))
+                if (target := environment.endpoint(f"RLHF_{service.upper()}_TARGET", ""))
             },
             allowed_hosts=tuple(environment.text("RLHF_GATEWAY_ALLOWED_HOSTS", "").replace(",", " ").lower().split()),
             cors_origins=environment.origins("RLHF_GATEWAY_CORS_ORIGINS"),

@@ -13,6 +13,7 @@ import grpc
 from google.protobuf.descriptor import ServiceDescriptor
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from services.mesh import addresses
 from services.mesh.client import map_error
 from services.mesh.errors import DeadlineExceeded, PlatformError, Unavailable
 from services.mesh.interceptors import DETAILS_KEY
@@ -99,7 +100,9 @@ class Upstreams:
 
 
 def _channel(target: str, root_certificates: Path | None) -> grpc.aio.Channel:
-    if root_certificates is None:
+    """Raises FailedPrecondition for a socket that is not ours: callers' tokens go there."""
+    addresses.check_target(target)
+    if root_certificates is None or target.startswith(addresses.PREFIX):
         return grpc.aio.insecure_channel(target, options=_OPTIONS)
     credentials = grpc.ssl_channel_credentials(root_certificates.read_bytes())
     return grpc.aio.secure_channel(target, credentials, options=_OPTIONS)

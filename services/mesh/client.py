@@ -14,7 +14,7 @@ import grpc
 from google.protobuf.message import DecodeError, Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
-from services.mesh import tracing
+from services.mesh import addresses, tracing
 from services.mesh.errors import BY_CODE, InvalidArgument, PlatformError, Violation
 from services.mesh.interceptors import DETAILS_KEY
 from services.mesh.writing import send_all
@@ -38,13 +38,14 @@ OPTIONS: Sequence[tuple[str, Any]] = (
 
 
 def connect(target: str, token: str, root_certificates: Path | None = None) -> grpc.aio.Channel:
-    """A channel to `host:port` whose calls carry the token and, when unary, a deadline.
+    """A channel to `host:port` or `unix:/path` whose calls carry the token and, when unary, a deadline.
 
     Unary calls that may be repeated are tried again while the service is away: reads, and whatever has a `request_id`,
-    which is filled in where the caller left it empty.
+    which is filled in where the caller left it empty. Raises FailedPrecondition for a socket that is not ours.
     """
+    addresses.check_target(target)
     interceptors = [_UnaryDefaults(token), _StreamDefaults(token), _StreamUnaryDefaults(token), _BothDefaults(token)]
-    if root_certificates is None:
+    if root_certificates is None or target.startswith(addresses.PREFIX):
         return grpc.aio.insecure_channel(target, options=OPTIONS, interceptors=interceptors)
     credentials = grpc.ssl_channel_credentials(root_certificates.read_bytes())
     return grpc.aio.secure_channel(target, credentials, options=OPTIONS, interceptors=interceptors)

@@ -15,7 +15,7 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from services.mesh import identity, reflection
+from services.mesh import addresses, identity, reflection
 from services.mesh.exporting import exporting
 from services.mesh.interceptors import Errors, Identity
 from services.mesh.observing import Observed
@@ -120,12 +120,16 @@ class Process:
 class Server(Process):
     """A Process with a gRPC server: health, reflection, identity and errors on every method.
 
-    `port` is the one it listens on, known after `start`.
+    `port` is the one it listens on, known after `start`; 0 where it is a socket. `also` are more addresses, none or
+    some of them empty.
     """
 
-    def __init__(self, name: str, settings: MeshSettings, observed: Observed | None = None) -> None:
+    def __init__(
+        self, name: str, settings: MeshSettings, observed: Observed | None = None, also: Sequence[str] = ()
+    ) -> None:
         super().__init__(name, settings.ready_file, settings.telemetry)
         self._settings = settings
+        self._also = [address for address in also if address]
         self._observed = observed or Observed()
         self._token = identity.read_token(settings.token_file)
         self._services: dict[str, Callable[[grpc.aio.Server], None]] = {}
@@ -164,12 +168,16 @@ class Server(Process):
         servicer = health.aio.HealthServicer()  # pyright: ignore[reportAttributeAccessIssue]
         health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
         reflection.enable(server, (*self._services, health.SERVICE_NAME))
-        self.port = _open_port(server, self._settings)
+        self.port = _listen(server, self._settings.listen, self._settings)
+        for address in self._also:
+            _listen(server, address, self._settings)
         await server.start()
         self._health = servicer
         for service, serving in tuple(self._states.items()):
             await self.set_serving(service, serving)
-        log.info("listening on port %d", self.port)
+        log.info(
+            "listening on %s", ", ".join([f"port {self.port}" if self.port else self._settings.listen, *self._also])
+        )
         try:
             yield
         finally:
@@ -177,12 +185,19 @@ class Server(Process):
             await server.stop(STOP_GRACE_SECONDS)
 
 
-def _open_port(server: grpc.aio.Server, settings: MeshSettings) -> int:
-    """The port, which is the system's choice where the settings say 0. Raises RuntimeError when it is taken."""
+def _listen(server: grpc.aio.Server, address: str, settings: MeshSettings) -> int:
+    """The port, which is the system's choice where the address says 0; 0 for a socket, which needs no TLS.
+
+    Raises RuntimeError when the port is taken, FailedPrecondition for a socket that others could take.
+    """
+    if address.startswith(addresses.PREFIX):
+        addresses.check_listen(address)
+        server.add_insecure_port(address)
+        return 0
     if settings.tls_certificate_file is None or settings.tls_key_file is None:
-        return server.add_insecure_port(settings.listen)
+        return server.add_insecure_port(address)
     pair = (settings.tls_key_file.read_bytes(), settings.tls_certificate_file.read_bytes())
-    return server.add_secure_port(settings.listen, grpc.ssl_server_credentials([pair]))
+    return server.add_secure_port(address, grpc.ssl_server_credentials([pair]))
 
 
 async def _beat(ready_file: Path) -> None:

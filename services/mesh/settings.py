@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from services.mesh.addresses import is_address, is_socket
 from services.mesh.errors import InvalidArgument, Violation
 from services.mesh.outbound import LOOPBACK, Allowance
 
@@ -59,9 +60,15 @@ class Environment:
     def address(self, name: str, default: str | None = None) -> str:
         """`host:port`; port 0 lets the system choose."""
         value = self.text(name, default)
-        host, _, port = value.rpartition(":")
-        if value and not (host and port.isascii() and port.isdecimal() and int(port) < 65536):
+        if value and not is_address(value):
             self._violations.append(Violation(name, f"must be host:port (got {value!r})"))
+        return value
+
+    def endpoint(self, name: str, default: str | None = None) -> str:
+        """An address, or `unix:/path` of a socket; see services/mesh/addresses.py."""
+        value = self.text(name, default)
+        if value and not (is_address(value) or is_socket(value)):
+            self._violations.append(Violation(name, f"must be host:port, or unix:/path, not too long (got {value!r})"))
         return value
 
     def origins(self, name: str) -> tuple[str, ...]:
@@ -202,11 +209,11 @@ class MeshSettings:
     nats_url: str = field(repr=False)
     artifacts_url: str
     token_file: Path
-    # Address to serve on; empty for a worker.
+    # `host:port` or `unix:/path` to serve on; empty for a worker.
     listen: str
     # Touched once the process has started, and every second from then on; for a supervisor that waits for a worker.
     ready_file: Path | None
-    # TLS when both are set; the mesh speaks plain text on 127.0.0.1 otherwise.
+    # TLS on ports when both are set, plain text otherwise, as on a socket always.
     tls_certificate_file: Path | None
     tls_key_file: Path | None
     telemetry: TelemetrySettings = TelemetrySettings()
@@ -228,7 +235,7 @@ class MeshSettings:
             nats_url=environment.text("RLHF_NATS_URL"),
             artifacts_url=environment.text("RLHF_ARTIFACTS_URL", f"file://{home}/artifacts"),
             token_file=environment.path("RLHF_TOKEN_FILE", home / "token"),
-            listen="" if worker else environment.address(f"{prefix}_LISTEN", "127.0.0.1:0"),
+            listen="" if worker else environment.endpoint(f"{prefix}_LISTEN", "127.0.0.1:0"),
             ready_file=Path(ready) if ready else None,
             secrets_folder=environment.path("RLHF_SECRETS_FOLDER", home / "secrets"),
             outbound_allow=environment.hosts("RLHF_OUTBOUND_ALLOW", LOOPBACK),

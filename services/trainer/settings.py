@@ -61,7 +61,7 @@ class Settings:
         settings = cls(
             mesh=mesh,
             model_roots=env.paths("RLHF_MODEL_ROOTS"),
-            dataset_target=env.address("RLHF_DATASET_TARGET"),
+            dataset_target=env.endpoint("RLHF_DATASET_TARGET"),
             ray_address=env.address("RLHF_RAY_ADDRESS") if worker else "",
             slots=env.integer("RLHF_TRAINER_SLOTS", 1, 1, 100_000),
             device=env.one_of("RLHF_TRAINER_DEVICE", "cpu", ("cpu", "cuda")),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
@@ -12,9 +11,8 @@ from typing import Any
 from services.cli.supervisor import probes, settings
 from services.cli.supervisor.group import Plan, Planned
 from services.cli.supervisor.leftovers import MARK
-from services.mesh.embedded import Home, Nats, Postgres, RayHead, Resources, default_resources, free_port
-from services.mesh.embedded.home import write_private
-from services.mesh.embedded.ports import is_free
+from services.cli.supervisor.ports import Ports
+from services.mesh.embedded import Home, Nats, Postgres, RayHead, Resources, default_resources
 from services.mesh.embedded.process import Program
 from services.mesh.fork_server import client as fork_server
 from services.mesh.settings import NATS, Environment, TelemetrySettings
@@ -45,6 +43,8 @@ class Options:
     telemetry: TelemetrySettings = field(default_factory=TelemetrySettings)
     # Whether a server keeps the imports of trainings ready, some 460 MiB of them.
     warm_start: bool = True
+    # Whether the gateway's ports speak TLS.
+    tls: bool = False
 
     @classmethod
     def read(cls, environment: Environment) -> Options:
@@ -58,6 +58,7 @@ class Options:
             grpc_listen=environment.address("RLHF_GATEWAY_GRPC_LISTEN", ""),
             slots=environment.integer("RLHF_TRAINER_SLOTS", 0, 0, 100_000),
             telemetry=TelemetrySettings.read(environment),
+            tls=all(environment.both("RLHF_TLS_CERTIFICATE", "RLHF_TLS_KEY")),
             warm_start=environment.one_of("RLHF_TRAINER_WARM_START", "on", ("on", "off")) == "on",
             patience_seconds=environment.number("RLHF_SUPERVISOR_PATIENCE_SECONDS", 60, 5, 86_400),
         )
@@ -65,34 +66,11 @@ class Options:
         return options
 
 
-class Ports:
-    """A port for each name, the one it had last time where that is free: addresses stay the same over restarts."""
-
-    def __init__(self, path: Path, kept: Collection[str]) -> None:
-        self._path = path
-        self._kept = kept
-        try:
-            self._last: dict[str, int] = json.loads(path.read_text())
-        except (OSError, ValueError):
-            self._last = {}
-        self._taken: dict[str, int] = {}
-
-    def take(self, name: str) -> int:
-        last = self._last.get(name)
-        if last is None or not (name in self._kept or is_free(last)):
-            last = free_port({*self._taken.values(), *self._last.values()})
-        self._taken[name] = last
-        return last
-
-    def save(self) -> None:
-        write_private(self._path, json.dumps(self._taken))
-
-
 def build(home: Home, options: Options, inherited: Mapping[str, str], kept: Collection[str]) -> Plan:
     """`kept` names the processes of an earlier supervisor that still hold their ports."""
     ports = Ports(home.ports, kept)
     marked = {**inherited, MARK: str(home.root)}
-    services = {name: f"{_HOST}:{ports.take(name)}" for name in _SERVICES}
+    services = {name: home.socket(name) for name in _SERVICES}
     embedded = _embed(home, options, ports, marked, services.values())
     http = options.http_listen or f"{_HOST}:{ports.take('gateway.http')}"
     grpc = options.grpc_listen or f"{_HOST}:{ports.take('gateway.grpc')}"
@@ -101,12 +79,14 @@ def build(home: Home, options: Options, inherited: Mapping[str, str], kept: Coll
     environment = {**marked, **embedded.environment, **_told(home, options, inherited, services, http, grpc)}
     # Not Ray nor who forks: only a training needs them, and waits for them by itself.
     needs = tuple(name for each in embedded.programs if (name := each.program.name) not in {*KEEP, FORK_SERVER})
-    make = _Maker(home, environment, needs, pages)
+    make = _Maker(home, environment, needs, pages, options.tls)
     programs = [program for name, address in services.items() for program in make.service(name, address)]
     http, grpc = _reachable(http), _reachable(grpc)
     endpoints = {
-        "http": f"http://{http}",
+        "http": f"{'https' if options.tls else 'http'}://{http}",
         "grpc": grpc,
+        # Where the clients of this home speak gRPC.
+        "socket": home.socket("gateway"),
         "services": services,
         "home": str(home.root),
         "token_file": str(home.token),
@@ -117,7 +97,7 @@ def build(home: Home, options: Options, inherited: Mapping[str, str], kept: Coll
     }
     return Plan(
         [_patient(planned, options) for planned in embedded.programs],
-        [_patient(planned, options) for planned in (*programs, make.gateway(http, grpc))],
+        [_patient(planned, options) for planned in (*programs, make.gateway(http))],
         endpoints,
     )
 
@@ -136,6 +116,7 @@ def _told(
         "RLHF_MODEL_ROOTS": inherited.get("RLHF_MODEL_ROOTS") or f"{home.root}/models",
         "RLHF_GATEWAY_HTTP_LISTEN": http,
         "RLHF_GATEWAY_GRPC_LISTEN": grpc,
+        "RLHF_GATEWAY_LOCAL_LISTEN": home.socket("gateway"),
         **{
             f"RLHF_{name.upper()}_{side}": address
             for name, address in services.items()
@@ -238,6 +219,8 @@ class _Maker:
     needs: tuple[str, ...]
     # Address by process of what Prometheus scrapes.
     pages: Mapping[str, str]
+    # Whether the gateway's ports speak TLS.
+    tls: bool
 
     def service(self, name: str, address: str) -> tuple[Planned, Planned]:
         """The service and its worker."""
@@ -249,10 +232,13 @@ class _Maker:
             self._program(worker, f"services.{worker}", probes.file_there(ready_file), probes.file_touched(ready_file)),
         )
 
-    def gateway(self, http: str, grpc: str) -> Planned:
-        ready = probes.every(probes.http_ok(http, "/healthz"), probes.grpc_serving(grpc))
-        answering = probes.every(probes.http_answering(http, "/healthz"), probes.grpc_answering(grpc))
-        return self._program("gateway", "services.gateway", ready, answering, f"http://{http}")
+    def gateway(self, http: str) -> Planned:
+        """All its addresses are open once one is; of gRPC the socket is asked, which speaks no TLS."""
+        local, path, tls = self.home.socket("gateway"), "/healthz", self.tls
+        ready = probes.every(probes.http_ok(http, path, tls=tls), probes.grpc_serving(local))
+        answering = probes.every(probes.http_answering(http, path, tls=tls), probes.grpc_answering(local))
+        address = f"{'https' if tls else 'http'}://{http}"
+        return self._program("gateway", "services.gateway", ready, answering, address)
 
     def _ready_file(self, name: str) -> Path:
         return self.home.run / f"{name}.ready"

@@ -23,7 +23,8 @@ _OURS = frozenset(
     {
         MARK,
         *(f"RLHF_{name}_{side}" for name in ("DATASET", "TRAINER") for side in ("LISTEN", "TARGET")),
-        *("RLHF_TRAINER_DEVICE", "RLHF_READY_FILE", "RLHF_FORK_SERVER", "RLHF_RUN_SECRET", "RLHF_RUN_RENDEZVOUS"),
+        *("RLHF_GATEWAY_LOCAL_LISTEN", "RLHF_TRAINER_DEVICE", "RLHF_READY_FILE"),
+        *("RLHF_FORK_SERVER", "RLHF_RUN_SECRET", "RLHF_RUN_RENDEZVOUS"),
     }
 )
 # In the place of what an embedded default gives.

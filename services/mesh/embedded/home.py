@@ -10,7 +10,7 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-from services.mesh import identity
+from services.mesh import addresses, identity
 from services.mesh.errors import FailedPrecondition
 
 
@@ -65,6 +65,10 @@ class Home:
     def temporary(self) -> Path:
         """What processes keep while they run, sockets for example; gone once the mesh is down."""
         return short_folder(self.root, "home")
+
+    def socket(self, service: str) -> str:
+        """The address of a service, `unix:/path`."""
+        return f"{addresses.PREFIX}{self.temporary / service}.sock"
 
     @property
     def ray_temporary(self) -> Path:

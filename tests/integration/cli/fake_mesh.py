@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import sys
@@ -17,6 +18,7 @@ from rlhf.trainer.v1.trainer_service_pb2_grpc import add_TrainerServiceServicer_
 
 from services.mesh import identity
 from services.mesh.interceptors import Errors, Identity
+from tests.fix_rogue import socket_folder, tell
 from tests.integration.cli.fake_datasets import FakeDatasets
 from tests.integration.cli.fake_trainer import FakeTrainer
 
@@ -42,6 +44,7 @@ class FakeMesh:
         self.datasets, self.trainer = FakeDatasets(), FakeTrainer()
         self.port = 0
         self._server: grpc.aio.Server | None = None
+        self._folder = contextlib.ExitStack()
 
     async def start(self) -> None:
         self.home.mkdir(parents=True, exist_ok=True)
@@ -50,15 +53,15 @@ class FakeMesh:
         add_DatasetServiceServicer_to_server(self.datasets, self._server)
         add_TrainerServiceServicer_to_server(self.trainer, self._server)
         self.port = self._server.add_insecure_port("127.0.0.1:0")
+        self._server.add_insecure_port(tell(self.home, self._folder.enter_context(socket_folder()) / "gateway.sock"))
         await self._server.start()
-        (self.home / "run").mkdir(exist_ok=True)
-        (self.home / "run" / "endpoints.json").write_text(json.dumps({"grpc": f"127.0.0.1:{self.port}"}))
 
     async def stop(self) -> None:
         for task in self.trainer.tasks:
             task.cancel()
         assert self._server is not None
         await self._server.stop(0)
+        self._folder.close()
 
     async def rlhf(
         self, *arguments: str, check: int | None = 0, environment: Mapping[str, str] | None = None

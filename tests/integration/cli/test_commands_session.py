@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import json
 
 import pytest
 
+from tests.fix_member import until
+from tests.fix_rogue import rogue, socket_folder, tell
 from tests.integration.cli.fake_mesh import FakeMesh
 
 
@@ -18,11 +19,28 @@ async def test_no_mesh_in_this_home(fake_mesh: FakeMesh) -> None:
 
 
 async def test_a_mesh_that_does_not_answer(fake_mesh: FakeMesh) -> None:
-    address = "127.0.0.1:1"
-    (fake_mesh.home / "run" / "endpoints.json").write_text(json.dumps({"grpc": address}))
+    address = tell(fake_mesh.home, fake_mesh.home / "gateway.sock")
+    fake_mesh.home.chmod(0o700)
     done = await fake_mesh.rlhf("dataset", "list", check=3)
     assert f"nothing answers at {address}" in done.err
     assert "rlhf up" in done.err
+
+
+@pytest.mark.parametrize("is_killed", [True, False])
+async def test_whoever_sits_where_a_mesh_was_gets_no_token(fake_mesh: FakeMesh, is_killed: bool) -> None:
+    """Its supervisor was killed, and left its addresses; or its folder in /tmp was cleared away and made by others."""
+    ended = await asyncio.create_subprocess_exec("true")
+    await ended.wait()
+    with socket_folder() as folder:
+        address = tell(fake_mesh.home, folder / "gateway.sock", pid=ended.pid if is_killed else None)
+        folder.chmod(0o777)
+        with rogue(folder, address) as heard:
+            await until(lambda: f"TAKEN {address}" in heard.read_text())
+            done = await fake_mesh.rlhf("dataset", "list", check=3)
+            assert "CALL" not in heard.read_text()
+    assert ("is not running any more" in done.err) is is_killed
+    assert ("others may write to it" in done.err) is not is_killed
+    assert "`rlhf up`" in done.err
 
 
 async def test_a_server_by_address_and_token_file(fake_mesh: FakeMesh) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import socket
+import ssl
 import subprocess
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -73,6 +75,31 @@ def test_reward_in_python_runs_isolated_in_the_mesh_of_root_and_of_another_user(
     assert verdict["parts"]["user"] != 0, verdict
     refused = mesh.rlhf(*test, "--set=source=def score(samples): return [1e300]")
     assert refused.returncode == 1 and "REWARD_FAILED" in refused.stdout, refused
+
+
+def test_the_ports_speak_tls_and_the_command_needs_no_certificate(mesh: Mesh, tmp_path: Path) -> None:
+    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
+    subprocess.run(
+        [
+            *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"),
+            *("-days", "1", "-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"),
+            *("-keyout", str(key), "-out", str(certificate)),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    mesh.environment |= {"RLHF_TLS_CERTIFICATE": str(certificate), "RLHF_TLS_KEY": str(key)}
+    done = mesh.rlhf("up")
+    assert done.returncode == 0, done.stderr
+    assert mesh.rlhf("dataset", "list").returncode == 0
+    told = mesh.endpoints()
+    assert told["http"].startswith("https://127.0.0.1:")
+    trusting = urllib.request.HTTPSHandler(context=ssl.create_default_context(cafile=str(certificate)))
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), trusting)
+    assert opener.open(f"{told['http']}/readyz", timeout=10).status == 200
+    by_port = ("--server", told["grpc"], "--token-file", str(mesh.home.token))
+    assert mesh.rlhf(*by_port, "--certificates", str(certificate), "dataset", "list").returncode == 0
+    assert mesh.rlhf(*by_port, "dataset", "list").returncode != 0
 
 
 def test_up_in_front_stays_until_it_is_told_to_end(mesh: Mesh) -> None:

@@ -23,16 +23,18 @@ from services.mesh import embedded, identity
 from services.mesh.embedded.ports import free_port
 from tests.fix_embedded import held_in_a_thread
 from tests.fix_relay import Relay, relay
+from tests.fix_rogue import socket_folder, tell
 from tests.integration.trainer.test_runs import ready_model, scripted_python
 
 
 @dataclass(frozen=True)
 class Mesh:
-    """A gateway at `port`, whose home names it; the model `base`, whose jobs are scripted."""
+    """A gateway at `port` and at `socket`, which its home names; the model `base`, whose jobs are scripted."""
 
     home: Path
     port: int
     http_port: int
+    socket: Path
 
 
 class HeldPort:
@@ -110,18 +112,16 @@ def mesh(
         "RLHF_TRAINER_CUSTOM_CODE": "allow",
         "SCRIPT": json.dumps({"step_seconds": 0.005, "save_at": [20, 40]}),
     }
-    (home / "run" / "endpoints.json").write_text(
-        json.dumps({"http": f"http://127.0.0.1:{http}", "grpc": f"127.0.0.1:{grpc}"})
-    )
     modules = ("dataset", "dataset.worker", "trainer", "trainer.worker", "gateway")
-    with contextlib.ExitStack() as stack:
+    with socket_folder() as folder, contextlib.ExitStack() as stack:
+        values["RLHF_GATEWAY_LOCAL_LISTEN"] = tell(home, folder / "gateway.sock")
         for module in modules:
             for port in listening.get(module, ()):
                 port.release()
             stack.enter_context(process(f"services.{module}", values, home))
             if module == "trainer":
                 asyncio.run(ready_model(home, url))
-        yield Mesh(home, grpc, http)
+        yield Mesh(home, grpc, http, folder / "gateway.sock")
 
 
 @pytest.fixture

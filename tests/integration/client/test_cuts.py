@@ -16,6 +16,7 @@ from services.client import AsyncClient, Client, json_lines
 from services.client.files import CHUNK_BYTES
 from services.mesh.errors import Unavailable
 from tests.fix_relay import Relay
+from tests.fix_rogue import tell
 from tests.integration.client.conftest import Mesh, rows, upload_rows
 
 MIB = 1024 * 1024
@@ -170,17 +171,15 @@ def test_patience_ends(mesh: Mesh, cutting: Relay, new_job: Callable[..., str]) 
 
 
 def test_a_mesh_that_has_moved_is_found(mesh: Mesh, new_job: Callable[..., str], tmp_path: Path) -> None:
-    """Its home names another port after a restart."""
+    """Its home names another socket after a restart."""
     home = tmp_path / "moved"
-    (home / "run").mkdir(parents=True)
+    tell(home, mesh.home / "nobody.sock")
     (home / "token").write_text((mesh.home / "token").read_text())
-    endpoints = home / "run" / "endpoints.json"
-    endpoints.write_text(json.dumps({"grpc": "127.0.0.1:1"}))
     name = new_job(steps=40)
 
     def move(text: str) -> None:
-        endpoints.write_text(json.dumps({"grpc": f"127.0.0.1:{mesh.port}"}))
+        tell(home, mesh.socket)
 
     with Client(home=home, on_lost=move) as client:
         assert len(list(client.training_jobs.metrics(name))) == 80
-        assert client.endpoint.address == f"127.0.0.1:{mesh.port}"
+        assert client.endpoint.address == f"unix:{mesh.socket}"

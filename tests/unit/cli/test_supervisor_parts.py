@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from services.cli import lifecycle
-from services.cli.supervisor import logs, mesh, state
+from services.cli.supervisor import logs, mesh, ports, state
 from services.cli.supervisor.logs import rotate
 from services.cli.supervisor.state import MeshState, Phase
 from services.mesh.embedded import Home, procfs
@@ -59,20 +59,20 @@ async def test_a_log_that_cannot_be_copied_aside_hinders_no_other_and_is_tried_a
 
 def test_ports_are_those_of_last_time_unless_somebody_took_one(tmp_path: Path) -> None:
     path = tmp_path / "ports.json"
-    first = mesh.Ports(path, ())
-    ports = {name: first.take(name) for name in ("a", "b")}
+    first = ports.Ports(path, ())
+    taken = {name: first.take(name) for name in ("a", "b")}
     first.save()
-    with socket.create_server(("127.0.0.1", ports["b"])):
-        again = mesh.Ports(path, ())
-        assert again.take("a") == ports["a"]
-        assert again.take("b") not in ports.values()
+    with socket.create_server(("127.0.0.1", taken["b"])):
+        again = ports.Ports(path, ())
+        assert again.take("a") == taken["a"]
+        assert again.take("b") not in taken.values()
         # Of a process that lives on and is to be kept.
-        assert mesh.Ports(path, {"b"}).take("b") == ports["b"]
+        assert ports.Ports(path, {"b"}).take("b") == taken["b"]
 
 
 def test_broken_ports_file_costs_only_the_memory(tmp_path: Path) -> None:
     (tmp_path / "ports.json").write_text("{")
-    assert mesh.Ports(tmp_path / "ports.json", ()).take("a") > 0
+    assert ports.Ports(tmp_path / "ports.json", ()).take("a") > 0
 
 
 def options(**values: str) -> mesh.Options:
