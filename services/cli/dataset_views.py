@@ -11,7 +11,7 @@ from services.cli.output import Column
 from services.client import references
 
 if TYPE_CHECKING:
-    from rlhf.dataset.v1.dataset_pb2 import Dataset, DatasetVersion, SkippedRow, Upload
+    from rlhf.dataset.v1.dataset_pb2 import Dataset, DatasetVersion, SkippedRow, Upload, ValidationReport
     from rlhf.dataset.v1.dataset_service_pb2 import Row
 
 DATASETS = (
@@ -99,8 +99,19 @@ def show_upload(upload: Upload, output_format: str) -> None:
         if report.finding_count > len(report.findings):
             findings = f"{len(report.findings)} of {report.finding_count:,} findings"
             output.hint(f"{findings}, the first of each reason: {_by_count(report.finding_count_by_reason)}")
+    if skip := _skip_hint(report):
+        output.hint(skip)
     if report.suggested_field_mapping:
         output.say(f"These keys would fit: {upload_options.map_flag(report.suggested_field_mapping)}")
+
+
+def _skip_hint(report: ValidationReport) -> str:
+    """How to take the other rows; empty where none or most are wrong, since then something else is amiss."""
+    wrong, rows = report.invalid_row_count, report.row_count
+    if not 0 < wrong * 2 <= rows:
+        return ""
+    others = display.counted(rows - wrong, "row", "rows")
+    return f"`--skip-invalid {wrong}` takes the other {others}, and keeps the wrong ones aside"
 
 
 def _taken(upload: Upload) -> list[tuple[str, str]]:

@@ -66,6 +66,8 @@ def _config(job: TrainingJob) -> Iterator[tuple[str, Any]]:
 
 def _data(job: TrainingJob) -> Iterator[tuple[str, Any]]:
     yield "model", references.short(job.base_model)
+    if job.resume_from:
+        yield "resumes", references.short(job.resume_from)
     yield "model.sha256", job.inputs.base_manifest_sha256
     yield "dataset", references.short(job.dataset_version)
     yield "dataset.sha256", job.inputs.dataset_sha256

@@ -92,6 +92,7 @@ def facts(job: TrainingJob) -> list[tuple[str, str]]:
         ("warnings", "\n".join(map(warning, job.warnings))),
         ("algorithm", job.algorithm),
         ("model", references.short(job.base_model)),
+        ("resumes", references.short(job.resume_from)),
         ("dataset", references.short(job.dataset_version)),
         ("validation", references.short(job.validation_dataset_version)),
         ("step", steps(job)),

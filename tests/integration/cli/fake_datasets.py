@@ -168,6 +168,7 @@ class FakeDatasets(DatasetServiceServicer):
                 message = "must be a list of [role, content] turns, with at least one of the assistant's"
                 report.findings.add(row=number, line=number, field="messages", reason="MISSING", message=message)
         report.row_count, report.finding_count = len(lines), len(report.findings)
+        report.invalid_row_count = len(report.findings)
         if upload.max_invalid_row_count >= len(report.findings) > 0:
             self._skip(upload)
         elif report.findings:

@@ -73,6 +73,17 @@ async def test_wrong_rows_are_listed_by_line_field_and_reason(fake_mesh: FakeMes
         ["2", "2", "(row)", "NOT_AN_OBJECT"],
         ["3", "3", "messages", "MISSING"],
     ]
+    # Two of three are wrong: the file is another than was meant.
+    assert "--skip-invalid" not in done.err
+
+
+async def test_where_few_rows_are_wrong_the_flag_that_takes_the_others_is_named(
+    fake_mesh: FakeMesh, tmp_path: Path
+) -> None:
+    file = tmp_path / "mixed.jsonl"
+    file.write_text('{"messages": []}\n[1]\n{"messages": []}\n')
+    done = await fake_mesh.rlhf("dataset", "upload", str(file), "--name", "m", "--format", "messages", check=1)
+    assert "`--skip-invalid 1` takes the other 2 rows" in done.err
 
 
 async def test_a_dataset_made_for_a_file_that_fails_is_taken_back(fake_mesh: FakeMesh, tmp_path: Path) -> None:

@@ -270,13 +270,17 @@ async def test_a_job_is_made_again_and_two_jobs_are_compared(mesh: FakeMesh) -> 
     other.inputs.base_manifest_sha256, other.inputs.dataset_sha256 = "a" * 64, "e" * 64
     other.inputs.reward_models["projects/default/models/judge"] = "f" * 64
     other.software["verl"] = "0.9.2"
+    other.resume_from = f"{JOBS}/first/checkpoints/step-4"
     table = (await mesh.rlhf("job", "diff", "first", "other")).out
     assert re.search(r"^config +params\.seed +7\S* +8", table, re.MULTILINE)
     assert re.search(r"^data +dataset +digits:2 +digits:3", table, re.MULTILINE)
+    assert "first/step-4" in (await mesh.rlhf("job", "show", "other")).out
     found = (await mesh.rlhf("job", "diff", "first", "other", "-o", "json")).json
     assert found["jobs"] == [f"{JOBS}/first", f"{JOBS}/other"]
     assert {item["field"] for item in found["config"]} >= {"params.seed", "params.lora.rank", "priority"}
-    assert [item["field"] for item in found["data"]] == ["dataset", "dataset.sha256", "reward model judge.sha256"]
+    assert [item["field"] for item in found["data"]] == [
+        *("dataset", "dataset.sha256", "resumes", "reward model judge.sha256")
+    ]
     assert found["code"] == [{"field": "verl", "one": "0.9.1", "other": "0.9.2"}]
 
 

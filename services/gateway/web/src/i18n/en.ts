@@ -39,14 +39,14 @@ export const en = {
     beginJob: "everything is checked before it starts", beginDemo: "Or have it all shown on this machine:",
   },
   job: {
-    name: "Job", state: "State", progress: "Progress", progressOf: "Progress of {job}", behind: "behind {names}", algorithm: "Algorithm", model: "Model", dataset: "Dataset",
+    name: "Job", state: "State", progress: "Progress", progressOf: "Progress of {job}", behind: "behind {names}", algorithm: "Algorithm", model: "Model", resumes: "Goes on from", dataset: "Dataset",
     validation: "Validation dataset", took: "Took", created: "Created", again: "Run again …", cancel: "Cancel",
     cancelTitle: "Cancel this job?", cancelYes: "Cancel the job",
     cancelText: "It stops at its next step. Its checkpoints stay; the job cannot be gone on with.",
     parts: "Parts of the job",
     tabs: { metrics: "Metrics", logs: "Logs", samples: "Samples", checkpoints: "Checkpoints", attempts: "Attempts", config: "Config" },
   },
-  warnings: { title: "Warnings", remedy: "What to do:", times: "{count} times", steps: "steps {first} to {last}" },
+  warnings: { title: "Warnings", count: "{count} warning | {count} warnings", remedy: "What to do:", times: "{count} times", steps: "steps {first} to {last}" },
   newJob: {
     title: "New job", params: "Parameters of {algorithm}", advanced: "{count} more parameters", about: "About {algorithm}", start: "Start", check: "Check only",
     choose: "choose", none: "none", noModel: "Import a model first", formats: "Format: {formats}.",

@@ -41,14 +41,14 @@ export const zh: typeof en = {
     beginJob: "启动前会检查所有设置", beginDemo: "或在本机上完整演示：",
   },
   job: {
-    name: "任务", state: "状态", progress: "进度", progressOf: "{job} 的进度", behind: "等待：{names}", algorithm: "算法", model: "模型", dataset: "数据集",
+    name: "任务", state: "状态", progress: "进度", progressOf: "{job} 的进度", behind: "等待：{names}", algorithm: "算法", model: "模型", resumes: "续训自", dataset: "数据集",
     validation: "验证数据集", took: "用时", created: "创建时间", again: "再次运行…", cancel: "取消任务",
     cancelTitle: "取消此任务？", cancelYes: "取消任务",
     cancelText: "任务会在下一步停止。已有的检查点会保留，但任务无法继续。",
     parts: "任务内容",
     tabs: { metrics: "指标", logs: "日志", samples: "样本", checkpoints: "检查点", attempts: "尝试", config: "配置" },
   },
-  warnings: { title: "警告", remedy: "处理方法：", times: "{count} 次", steps: "第 {first} 至 {last} 步" },
+  warnings: { title: "警告", count: "{count} 条警告", remedy: "处理方法：", times: "{count} 次", steps: "第 {first} 至 {last} 步" },
   newJob: {
     title: "新建任务", params: "{algorithm} 的参数", advanced: "其余 {count} 个参数", about: "关于 {algorithm}", start: "启动", check: "仅检查",
     choose: "请选择", none: "无", noModel: "请先导入模型", formats: "格式：{formats}。",
