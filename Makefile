@@ -15,7 +15,7 @@ demo: $(INSTALLED)
 	$(BIN)/rlhf demo $(DEMO_FLAGS)
 
 test: $(INSTALLED) page
-	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder --durations=20
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder --durations=20 -rs
 
 # The same, with the lines that it covers: slower, since Python 3.11 traces services and training workers line by line.
 coverage: $(INSTALLED) page
