@@ -20,6 +20,7 @@ from services.mesh.errors import DataLoss, FailedPrecondition, NotFound
 from services.mesh.worker import Retry
 from services.trainer.corruption import Corruption
 from services.trainer.entities import Layer
+from services.trainer.model_folder import UnusableModelError, check_stored
 from services.trainer.weights_process import WeightsProcess
 
 T = TypeVar("T")
@@ -43,7 +44,8 @@ class WeightsCache:
 
     async def bring(self, layers: Sequence[Layer]) -> Path:
         """The folder of full weights, or of those that the layers come to. Raises FailedPrecondition where bytes are
-        gone or no longer are what was stored, and where an adapter cannot be merged."""
+        gone or no longer are what was stored, where a folder names files outside it, and where an adapter cannot be
+        merged."""
         if len(layers) == 1:
             return await self._fetch(layers[0])
         folder = self._folder / "merged" / merged_key(layers)
@@ -80,9 +82,15 @@ class WeightsCache:
     async def _fetch(self, layer: Layer) -> Path:
         """As it is stored."""
         try:
-            return await self._artifacts.fetch(layer.manifest_sha256, self._folder / "models")
+            folder = await self._artifacts.fetch(layer.manifest_sha256, self._folder / "models")
+            # Once more, for what came in when less was looked at.
+            await asyncio.to_thread(check_stored, folder)
         except (NotFound, DataLoss) as error:
             raise await self._corruption.of_base(layer.name, layer.manifest_sha256, error) from error
+        except UnusableModelError as error:
+            message = f"{layer.name} cannot be loaded: {error}\nWhat to do: mend its folder and import that"
+            raise FailedPrecondition("UNUSABLE_MODEL", message, name=layer.name) from error
+        return folder
 
 
 async def unless(cancelled: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None:

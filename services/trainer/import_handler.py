@@ -15,8 +15,10 @@ from services.mesh.jobs import Jobs, Lease, State
 from services.mesh.postgres import Connection, Database
 from services.mesh.worker import Ending, Retry
 from services.trainer.bringing import WeightsCache
+from services.trainer.copying import copy_folder
 from services.trainer.entities import Layer
 from services.trainer.holding import hold_artifact
+from services.trainer.model_folder import UnusableModelError, check_new
 from services.trainer.settings import Settings
 from services.trainer.store import models as store
 from services.trainer.weights_process import WeightsProcess
@@ -96,8 +98,7 @@ class ImportHandler:
             model = await self._weights.bring(layers)
             facts = await ask("inspect", str(model))
         elif "path" in source:
-            # Copied first: what is checked is what is stored.
-            await asyncio.to_thread(shutil.copytree, source["path"], model, symlinks=True)
+            await asyncio.to_thread(self._copy, Path(source["path"]), model)
             facts = await ask("inspect", str(model))
         elif "hub" in source:
             facts = await ask("fetch", str(model), "--source", source["hub"].removeprefix("hf:"))
@@ -106,6 +107,14 @@ class ImportHandler:
             spec.write_text(json.dumps(await self._init_spec(source["init"])))
             facts = await ask("init", str(model), "--spec", str(spec), "--seed", str(source["init"]["seed"]))
         return {**facts, "folder": model}
+
+    def _copy(self, source: Path, model: Path) -> None:
+        """What is stored is checked as a copy; before, so that nothing is waited for that has no bytes or no end."""
+        try:
+            check_new(source)
+            copy_folder(source, self._settings.model_roots, model)
+        except UnusableModelError as error:
+            raise FailedPrecondition("UNUSABLE_MODEL", str(error)) from error
 
     async def _init_spec(self, init: dict[str, Any]) -> dict[str, Any]:
         if "characters" in init:

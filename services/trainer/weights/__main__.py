@@ -40,7 +40,7 @@ def main() -> int:
         from services.trainer.weights import side
 
         return side.main(arguments.folder)
-    from services.trainer.weights.inspection import UnusableModelError
+    from services.trainer.model_folder import UnusableModelError
 
     try:
         answer, status = msgspec.to_builtins(_model(arguments)), 0

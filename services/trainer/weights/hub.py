@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from services.trainer.weights.inspection import UnusableModelError
+from services.trainer.model_folder import UnusableModelError
 
 # No pickles, no Python: `inspection` would refuse them, and they are often the larger half of a repository.
 WANTED = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")

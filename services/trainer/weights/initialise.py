@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 from transformers.configuration_utils import PretrainedConfig
 
+from services.trainer.model_folder import check_settings
 from services.trainer.weights.characters import character_tokenizer
+from services.trainer.weights.loading import tokenizer as load_tokenizer
 from services.trainer.weights.model_types import unknown_type
 
 DEFAULT_CONTEXT_LENGTH = 2048
@@ -19,7 +21,8 @@ def initialise(spec: dict[str, Any], seed: int, folder: Path) -> None:
     """Write an untrained model to `folder`, fp32 safetensors with its tokenizer.
 
     `spec` is {"config": {"model_type": "llama", …}, "tokenizer": {"kind": "characters", "alphabet": "…"} or a path}.
-    The vocabulary's size and the special tokens' ids are the tokenizer's. Raises ValueError when the spec is wrong.
+    The vocabulary's size and the special tokens' ids are the tokenizer's. Raises ValueError when the spec is wrong,
+    UnusableModelError where it or the tokenizer's folder names files.
     """
     settings = dict(spec.get("config") or {})
     model_type = settings.pop("model_type", None)
@@ -27,6 +30,7 @@ def initialise(spec: dict[str, Any], seed: int, folder: Path) -> None:
         raise ValueError("config.model_type is missing; 'llama' for example")
     if why := unknown_type(model_type):
         raise ValueError(why)
+    check_settings(settings)
     tokenizer = _tokenizer(spec.get("tokenizer"), settings.get("max_position_embeddings", DEFAULT_CONTEXT_LENGTH))
     config = _config(model_type, settings, tokenizer)
     torch.manual_seed(seed)
@@ -40,7 +44,7 @@ def initialise(spec: dict[str, Any], seed: int, folder: Path) -> None:
 
 def _tokenizer(spec: Any, context_length: int) -> Any:
     if isinstance(spec, str):
-        return AutoTokenizer.from_pretrained(spec, trust_remote_code=False, local_files_only=True)
+        return load_tokenizer(Path(spec))
     if isinstance(spec, dict) and spec.get("kind") == "characters":
         return character_tokenizer(str(spec.get("alphabet") or ""), context_length)
     raise ValueError('tokenizer must be a path or {"kind": "characters", "alphabet": "…"}')

@@ -8,15 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from services.mesh.artifacts import Manifest
+from services.trainer.model_folder import UnusableModelError, check_new
 from services.trainer.weights import chat, loading
 from services.trainer.weights.model_types import unknown_type
-
-# Formats that run code when they are read.
-PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".h5", ".msgpack")
-
-
-class UnusableModelError(Exception):
-    """The folder is not a model we take; the text says why and what would be right."""
 
 
 @dataclass(frozen=True)
@@ -68,23 +62,8 @@ def _check_tokenizer(tokenizer: Any) -> None:
 
 
 def _check_files(folder: Path) -> None:
-    if not (folder / "config.json").is_file():
-        raise UnusableModelError(f"there is no config.json in {folder.name}; is it a Hugging Face model folder?")
-    pickled = sorted(path.name for path in folder.rglob("*") if path.suffix in PICKLED)
-    if pickled:
-        raise UnusableModelError(f"{pickled[0]} can run code when it is read; convert it to safetensors")
-    if not any(folder.glob("*.safetensors")):
-        raise UnusableModelError("there is no .safetensors file in the folder")
-    for path in folder.rglob("*"):
-        # A link could lead out of the folder, and what it leads to would be hashed and copied.
-        if path.is_symlink():
-            raise UnusableModelError(f"{path.name} is a link; copy the file itself")
-    try:
-        config: dict[str, Any] = json.loads((folder / "config.json").read_text("utf-8"))
-    except ValueError as error:
-        raise UnusableModelError(f"config.json is not JSON: {error}") from error
-    if "auto_map" in config:
-        raise UnusableModelError("config.json wants code of the model's own (auto_map), which is never run")
+    check_new(folder)
+    config: dict[str, Any] = json.loads((folder / "config.json").read_text("utf-8"))
     if quantised := config.get("quantization_config"):
         method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised
         raise UnusableModelError(

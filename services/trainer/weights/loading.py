@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from services.trainer.architectures import is_reward_model
+from services.trainer.model_folder import check_stored
 
 
 def is_classifier(folder: Path) -> bool:
@@ -28,15 +29,16 @@ def attention(folder: Path) -> str:
 
 
 def tokenizer(folder: Path) -> Any:
-    """Raises what transformers raises."""
+    """Raises what transformers raises, and UnusableModelError for a folder that names files outside it."""
     from transformers import AutoTokenizer
 
+    check_stored(folder)
     return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
 
 
 def language_model(folder: Path, dtype: str = "auto") -> Any:
-    """On the CPU, in `dtype`, or the precision it is stored in. Raises what transformers raises, and ValueError for
-    what is not whole."""
+    """On the CPU, in `dtype`, or the precision it is stored in. Raises what transformers raises, ValueError for what is
+    not whole, and UnusableModelError for a folder that names files outside it."""
     from transformers import AutoModelForCausalLM
 
     return _whole(AutoModelForCausalLM, folder, dtype)
@@ -53,6 +55,7 @@ def reward_model(folder: Path) -> Any:
 
 
 def _whole(auto: Any, folder: Path, dtype: str = "auto") -> Any:
+    check_stored(folder)
     model, report = auto.from_pretrained(
         folder,
         trust_remote_code=False,

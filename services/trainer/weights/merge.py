@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from services.mesh.artifacts import Manifest
-from services.trainer.weights.inspection import ModelFacts, UnusableModelError, inspect
+from services.trainer.model_folder import UnusableModelError, check_stored, may_belong
+from services.trainer.weights.inspection import ModelFacts, inspect
 from services.trainer.weights.tensor_files import DTYPES, StoredTensor, stored_tensors, update, weight_files
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -141,6 +142,7 @@ class _Layers:
     def __init__(self, base: Path) -> None:
         from transformers import AutoConfig, AutoModelForCausalLM
 
+        check_stored(base)
         try:
             config = AutoConfig.from_pretrained(base, trust_remote_code=False, local_files_only=True)
             with torch.device("meta"):
@@ -183,11 +185,12 @@ class _Layers:
 
 
 def _copy(base: Path, target: Path) -> None:
-    """All files but tensors that nobody loads: of another form of the same weights, which are not merged."""
+    """The model's files but tensors that nobody loads: of another form of the same weights, which are not merged."""
     loaded = set(weight_files(base))
     for path in sorted(base.rglob("*")):
-        if path.is_file() and (path.suffix != ".safetensors" or path in loaded):
-            copied = target / path.relative_to(base)
+        inside = path.relative_to(base)
+        if path.is_file() and may_belong(str(inside)) and (path.suffix != ".safetensors" or path in loaded):
+            copied = target / inside
             copied.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, copied)
 

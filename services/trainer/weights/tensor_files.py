@@ -12,12 +12,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from services.trainer.weights.inspection import UnusableModelError
+from services.trainer.model_folder import UnusableModelError, shards
 
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 # Elements that are in memory at a time, in fp32 and once more as they are stored.
 _PART = 1 << 22
+# As safetensors has it.
+_LARGEST_HEADER_BYTES = 100_000_000
 
 
 @dataclass(frozen=True)
@@ -33,13 +34,7 @@ class StoredTensor:
 
 def weight_files(folder: Path) -> list[Path]:
     """The files that transformers loads: one, or those of the index. Raises UnusableModelError."""
-    if (folder / WEIGHTS).is_file():
-        return [folder / WEIGHTS]
-    try:
-        named = json.loads((folder / INDEX).read_text("utf-8"))["weight_map"].values()
-    except (OSError, ValueError, KeyError) as error:
-        raise UnusableModelError(f"there is neither {WEIGHTS} nor {INDEX}: {error}") from error
-    return [folder / name for name in sorted(set(named))]
+    return [folder / name for name in shards(folder)]
 
 
 def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
@@ -73,7 +68,7 @@ def header(path: Path) -> list[StoredTensor]:
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
             begin = 8 + length
-            if begin > path.stat().st_size:
+            if begin > path.stat().st_size or length > _LARGEST_HEADER_BYTES:
                 raise ValueError("it is cut short")
             header = json.loads(file.read(length))
         header.pop("__metadata__", None)

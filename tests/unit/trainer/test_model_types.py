@@ -25,6 +25,7 @@ from services.trainer.weights.inspection import UnusableModelError, inspect
 )
 def test_an_unknown_type_names_the_near_ones(config: dict[str, object], said: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "tokenizer.json").write_text("{}")
     (tmp_path / "model.safetensors").write_bytes(b"")
     with pytest.raises(UnusableModelError, match=said):
         inspect(tmp_path)
