@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 TEST_WORKERS ?= 2
 DEMO_FLAGS := $(if $(MODEL),--model $(MODEL)) $(if $(SHORT),--short)
 
-.PHONY: demo test coverage test-long check check-page page format proto client clean
+.PHONY: demo test coverage test-long check check-page page format proto client lock sbom clean
 
 demo: $(INSTALLED)
 	$(BIN)/rlhf demo $(DEMO_FLAGS)
@@ -53,10 +53,18 @@ proto: $(INSTALLED)
 client: $(INSTALLED)
 	$(BIN)/python -m services.client.unasync
 
+# Versions and hashes of every package, after a change of a pin in pyproject.toml.
+lock: $(INSTALLED)
+	$(BIN)/python deploy/lock.py
+
+# Packages of .venv with their licences (CycloneDX), after `make lock` and an installation of what it locked.
+sbom: $(INSTALLED)
+	$(BIN)/cyclonedx-py environment $(VENV) --pyproject pyproject.toml --spec-version 1.6 --output-reproducible -o deploy/sbom.cdx.json
+
 clean:
 	rm -rf services/gateway/web/dist services/gateway/web/node_modules
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis .coverage*
 
-$(INSTALLED): pyproject.toml deploy/install.sh
+$(INSTALLED): pyproject.toml deploy/install.sh $(wildcard deploy/requirements/*.txt)
 	PYTHON="$(PYTHON)" sh deploy/install.sh $(VENV)
 	touch $(INSTALLED)
