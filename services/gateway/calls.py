@@ -24,6 +24,8 @@ from services.mesh.transcoding import Query, parse_query
 MAX_BODY_BYTES = 4 * 1024 * 1024
 DEFAULT_TIMEOUT_SECONDS = 30.0
 MAX_TIMEOUT_SECONDS = 3600.0
+# Within which the body of a call is there, however long the call itself may take.
+MAX_BODY_SECONDS = 60.0
 # How long an upload or a download may stand still.
 IDLE_SECONDS = 60.0
 # Most calls are answered sooner, and a task that watches the client costs more than it could save them.
@@ -80,14 +82,15 @@ class Call(Incoming):
         if int(self.headers.get("content-length") or 0) > MAX_BODY_BYTES:
             raise _too_large()
         body = bytearray()
+        seconds = min(self.timeout_seconds, MAX_BODY_SECONDS)
         try:
-            async with asyncio.timeout(self.timeout_seconds):
+            async with asyncio.timeout(seconds):
                 async for chunk in self.chunks():
                     body += chunk
                     if len(body) > MAX_BODY_BYTES:
                         raise _too_large()
         except TimeoutError:
-            error = DeadlineExceeded("BODY_LATE", f"the body did not arrive within {self.timeout_seconds:g} s")
+            error = DeadlineExceeded("BODY_LATE", f"the body did not arrive within {seconds:g} s")
             raise HttpError(HTTPStatus.REQUEST_TIMEOUT, error) from None
         kind, _, parameters = self.headers.get("content-type", "").lower().partition(";")
         charset = parameters.partition("charset=")[2].strip(' "')

@@ -59,10 +59,10 @@ class Connection(HttpToolsProtocol):
             return
         except httptools.HttpParserError as error:
             raised = error.__context__ if isinstance(error, httptools.HttpParserCallbackError) else error
-            self._refuse(raised if isinstance(raised, HttpError) else _malformed(str(raised)))
+            self._refuse(raised if isinstance(raised, HttpError) else malformed(str(raised)))
             return
         if self._unparsed_bytes > MAX_HEAD_BYTES:
-            self._refuse(_too_large())
+            self._refuse(too_large())
         elif self._head_timer is None and (self._in_head or not self._is_answering()):
             # Outside a head these were line ends, which may stand before one.
             self._await_head()
@@ -110,21 +110,21 @@ class Connection(HttpToolsProtocol):
     def _count(self, size: int) -> None:
         self._head_bytes += size
         if self._head_bytes > MAX_HEAD_BYTES:
-            raise _too_large()
+            raise too_large()
 
     def _check_head(self) -> None:
         """What llhttp lets pass. Raises HttpError."""
         version, names = self.parser.get_http_version(), [name for name, _ in self.headers]
         if version not in ("1.1", "1.0"):
-            raise _malformed(f"version {version} is not spoken here")
+            raise malformed(f"version {version} is not spoken here")
         if names.count(b"host") != 1 and (version == "1.1" or b"host" in names):
-            raise _malformed("a request has one Host header")
+            raise malformed("a request has one Host header")
         if b"transfer-encoding" in names:
             codings = [value.lower() for name, value in self.headers if name == b"transfer-encoding"]
             if version == "1.0" or codings != [b"chunked"]:
-                raise _malformed("the only Transfer-Encoding is chunked, in HTTP/1.1")
+                raise malformed("the only Transfer-Encoding is chunked, in HTTP/1.1")
         if self.parser.get_method() == b"CONNECT":
-            raise _malformed("this is not a proxy")
+            raise malformed("this is not a proxy")
 
     def _is_read_again(self) -> bool:
         """To another protocol than WebSocket nobody changes here. As llhttp takes what follows such an offer for the
@@ -134,7 +134,7 @@ class Connection(HttpToolsProtocol):
     def _upgrade(self, rest: bytes) -> None:
         """`rest` came after the head."""
         if self._is_answering():
-            self._refuse(_malformed("a connection changes its protocol after the answers that are due"))
+            self._refuse(malformed("a connection changes its protocol after the answers that are due"))
         elif self._should_upgrade():
             self.handle_websocket_upgrade()
         else:
@@ -187,11 +187,12 @@ class Connection(HttpToolsProtocol):
             due[-1].keep_alive = False
             return
         if not is_under_way:
-            self.transport.write(_answer(error))
+            self.transport.write(answer(error))
         self.transport.close()
 
 
-def _answer(error: HttpError) -> bytes:
+def answer(error: HttpError) -> bytes:
+    """The whole of an answer, after which the connection is closed."""
     request_id = str(uuid.uuid4())
     response = problem(error, request_id)
     own = [(b"connection", b"close"), (b"x-request-id", request_id.encode())]
@@ -199,10 +200,10 @@ def _answer(error: HttpError) -> bytes:
     return b"".join([STATUS_LINE[response.status_code], *headers, b"\r\n", bytes(response.body)])
 
 
-def _malformed(why: str) -> HttpError:
+def malformed(why: str) -> HttpError:
     return HttpError(400, InvalidArgument([Violation("", f"this is not HTTP/1.1: {why}")], "MALFORMED_HTTP"))
 
 
-def _too_large() -> HttpError:
-    message = f"the line and the headers of a request are limited to {MAX_HEAD_BYTES} bytes"
-    return HttpError(431, ResourceExhausted("HEADERS_TOO_LARGE", message, limit_bytes=MAX_HEAD_BYTES))
+def too_large(limit_bytes: int = MAX_HEAD_BYTES, what: str = "the line and the headers of a request") -> HttpError:
+    message = f"{what} are limited to {limit_bytes} bytes"
+    return HttpError(431, ResourceExhausted("HEADERS_TOO_LARGE", message, limit_bytes=limit_bytes))

@@ -19,10 +19,11 @@ from services.gateway import cors, headers, pages, tickets
 from services.gateway.calls import REQUEST_ID
 from services.gateway.problems import HttpError, problem
 from services.gateway.settings import GatewaySettings
+from services.gateway.slots import Slot, Slots
 from services.gateway.streams import OpenStreams
 from services.gateway.tickets import Tickets
 from services.mesh import identity
-from services.mesh.errors import PermissionDenied, PlatformError, Unavailable
+from services.mesh.errors import PermissionDenied, PlatformError
 
 log = logging.getLogger(__name__)
 
@@ -53,21 +54,20 @@ class Guard:
         self._app = app
         self._token = token
         self._tickets = issued
-        self._streams = streams
         self._hosts = frozenset({"localhost", _host(settings.http_listen), *settings.allowed_hosts})
-        self._limit = settings.max_concurrent_requests
-        self._open = 0
+        self._slots = Slots(settings.max_concurrent_requests, streams)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         asked = headers.of(scope)
         given = asked.get("x-request-id", "")
         scope[REQUEST_ID] = request_id = given if _REQUEST_ID.fullmatch(given) else str(uuid.uuid4())
-        exchange = _Exchange(receive, send, asked, request_id)
-        self._open += 1
+        slot = self._slots.take((scope.get("client") or ("", 0))[0])
+        exchange = _Exchange(receive, send, asked, request_id, slot)
         try:
             self._check(scope, asked)
             exchange.linger_seconds = _LINGER_SECONDS
-            await self._app(scope, exchange.receive, exchange.send)
+            with slot.sending(exchange.body_left):
+                await self._app(scope, exchange.receive, exchange.send)
         except Exception as error:
             if exchange.started:
                 # The status line is out: a broken connection is the only way left to say so.
@@ -75,14 +75,15 @@ class Guard:
                 return
             if not isinstance(error, PlatformError | HttpError):
                 log.exception("unhandled error", extra={"request_id": request_id, "path": scope["path"]})
+            # Who goes on sending after his answer takes nobody's place.
+            slot.leave()
             await problem(error, request_id)(scope, exchange.receive, exchange.send)
         finally:
-            self._open -= 1
+            slot.leave()
 
     def _check(self, scope: Scope, asked: Mapping[str, str]) -> None:
         """Raises what refuses the request."""
-        if self._open - self._streams.count > self._limit:
-            raise Unavailable("TOO_MANY_REQUESTS", f"{self._limit} requests are open already", limit=self._limit)
+        self._slots.check()
         origin = asked.get("origin")
         is_own = origin is None or urlsplit(origin).netloc.lower() == asked.get("host", "").lower()
         if not is_own and not scope.get(cors.ALLOWED):
@@ -130,11 +131,12 @@ def _is_loopback(host: str) -> bool:
 class _Exchange:
     """One request and its answer, watched."""
 
-    def __init__(self, receive: Receive, send: Send, asked: Mapping[str, str], request_id: str) -> None:
+    def __init__(self, receive: Receive, send: Send, asked: Mapping[str, str], request_id: str, slot: Slot) -> None:
         self._receive = receive
         self._send = send
         self._request_id = request_id
-        self._body_left = "transfer-encoding" in asked or asked.get("content-length", "0") != "0"
+        self._slot = slot
+        self.body_left = "transfer-encoding" in asked or asked.get("content-length", "0") != "0"
         self._may_linger = asked.get("expect", "").lower() != "100-continue"
         self.started = False
         self.linger_seconds = _LINGER_STRANGER_SECONDS
@@ -142,8 +144,10 @@ class _Exchange:
     async def receive(self) -> Message:
         message = await self._receive()
         self._may_linger = True
+        self._slot.hear()
         if message["type"] != "http.request" or not message.get("more_body", False):
-            self._body_left = False
+            self.body_left = False
+            self._slot.end_body()
         return message
 
     async def send(self, message: Message) -> None:
@@ -154,7 +158,7 @@ class _Exchange:
         elif message["type"] in ("http.response.start", "websocket.http.response.start"):
             self.started = True
             message["headers"] = self._with_own(message["headers"])
-        elif self._body_left and not message.get("more_body", False) and self._may_linger:
+        elif self.body_left and not message.get("more_body", False) and self._may_linger:
             await self._send({**message, "more_body": True})
             await self._linger()
             message = {"type": "http.response.body", "body": b""}
@@ -165,12 +169,12 @@ class _Exchange:
         said = dict(given)
         own = [header for header in _OWN_HEADERS if header[0] not in said]
         own.append((b"x-request-id", self._request_id.encode()))
-        if self._body_left:
+        if self.body_left:
             own.append((b"connection", b"close"))
         return [*given, *own]
 
     async def _linger(self) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self.linger_seconds):
-                while self._body_left:
+                while self.body_left:
                     await self.receive()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from services.mesh.addresses import is_address, is_socket
 from services.mesh.errors import InvalidArgument, Violation
-from services.mesh.outbound import LOOPBACK, Allowance
+from services.mesh.outbound import Allowance
 
 DAY_SECONDS = 24 * 3600.0
 _ORIGIN = re.compile(r"https?://([a-z0-9.-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?")
@@ -238,7 +238,7 @@ class MeshSettings:
             listen="" if worker else environment.endpoint(f"{prefix}_LISTEN", "127.0.0.1:0"),
             ready_file=Path(ready) if ready else None,
             secrets_folder=environment.path("RLHF_SECRETS_FOLDER", home / "secrets"),
-            outbound_allow=environment.hosts("RLHF_OUTBOUND_ALLOW", LOOPBACK),
+            outbound_allow=environment.hosts("RLHF_OUTBOUND_ALLOW", "none"),
             tls_certificate_file=Path(certificate) if certificate else None,
             tls_key_file=Path(key) if key else None,
             telemetry=TelemetrySettings.read(environment),

@@ -45,13 +45,13 @@ class RewardSite:
     """
 
     secrets_folder: str = ""
-    outbound_allow: tuple[str, ...] = ("loopback",)
+    outbound_allow: tuple[str, ...] = ()
     custom_code: CustomCode = "refuse"
     models: dict[str, str] = field(default_factory=dict)
     ledger: str = ""
 
 
-# Nothing beyond the machine, and no code of a user's.
+# Nobody is called, and no code of a user's runs.
 DEFAULT_REWARD_SITE = RewardSite()
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from services.dataset.containers.batches import Batch, Batches, Broken, Values
@@ -58,7 +59,7 @@ def _batches(file: pq.ParquetFile, size_bytes: int, limits: Limits) -> Iterator[
     rows = bytes_out = 0
     for batch in file.iter_batches(batch_size=ROWS_PER_BATCH, use_threads=False):
         rows += batch.num_rows
-        bytes_out += batch.nbytes
+        bytes_out += sum(map(_expanded_bytes, batch.columns))
         if rows > limits.rows:
             raise UnreadableFile("TOO_MANY_ROWS", f"has more than {limits.rows} rows")
         _check_size(bytes_out, size_bytes, limits)
@@ -70,6 +71,29 @@ def _check_size(bytes_out: int, size_bytes: int, limits: Limits) -> None:
         raise UnreadableFile("FILE_TOO_LARGE", f"decompresses to more than {limits.decompressed_bytes} bytes")
     if bytes_out > limits.ratio_grace_bytes and bytes_out > limits.ratio * size_bytes:
         raise UnreadableFile("COMPRESSION_RATIO", f"decompresses to over {limits.ratio} times its size: a bomb")
+
+
+def _expanded_bytes(array: pa.Array[Any]) -> int:
+    """What the values take when each is written out: a dictionary holds one of many equal values once."""
+    return max(array.nbytes, sum(map(_expanded_bytes, _children(array))), _indexed_bytes(array))
+
+
+def _children(array: pa.Array[Any]) -> list[pa.Array[Any]]:
+    kind = array.type
+    if pa.types.is_struct(kind):
+        return array.flatten()
+    if pa.types.is_map(kind):
+        return [array.keys, array.items]
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        return [array.flatten()]
+    return [array.storage] if isinstance(array, pa.ExtensionArray) else []
+
+
+def _indexed_bytes(array: pa.Array[Any]) -> int:
+    if not pa.types.is_dictionary(array.type) or pa.types.is_primitive(array.type.value_type):
+        return 0
+    sizes = pc.call_function("binary_length", [array.dictionary])
+    return sizes.cast(pa.int64()).take(array.indices).sum().as_py() or 0
 
 
 def _without_nanoseconds(batch: pa.RecordBatch) -> pa.RecordBatch:

@@ -26,13 +26,12 @@ R = TypeVar("R")
 LARGEST_REPLY_BYTES = 4 << 20
 # Its time will come: too many requests, or something on the way that is not well.
 _AWAY = frozenset({408, 425, 429, 500, 502, 503, 504, 529})
-# An answer to these may quote the key.
+# The key is what it does not like.
 _SILENT = frozenset({401, 403, 407})
 _FIRST_PAUSE_SECONDS = 0.5
 _LONGEST_PAUSE_SECONDS = 60.0
 _LONGEST_RETRY_AFTER_SECONDS = 300.0
 _POLL_SECONDS = 0.2
-_QUOTED_CHARACTERS = 200
 
 
 @dataclass(frozen=True)
@@ -154,7 +153,9 @@ class Caller:
         except httpx.TimeoutException:
             raise _Away(f"the judge did not answer within {self._settings.timeout_seconds:g} s") from None
         except httpx.TransportError as error:
-            raise _Away(f"the judge can't be reached: {self._hidden(str(error)) or type(error).__name__}") from None
+            # Of a connection that there is, an error may quote what came over it.
+            why = str(error) if isinstance(error, httpx.ConnectError) else ""
+            raise _Away(f"the judge can't be reached: {why or type(error).__name__}") from None
         return self._judged(response, data)
 
     def _read(self, response: httpx.Response, give_up: float) -> bytes:
@@ -169,23 +170,21 @@ class Caller:
         return data
 
     def _judged(self, response: httpx.Response, data: bytes) -> Any:
+        """The reply as JSON. What else an address answers is not told: it may be none of a judge, and its answer
+        nothing for whoever named it."""
         status = response.status_code
         if status in _AWAY:
             raise _Away(f"the judge answers with status {status}", _retry_after(response))
         if status != 200:
-            text = "" if status in _SILENT else self._hidden(data[:_QUOTED_CHARACTERS].decode("utf-8", "replace"))
             words = f"the judge answers with status {status}"
             if 300 <= status < 400:
                 words += ", and redirects are not followed"
             remedy = "put another secret into its file" if status in _SILENT else "see the judge's url and settings"
-            raise RewardError(f"{words}: {text}" if text else words, reason="REWARD_REFUSED", remedy=remedy)
+            raise RewardError(words, reason="REWARD_REFUSED", remedy=remedy)
         try:
             return msgspec.json.decode(data)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            raise UnusableReply(f"no JSON: {self._hidden(repr(data[:_QUOTED_CHARACTERS]))}") from None
-
-    def _hidden(self, text: str) -> str:
-        return text.replace(self._settings.key, "***") if self._settings.key else text
+            raise UnusableReply(f"{len(data)} bytes that are no JSON") from None
 
     def _pace(self) -> None:
         """Wait for this request's turn."""

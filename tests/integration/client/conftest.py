@@ -110,6 +110,7 @@ def mesh(
         "RLHF_TRAINER_WORKER_PYTHON": str(scripted_python(home)),
         "RLHF_TRAINER_LEASE_SECONDS": "2",
         "RLHF_TRAINER_CUSTOM_CODE": "allow",
+        "RLHF_OUTBOUND_ALLOW": "loopback",
         "SCRIPT": json.dumps({"step_seconds": 0.005, "save_at": [20, 40]}),
     }
     modules = ("dataset", "dataset.worker", "trainer", "trainer.worker", "gateway")

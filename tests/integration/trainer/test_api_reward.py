@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -289,13 +290,13 @@ def test_without_anybody_who_waits_it_is_unavailable(fake_judge: FakeJudge, site
     assert error.reason == "REWARD_UNAVAILABLE" and "status 503" in str(error)
 
 
-@pytest.mark.parametrize(("status", "says"), [(400, "no such model"), (404, "no such model"), (302, "redirects")])
+@pytest.mark.parametrize(("status", "says"), [(400, ""), (404, ""), (302, "redirects")])
 def test_a_refusal_is_no_score(status: int, says: str, fake_judge: FakeJudge, site: RewardSite) -> None:
     target = {"Location": fake_judge.url + "/other"}
     fake_judge.answer = lambda body: Answer({"error": f"no such model for {KEY}"}, status, target)
     error = failure(fake_judge, site, key="secret:judge")
     assert error.reason == "REWARD_REFUSED" and says in str(error) and f"status {status}" in str(error)
-    assert KEY not in str(error)
+    assert KEY not in str(error) and "no such model" not in str(error)
 
 
 @pytest.mark.parametrize("status", [401, 403])
@@ -454,6 +455,44 @@ def test_everything_that_is_wrong_at_once(site: RewardSite) -> None:
     wanted = ["url", "key", "key", "rubric", "reply_text", "pattern", "scale_min"]
     assert sorted(violation.field for violation in found) == sorted(f"reward.params.{name}" for name in wanted)
     assert KEY not in str(found)
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        Answer(b"hunter2 of x", status=404),
+        Answer(b"hunter2", status=500),
+        Answer(b"hunter2"),
+        Answer(b"\xffhunter2"),
+    ],
+    ids=["404", "500", "no JSON", "no text"],
+)
+@pytest.mark.parametrize("protocol", ["chat", "scores"])
+def test_what_is_no_answer_of_a_judge_is_not_told(
+    reply: Answer, protocol: str, fake_judge: FakeJudge, site: RewardSite
+) -> None:
+    """Whoever names an address could read by the error what only this machine can reach."""
+    fake_judge.answer = lambda body: reply
+    told = str(failure(fake_judge, site, protocol=protocol, retries=0))
+    assert "hunter2" not in told and (f"status {reply.status}" in told or "no JSON" in told), told
+
+
+def test_what_does_not_speak_http_is_not_quoted(site: RewardSite) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+
+        def answer() -> None:
+            connection, _ = server.accept()
+            connection.sendall(b"hunter2 of another service\r\n\r\n")
+            connection.close()
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        params = {"url": f"http://127.0.0.1:{port}/", "model": "m", "rubric": "r", "retries": 0}
+        with rewards.opened("api", params, Surroundings(site)) as judge, pytest.raises(RewardError) as caught:
+            judge.score([SAMPLES[0]])
+        thread.join()
+    assert caught.value.reason == "REWARD_UNAVAILABLE" and "hunter2" not in str(caught.value)
 
 
 def test_an_address_off_the_list_is_not_called(fake_judge: FakeJudge, site: RewardSite) -> None:

@@ -95,7 +95,8 @@ def test_a_judge_that_is_away_is_waited_for_and_the_run_can_be_stopped(attempts:
     server.server_close()
     judge.answer = lambda body: chat({"score": 10 if "1" in body["messages"][1]["content"][-40:] else 0})
     reward = {"name": "api", "params": {"url": url, "model": "m", "rubric": "a one", "retries": 0, "concurrency": 16}}
-    attempt = attempts("away", "grpo", steps=100_000, reward=reward, **PARAMS)
+    made = attempts("away", "grpo", steps=100_000, reward=reward, **PARAMS)
+    attempt = site_of(attempts, made, outbound_allow=("loopback",))
     process = attempt.start()
     attempt.wait_for(lambda record: isinstance(record, Phase) and record.phase == "waiting_for_reward")
     assert not steps(attempt.records())

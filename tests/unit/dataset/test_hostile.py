@@ -189,6 +189,35 @@ def test_parquet_that_repeats_one_long_text(tmp_path: Path) -> None:
     assert caught.value.reason == "COMPRESSION_RATIO"
 
 
+TEXTS = pa.array(["a" * 1_000_000] * 200).dictionary_encode()
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        TEXTS,
+        TEXTS.cast(pa.dictionary(pa.int32(), pa.large_string())),
+        pa.ListArray.from_arrays(pa.array(range(0, 201, 4)), TEXTS),
+        pa.StructArray.from_arrays([TEXTS], ["text"]),
+    ],
+    ids=["texts", "large texts", "lists", "structs"],
+)
+def test_parquet_whose_dictionary_stays_one_when_it_is_read(tmp_path: Path, column: pa.Array[Any]) -> None:
+    """As Arrow's own type of the column, which the file holds beside Parquet's."""
+    path = tmp_path / "bomb.parquet"
+    pq.write_table(pa.table({"prompt": column}), path)
+    assert path.stat().st_size < 2_000_000
+    out = 0
+
+    def count(content: bytes | memoryview) -> None:
+        nonlocal out
+        out += len(content)
+
+    with pytest.raises(UnreadableFile) as caught:
+        validate(path, "bomb.parquet", "prompt", count, limits=Limits(ratio=100, ratio_grace_bytes=10_000_000))
+    assert (caught.value.reason, out) == ("COMPRESSION_RATIO", 0)
+
+
 def test_parquet_types_that_json_lacks(tmp_path: Path) -> None:
     import datetime
     import decimal

@@ -39,6 +39,7 @@ def test_defaults_lie_under_the_home() -> None:
     assert settings.token_file == Path("/srv/rlhf/token")
     assert settings.artifacts_url == "file:///srv/rlhf/artifacts"
     assert settings.listen == "127.0.0.1:0"
+    assert settings.outbound_allow == (), "nothing is called unless somebody lists it"
     assert MeshSettings.read(environment, "dataset", worker=True).listen == ""
 
 
