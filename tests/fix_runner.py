@@ -133,7 +133,7 @@ def start_ray(cpus: int, gpus: int, store_bytes: int = 200_000_000, forks: bool 
     ]
     command += ["--include-dashboard=false", "--disable-usage-stats", f"--temp-dir={folder}"]
     command.append(f"--object-store-memory={store_bytes}")
-    environment = {**ENVIRONMENT, "RAY_START_HOOK": "services.mesh.embedded.ray_head.launch_workers"}
+    environment = {**ENVIRONMENT, "RAY_START_HOOK": "services.mesh.embedded.ray_hooks.launch_workers"}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
     _wait_for_port(port, process)
     return PrivateRay(f"127.0.0.1:{port}", process, server)

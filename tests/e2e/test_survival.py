@@ -23,6 +23,7 @@ from services.cli.supervisor import leftovers, state
 from services.mesh.embedded import Home, procfs
 from tests.fix_live import LiveMesh, alive, live_home, wait_until
 from tests.fix_ports import Listener, listeners
+from tests.fix_rays_ports import enters_ray, enters_ray_or, enters_rays_http, status_of
 
 pytestmark = pytest.mark.slow
 
@@ -37,7 +38,6 @@ GRPO_PARAMS = {
     "learning_rate": 1e-3,
     "validation__max_new_tokens": 6,
 }
-REFUSALS = {grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.UNIMPLEMENTED}
 SECURITY = Path(__file__).parents[2] / "docs" / "security.md"
 
 
@@ -97,7 +97,7 @@ def test_every_port_is_loopback_documented_and_closed_to_who_has_no_secret(mesh:
     assert [each for each in found if not each.loopback] == []
     kinds = {how_to_enter(each) for each in found}
     assert kinds == set(documented().values()), "a row of docs/security.md has no port any more, or a port has no row"
-    entered = [each for each in found if ENTER[how_to_enter(each)](each.port)]
+    entered = [each for each in found if ENTER[how_to_enter(each)](mesh.home, each.port)]
     # Ray's idle workers come and go.
     assert [each for each in entered if each in listeners(processes(mesh))] == []
 
@@ -111,51 +111,12 @@ def enters_by_grpc(port: int) -> bool:
             metadata = (("authorization", token),) if token else ()
             for path in calls:
                 call = channel.stream_stream(path)(iter([b""]), timeout=10, metadata=metadata)
-                if _code(lambda call=call: list(call)) not in (
+                if status_of(lambda call=call: list(call)) not in (
                     grpc.StatusCode.UNAUTHENTICATED,
                     grpc.StatusCode.UNIMPLEMENTED,
                 ):
                     return True
     return False
-
-
-def enters_ray(port: int) -> bool:
-    """Reading the cluster, running a task, leasing a worker, writing an object: each port of Ray has one of these."""
-    calls = ("NodeInfoGcsService/GetAllNodeInfo", "InternalKVGcsService/InternalKVGet", "CoreWorkerService/PushTask")
-    calls += ("NodeManagerService/RequestWorkerLease", "ObjectManagerService/Push", "LogService/ListLogs")
-    codes = []
-    with grpc.insecure_channel(f"127.0.0.1:{port}", options=[("grpc.enable_http_proxy", 0)]) as channel:
-        for token in (None, "Bearer wrong"):
-            metadata = (("authorization", token),) if token else ()
-            for call in calls:
-                method = channel.unary_unary(f"/ray.rpc.{call}")
-                codes.append(_code(lambda method=method, metadata=metadata: method(b"", 10, metadata)))
-    # One that has none of these is not what we take it for.
-    return grpc.StatusCode.UNAUTHENTICATED not in codes or bool(set(codes) - REFUSALS)
-
-
-def enters_rays_http(port: int) -> bool:
-    """Submitting a job, and making an environment, is running code."""
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    for path in ("/api/job_agent/jobs/", "/get_or_create_runtime_env", "/metrics"):
-        for token in ("", "Bearer wrong"):
-            headers = {"Authorization": token, "Content-Type": "application/json"} if token else {}
-            request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", b'{"entrypoint": "id"}', headers)
-            try:
-                opener.open(request, timeout=10)
-            except urllib.error.HTTPError as error:
-                if error.code in (401, 403):
-                    continue
-            return True
-    return False
-
-
-def _code(call: Callable[[], object]) -> grpc.StatusCode:
-    try:
-        call()
-    except grpc.RpcError as error:
-        return error.code()  # type: ignore[attr-defined]
-    return grpc.StatusCode.OK
 
 
 def enters_by_http(port: int) -> bool:
@@ -216,13 +177,14 @@ def talk(port: int, data: bytes) -> bytes:
 
 
 # By what docs/security.md says of each port.
-ENTER = {
-    "token of the home": lambda port: enters_by_grpc(port) if _is_grpc(port) else enters_by_http(port),
-    "password of PostgreSQL": enters_postgres,
-    "password of NATS": enters_nats,
-    "token of Ray": lambda port: enters_ray(port) if _is_grpc(port) else enters_rays_http(port),
-    "token of Ray; key of the run": lambda port: enters_the_queue(port) if not _is_grpc(port) else enters_ray(port),
-    "token of Ray; none for gloo": lambda port: enters_gloo(port) if not _is_grpc(port) else enters_ray(port),
+ENTER: dict[str, Callable[[Path, int], bool]] = {
+    "token of the home": lambda _, port: enters_by_grpc(port) if _is_grpc(port) else enters_by_http(port),
+    "password of PostgreSQL": lambda _, port: enters_postgres(port),
+    "password of NATS": lambda _, port: enters_nats(port),
+    "certificate and token of Ray": enters_ray,
+    "token of Ray": lambda _, port: enters_rays_http(port),
+    "certificate and token of Ray; key of the run": enters_ray_or(enters_the_queue),
+    "certificate and token of Ray; none for gloo": enters_ray_or(enters_gloo),
 }
 
 

@@ -1,4 +1,4 @@
-"""A Ray of our own: one node, everything on 127.0.0.1, token authentication, its own ports and folder."""
+"""A Ray of our own: one node, everything on 127.0.0.1, a certificate and a token, its own ports and folder."""
 
 from __future__ import annotations
 
@@ -9,18 +9,17 @@ import sys
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import grpc
 import grpc.aio
 
 from services.mesh import identity
+from services.mesh.embedded import ray_tls
 from services.mesh.embedded.home import make_private, secret, short_folder
 from services.mesh.embedded.memory import gpu_bytes, machine_bytes
 from services.mesh.embedded.ports import free_port
 from services.mesh.embedded.process import Program, StartFailed, running
 from services.mesh.errors import FailedPrecondition
-from services.mesh.fork_server import ray_worker
 
 _GIB = 1024**3
 # A verl job reserves some ten CPUs of Ray, most of which sleep: what limits the jobs side by side is the slots.
@@ -56,24 +55,9 @@ def default_resources(slots: int = 0) -> Resources:
     return Resources(slots, max(cores, _CPUS_PER_SLOT * slots), store, "cuda" if gpus else "cpu", each)
 
 
-def start_hook(parameters: Any, head: bool) -> None:
-    """Called by `ray start` (RAY_START_HOOK) before it starts anything.
-
-    The command line replaces 127.0.0.1 by an outward address, and takes no word for "no client server".
-    """
-    parameters.node_ip_address = "127.0.0.1"
-    parameters.ray_client_server_port = None
-    launch_workers(parameters, head)
-
-
-def launch_workers(parameters: Any, head: bool) -> None:
-    """A RAY_START_HOOK too: let workers be forked where their job has a fork server."""
-    parameters.setup_worker_path = ray_worker.__file__
-
-
 @dataclass(frozen=True)
 class RayHead:
-    """A head node. `folder` holds its token; sockets and logs lie in `temporary`, whose path has to be short."""
+    """A head node. `folder` holds token and certificate; sockets and logs lie in `temporary`, whose path is short."""
 
     folder: Path
     port: int
@@ -87,6 +71,11 @@ class RayHead:
     @property
     def token_file(self) -> Path:
         return self.folder.resolve() / "token"
+
+    @property
+    def certificate_file(self) -> Path:
+        """With its key."""
+        return self.folder.resolve() / "tls.pem"
 
     @property
     def temporary(self) -> Path:
@@ -104,6 +93,8 @@ class RayHead:
         return {
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(self.token_file),
+            # The token alone would go to whoever listens on the port of a process that has died.
+            **ray_tls.environment(self.certificate_file),
             # One node whose every address is 127.0.0.1, as on macOS; else clients put an outward address in its place.
             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
             "RAY_USAGE_STATS_ENABLED": "0",
@@ -117,18 +108,18 @@ class RayHead:
                 *(sys.executable, "-P", "-m", "ray.scripts.scripts", "start", "--head", "--block", "--no-monitor"),
                 *(f"--port={self.port}", f"--num-cpus={resources.cpus}", f"--num-gpus={resources.slots}"),
                 *(f"--object-store-memory={resources.object_store_bytes}", f"--temp-dir={self._sessions}"),
-                *("--include-dashboard=false", "--disable-usage-stats", "--dashboard-agent-listen-port=0"),
+                *("--include-dashboard=false", "--disable-usage-stats"),
                 # Ports that the system gives: two Rays side by side must not share Ray's own range.
                 *("--min-worker-port=0", "--max-worker-port=0"),
             ),
             environment={
                 **self.environment,
                 **self.client_environment(),
-                "RAY_START_HOOK": f"{__name__}.start_hook",
+                "RAY_START_HOOK": "services.mesh.embedded.ray_hooks.start_hook",
                 # It would show figures to whoever asks, on the same port for every Ray, and has no switch: -1 cannot be
                 # opened, which is noted in its log and hurts nothing.
                 "DASHBOARD_METRIC_PORT": "-1",
-                # The agent of the node would do the same on another port.
+                # Nor does it gather any for the agent of the node, which has no port to take them.
                 "RAY_enable_metrics_collection": "0",
                 # It kills workers when the machine, not Ray, is short of memory.
                 "RAY_memory_monitor_refresh_ms": "0",
@@ -147,6 +138,7 @@ class RayHead:
     async def prepare(self) -> None:
         """Its folder, ours alone, without the sessions of earlier starts but the last, whose logs may be wanted."""
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        ray_tls.ensure(self.certificate_file)
         try:
             make_private(self.temporary)
         except FailedPrecondition as error:
@@ -156,13 +148,16 @@ class RayHead:
             shutil.rmtree(session, ignore_errors=True)
 
     async def is_ready(self) -> bool:
-        """Whether Ray takes our token and its node has joined."""
-        return len(await ask_for_nodes(self.address, identity.read_token(self.token_file))) > _REPLY_WITH_A_NODE_BYTES
+        """Whether Ray takes our certificate and token, and its node has joined."""
+        keys = ray_tls.credentials(self.certificate_file)
+        reply = await ask_for_nodes(self.address, keys, identity.read_token(self.token_file))
+        return len(reply) > _REPLY_WITH_A_NODE_BYTES
 
 
-async def ask_for_nodes(address: str, token: str) -> bytes:
-    """The raw reply of Ray's control service. Raises AioRpcError, UNAUTHENTICATED without the token."""
-    async with grpc.aio.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
+async def ask_for_nodes(address: str, keys: grpc.ChannelCredentials, token: str) -> bytes:
+    """The raw reply of Ray's control service. Raises AioRpcError: UNAUTHENTICATED without the token, UNAVAILABLE
+    without the certificate."""
+    async with grpc.aio.secure_channel(address, keys, options=[("grpc.enable_http_proxy", 0)]) as channel:
         call = channel.unary_unary(_NODES_CALL)
         return await call(b"", metadata=(("authorization", f"Bearer {token}"),), timeout=2.0)
 

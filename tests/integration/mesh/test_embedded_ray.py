@@ -1,8 +1,9 @@
-"""The embedded Ray: who lacks the token is refused, nothing listens outside, a kill takes everything along."""
+"""The embedded Ray: nobody enters without certificate and token, nothing listens outside, a kill takes all along."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
 import subprocess
@@ -13,7 +14,7 @@ import grpc
 import pytest
 
 from services.mesh import embedded, identity
-from services.mesh.embedded import process, procfs, ray_head
+from services.mesh.embedded import process, procfs, ray_head, ray_tls
 
 PROGRAM = """
 import ray, sys
@@ -28,34 +29,41 @@ async def head(tmp_path: Path):
         yield head
 
 
-async def status_of(address: str, token: str) -> grpc.StatusCode:
+async def status_of(head: embedded.RayHead, token: str) -> grpc.StatusCode:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await ray_head.ask_for_nodes(address, token)
+        await ray_head.ask_for_nodes(head.address, ray_tls.credentials(head.certificate_file), token)
     return caught.value.code()
 
 
-async def run_task(address: str, environment: dict[str, str]) -> tuple[int, str]:
+async def run_task(address: str, environment: dict[str, str], seconds: float = 120) -> tuple[int, str]:
+    """Exit status and output; ended after so long."""
     child = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", PROGRAM, address),
         env={**os.environ, **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
     )
-    output, _ = await child.communicate()
-    return child.returncode or 0, output.decode()
+    assert child.stdout is not None
+    output = asyncio.create_task(child.stdout.read())
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(child.wait(), seconds)
+    if child.returncode is None:
+        child.kill()
+    return await child.wait(), (await output).decode()
 
 
-async def test_runs_a_task_for_the_holder_of_the_token_and_for_nobody_else(head: embedded.RayHead) -> None:
+async def test_runs_a_task_for_the_holder_of_certificate_and_token_and_for_nobody_else(head: embedded.RayHead) -> None:
     token = identity.read_token(head.token_file)
-    assert await status_of(head.address, "") == grpc.StatusCode.UNAUTHENTICATED
-    assert await status_of(head.address, token[:-1]) == grpc.StatusCode.UNAUTHENTICATED
+    assert await status_of(head, "") == grpc.StatusCode.UNAUTHENTICATED
+    assert await status_of(head, token[:-1]) == grpc.StatusCode.UNAUTHENTICATED
     code, output = await run_task(head.address, head.client_environment())
     assert code == 0, output
     assert "ran 2" in output
-    without = {**head.client_environment(), "RAY_AUTH_MODE": "disabled"}
-    code, output = await run_task(head.address, without)
-    assert code != 0
-    assert "ran" not in output.splitlines()[-1]
+    # A client of Ray that does not speak TLS asks again for a quarter of an hour.
+    for switched_off, seconds in ({"RAY_AUTH_MODE": "disabled"}, 120), ({"RAY_USE_TLS": "0"}, 20):
+        code, output = await run_task(head.address, {**head.client_environment(), **switched_off}, seconds)
+        assert code != 0
+        assert "ran 2" not in output
 
 
 def listening_addresses(pids: set[int]) -> set[str]:
@@ -85,8 +93,11 @@ async def test_listens_on_loopback_only_and_leaves_nothing_when_killed(tmp_path:
             running.kill()
         await asyncio.sleep(0.5)
         assert not [pid for pid in members if procfs.identify(pid)]
-        # A second start on the same port and folder finds nothing in its way.
+        # A second start on the same port and folder finds nothing in its way, and keeps key and certificate.
+        made = head.certificate_file.read_bytes()
+        assert head.certificate_file.stat().st_mode & 0o777 == 0o600
         async with process.running(head.program(tmp_path / "ray.log")):
             assert await head.is_ready()
+        assert head.certificate_file.read_bytes() == made
     finally:
         shutil.rmtree(head.temporary)

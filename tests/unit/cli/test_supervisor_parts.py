@@ -99,7 +99,7 @@ def test_services_learn_all_addresses_and_the_embedded_parts_no_secret(root: Hom
         assert told["RLHF_DATASET_TARGET"] == told["RLHF_DATASET_LISTEN"] == plan.endpoints["services"]["dataset"]
         assert told["RLHF_POSTGRES_URL"] == plan.endpoints["postgres_url"]
         assert told["RLHF_RAY_ADDRESS"] == plan.endpoints["ray_address"]
-        assert told["RAY_AUTH_MODE"] == "token"
+        assert (told["RAY_AUTH_MODE"], told["RAY_USE_TLS"]) == ("token", "1")
         assert told["RLHF_HOME"] == str(root.root)
         assert planned.needs == ("postgres", "nats")
         assert planned.program.death_signal is not None
