@@ -65,7 +65,7 @@ def postgres_url(postgres_server: embedded.Postgres) -> Iterator[str]:
     with psycopg.connect(postgres_server.administrator_url, autocommit=True) as connection:
         # The copy of the empty template is made by file, which is faster than through the log for so little.
         connection.execute(sql.SQL("CREATE DATABASE {} OWNER rlhf STRATEGY file_copy").format(sql.Identifier(name)))
-        yield postgres_server.url.rpartition("/")[0] + f"/{name}"
+        yield postgres_server.url_of(name)
         connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
 
 

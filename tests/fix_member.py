@@ -45,7 +45,7 @@ def shared_url(postgres_server: embedded.Postgres) -> str:
     """A database in which each test has a schema of its own, which is faster than a database for each."""
     with psycopg.connect(postgres_server.administrator_url, autocommit=True) as connection:
         connection.execute("CREATE DATABASE shared OWNER rlhf")
-    return postgres_server.url.rpartition("/")[0] + "/shared"
+    return postgres_server.url_of("shared")
 
 
 @pytest.fixture

@@ -21,10 +21,11 @@ from packaging.requirements import Requirement
 
 from services.cli import display
 from services.cli.supervisor import settings, state
+from services.mesh.embedded import users
 from services.mesh.embedded.home import Home
 from services.mesh.embedded.nats_server import binary as nats_binary
 from services.mesh.embedded.ports import is_free
-from services.mesh.embedded.postgres_server import binaries, unprivileged_user
+from services.mesh.embedded.postgres_server import binaries
 from services.mesh.embedded.process import StartFailed
 from services.mesh.errors import InvalidArgument
 from services.mesh.settings import Environment
@@ -232,11 +233,13 @@ def check_user(uid: int) -> Finding:
     if uid != 0:
         return Finding("user", "ok", _user_name(uid))
     try:
-        user = unprivileged_user()
+        programs = binaries()
     except StartFailed as error:
-        return Finding("user", "fail", error.message, "add a user `nobody`, or run as another user than root")
-    assert user is not None
-    return Finding("user", "ok", f"root; PostgreSQL runs as user {user.uid}")
+        return Finding("user", "fail", f"root, without a PostgreSQL: {error.message}", "see postgres")
+    if not users.is_open(programs):
+        text = f"root; PostgreSQL runs as a user of its own that may read every file, since {programs} is closed to it"
+        return Finding("user", "warn", text, "install the environment where everybody may read it, not below /root")
+    return Finding("user", "ok", "root; PostgreSQL runs as a user of its own")
 
 
 def check_binary(name: str, command: Callable[[], list[str]]) -> Finding:

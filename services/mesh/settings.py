@@ -204,7 +204,7 @@ class MeshSettings:
     """What every process of the mesh has to know."""
 
     home: Path
-    # These two hold passwords.
+    # These two may hold passwords. A worker leaves what it has to tell in the database, and needs no NATS.
     postgres_url: str = field(repr=False)
     nats_url: str = field(repr=False)
     artifacts_url: str
@@ -232,7 +232,7 @@ class MeshSettings:
         return cls(
             home=home,
             postgres_url=environment.text("RLHF_POSTGRES_URL"),
-            nats_url=environment.text("RLHF_NATS_URL"),
+            nats_url="" if worker else environment.text("RLHF_NATS_URL"),
             artifacts_url=environment.text("RLHF_ARTIFACTS_URL", f"file://{home}/artifacts"),
             token_file=environment.path("RLHF_TOKEN_FILE", home / "token"),
             listen="" if worker else environment.endpoint(f"{prefix}_LISTEN", "127.0.0.1:0"),

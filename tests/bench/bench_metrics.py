@@ -96,7 +96,7 @@ async def mlflow_server(found: Rig, program: Path) -> AsyncIterator[tuple[httpx.
     """The server as its documentation starts it, on a database of its own; a client and the process's id."""
     async with await psycopg.AsyncConnection.connect(found.postgres.administrator_url, autocommit=True) as connection:
         await connection.execute("CREATE DATABASE mlflow OWNER rlhf")
-    port, url = free_port(), found.postgres.url.rpartition("/")[0] + "/mlflow"
+    port, url = free_port(), found.postgres.url_of("mlflow")
     with (found.postgres.folder / "mlflow.log").open("wb") as log:
         process = await asyncio.create_subprocess_exec(
             *(program, "server", "--port", str(port), "--backend-store-uri", url),
@@ -151,7 +151,7 @@ async def mlflow(client: httpx.AsyncClient, found: Rig, clients: int, seconds: f
     batches = sum(await asyncio.gather(*map(send, runs)))
     took = time.perf_counter() - start
     used = cpu_seconds_of(server) - processes, found.cpu_seconds()["postgres"] - postgres
-    url = found.postgres.url.rpartition("/")[0] + "/mlflow"
+    url = found.postgres.url_of("mlflow")
     async with await psycopg.AsyncConnection.connect(url) as connection:
         cursor = await connection.execute("SELECT count(*) FROM metrics WHERE run_uuid = ANY(%s)", (runs,))
         assert await cursor.fetchone() == (batches * MLFLOW_BATCH,)

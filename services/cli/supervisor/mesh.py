@@ -223,13 +223,18 @@ class _Maker:
     tls: bool
 
     def service(self, name: str, address: str) -> tuple[Planned, Planned]:
-        """The service and its worker."""
+        """The service and its worker, which leaves it to the service to tell NATS."""
         worker = f"{name}.worker"
         ready_file = self._ready_file(worker)
         serving, answering = probes.grpc_serving(address), probes.grpc_answering(address)
         return (
             self._program(name, f"services.{name}", serving, answering, address),
-            self._program(worker, f"services.{worker}", probes.file_there(ready_file), probes.file_touched(ready_file)),
+            self._without(
+                self._program(
+                    worker, f"services.{worker}", probes.file_there(ready_file), probes.file_touched(ready_file)
+                ),
+                "RLHF_NATS_URL",
+            ),
         )
 
     def gateway(self, http: str) -> Planned:
@@ -238,7 +243,14 @@ class _Maker:
         ready = probes.every(probes.http_ok(http, path, tls=tls), probes.grpc_serving(local))
         answering = probes.every(probes.http_answering(http, path, tls=tls), probes.grpc_answering(local))
         address = f"{'https' if tls else 'http'}://{http}"
-        return self._program("gateway", "services.gateway", ready, answering, address)
+        planned = self._program("gateway", "services.gateway", ready, answering, address)
+        return self._without(planned, "RLHF_POSTGRES_URL", "RLHF_NATS_URL")
+
+    @staticmethod
+    def _without(planned: Planned, *names: str) -> Planned:
+        """What may hold a password, and is of no use to it, is not for its environment."""
+        environment = {key: value for key, value in planned.program.environment.items() if key not in names}
+        return replace(planned, program=replace(planned.program, environment=environment))
 
     def _ready_file(self, name: str) -> Path:
         return self.home.run / f"{name}.ready"

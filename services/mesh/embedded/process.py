@@ -78,10 +78,12 @@ async def _nothing() -> None:
 
 @dataclass(frozen=True)
 class User:
-    """The user to run as instead of root. It may pass folders closed to it: the data lies under a 0700 home."""
+    """The user to run as instead of root."""
 
     uid: int
     gid: int
+    # Whether it may pass, and read, what is closed to it.
+    passes: bool = False
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,8 @@ class Program:
     # What the kernel sends it when the process that started it dies; None: it lives on.
     death_signal: signal.Signals | None = signal.SIGTERM
     user: User | None = None
+    # The working directory; by default ours.
+    folder: Path | None = None
     address: str = ""
 
 
@@ -116,7 +120,7 @@ async def spawn(program: Program) -> asyncio.subprocess.Process:
     descriptor = os.open(program.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     try:
         return await asyncio.create_subprocess_exec(
-            *launcher(program.user, program.death_signal),
+            *launcher(program.user, program.death_signal, program.folder),
             *program.arguments,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=descriptor,
@@ -128,13 +132,14 @@ async def spawn(program: Program) -> asyncio.subprocess.Process:
         os.close(descriptor)
 
 
-def launcher(user: User | None, death_signal: signal.Signals | None) -> list[str]:
-    """The words before a command that make it run as `user` and end with this process."""
-    options: list[str] = []
+def launcher(user: User | None, death_signal: signal.Signals | None, folder: Path | None = None) -> list[str]:
+    """The words before a command that make it run as `user`, in `folder`, and end with this process."""
+    options = [] if folder is None else ["--folder", str(folder)]
     if death_signal is not None:
         options += ["--parent", str(os.getpid()), "--death-signal", str(int(death_signal))]
     if user is not None:
-        options += ["--uid", str(user.uid), "--gid", str(user.gid), "--pass-closed-folders"]
+        options += ["--uid", str(user.uid), "--gid", str(user.gid)]
+        options += ["--pass-closed-folders"] if user.passes else []
     return [sys.executable, "-I", "-S", str(_LAUNCHER), *options, "--"]
 
 

@@ -47,6 +47,13 @@ def pids() -> Iterator[int]:
             yield int(entry.name)
 
 
+def users() -> Iterator[int]:
+    """Of the processes that run now."""
+    for pid in pids():
+        with contextlib.suppress(OSError):
+            yield (_PROC / str(pid)).stat().st_uid
+
+
 def in_folder(folder: Path) -> list[int]:
     """The processes whose working directory is `folder`."""
     found = []

@@ -41,6 +41,17 @@ def test_services_have_no_port(mesh: Mesh) -> None:
     assert len(listeners([mesh.pids()["gateway"]])) == 2
 
 
+def test_no_process_has_a_password_that_it_does_not_need(mesh: Mesh) -> None:
+    passwords = [path.read_bytes().strip() for path in mesh.home.root.glob("*/*password")]
+    assert len(passwords) >= 2
+    for name in ("gateway", "dataset.worker", "trainer.worker"):
+        environment = Path(f"/proc/{mesh.pids()[name]}/environ").read_bytes()
+        assert b"RLHF_TOKEN_FILE=" in environment
+        assert not any(password in environment for password in passwords), name
+        assert b"RLHF_NATS_URL=" not in environment
+    assert b"RLHF_POSTGRES_URL=" not in Path(f"/proc/{mesh.pids()['gateway']}/environ").read_bytes()
+
+
 def test_nobody_takes_the_place_of_a_service_that_is_killed(mesh: Mesh, tmp_path: Path) -> None:
     told = mesh.endpoints()
     with rogue(tmp_path, *told["services"].values(), told["socket"]) as heard:

@@ -92,7 +92,7 @@ def mesh(
     with psycopg.connect(postgres_server.administrator_url, autocommit=True) as connection:
         connection.execute("DROP DATABASE IF EXISTS client_tests WITH (FORCE)")
         connection.execute("CREATE DATABASE client_tests OWNER rlhf STRATEGY file_copy")
-    url = postgres_server.url.rpartition("/")[0] + "/client_tests"
+    url = postgres_server.url_of("client_tests")
     held = [HeldPort() for _ in range(4)]
     dataset, trainer, grpc, http = (port.number for port in held)
     listening = {"dataset": held[:1], "trainer": held[1:2], "gateway": held[2:]}

@@ -117,7 +117,7 @@ def _ours(word: str, job: str) -> str:
 
 def _models_with_room(server: embedded.Postgres) -> None:
     """A language model and one that counts as a reward model: like `base`, with a context as long as the page wants."""
-    with psycopg.connect(server.url.rpartition("/")[0] + "/client_tests", autocommit=True) as connection:
+    with psycopg.connect(server.url_of("client_tests"), autocommit=True) as connection:
         found = connection.execute("SELECT * FROM trainer.models WHERE name LIKE '%/base'")
         columns = [column.name for column in found.description or ()]
         for name, architecture in (("base", "architecture"), ("taste", "'LlamaForSequenceClassification'")):
@@ -141,7 +141,7 @@ def _with_an_adapter(client: Client, job: str, mesh: Mesh, server: embedded.Post
     adapter = adapter_over(folder / "base", folder / "adapter")
     manifest = asyncio.run(ArtifactStore(f"file://{mesh.home}/artifacts").put_folder(adapter))
     under = Jsonb({"base_model": base.name, "base_manifest_sha256": base.manifest_sha256})
-    url = server.url.rpartition("/")[0] + "/client_tests"
+    url = server.url_of("client_tests")
     asyncio.run(_held(url, f"{job}/checkpoints/step-40", manifest))
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute("UPDATE trainer.jobs SET spec = spec || %s WHERE name = %s", (under, job))

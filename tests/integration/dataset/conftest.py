@@ -96,7 +96,7 @@ def shared(
     with psycopg.connect(postgres_server.administrator_url, autocommit=True) as connection:
         connection.execute("DROP DATABASE IF EXISTS dataset_tests WITH (FORCE)")
         connection.execute("CREATE DATABASE dataset_tests OWNER rlhf STRATEGY file_copy")
-    url = postgres_server.url.rpartition("/")[0] + "/dataset_tests"
+    url = postgres_server.url_of("dataset_tests")
     values = environment(home, url, nats_server.url)
     with process("services.dataset.worker", values, "worker"):
         yield values

@@ -53,7 +53,7 @@ def real_gateway(home: Path, postgres: embedded.Postgres, nats: embedded.Nats) -
         connection.execute("CREATE DATABASE gateway_tests OWNER rlhf STRATEGY file_copy")
     values = {
         "RLHF_HOME": str(home),
-        "RLHF_POSTGRES_URL": postgres.url.rpartition("/")[0] + "/gateway_tests",
+        "RLHF_POSTGRES_URL": postgres.url_of("gateway_tests"),
         "RLHF_NATS_URL": nats.url,
         "RLHF_RAY_ADDRESS": "127.0.0.1:1",
         # A stream that stands still is a stream that a test waits for.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,12 +17,13 @@ import psycopg
 import pytest
 
 from services.mesh import embedded, identity
-from services.mesh.embedded import process, procfs
+from services.mesh.embedded import process, procfs, users
 
 
 def without_password(url: str) -> str:
-    scheme, _, rest = url.partition("://")
-    user = rest.partition(":")[0]
+    bare = url.partition("?")[0]
+    scheme, _, rest = bare.partition("://")
+    user = rest.partition("@")[0].partition(":")[0]
     return f"{scheme}://{user}@{rest.partition('@')[2]}"
 
 
@@ -95,6 +97,69 @@ async def test_postgres_that_was_cut_short_in_its_first_start_is_made_again(tmp_
         assert await server.is_ready()
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes another user")
+async def test_postgres_of_root_is_a_user_of_its_own_that_reads_no_file_but_its_own(tmp_path: Path) -> None:
+    async with embedded.postgres(tmp_path / "pg", durable=False) as server:
+        status = status_of(server)
+        [uids] = re.findall(r"^Uid:\t(.+)", status, re.MULTILINE)
+        assert all(users.FIRST <= int(uid) <= users.LAST for uid in uids.split())
+        capabilities = re.findall(r"^Cap(?:Eff|Prm|Amb):\t(\w+)", status, re.MULTILINE)
+        assert {int(each, 16) for each in capabilities} == {0}
+        with psycopg.connect(server.administrator_url, autocommit=True) as connection:
+            for path in ("/etc/shadow", str(tmp_path / "pg" / "password")):
+                with pytest.raises(psycopg.errors.InsufficientPrivilege, match="Permission denied"):
+                    connection.execute("SELECT pg_read_file(%s)", (path,))
+
+
+def status_of(server: embedded.Postgres) -> str:
+    pid = int((server.data / "postmaster.pid").read_text().split()[0])
+    return Path(f"/proc/{pid}/status").read_text()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes another user")
+async def test_data_of_another_user_are_taken_over_with_what_they_hold(tmp_path: Path) -> None:
+    """As of `nobody`, who had them once, or of who restored a backup; also where that was cut short."""
+    server = embedded.Postgres(tmp_path / "postgres", embedded.free_port(), durable=False)
+    async with process.running(server.program(tmp_path / "log")):
+        with psycopg.connect(server.url) as connection:
+            connection.execute("CREATE TABLE t AS SELECT 42 AS i")
+    before = server.data.stat().st_uid
+    for path in [*sorted(server.data.rglob("*"))[::2], server.data]:
+        os.chown(path, 65534, 65534)
+    again = embedded.Postgres(tmp_path / "postgres", server.port, durable=False)
+    async with process.running(again.program(tmp_path / "log")):
+        with psycopg.connect(again.url) as connection:
+            assert connection.execute("SELECT i FROM t").fetchone() == (42,)
+        assert {path.stat().st_uid for path in (server.data, *server.data.rglob("*"))} == {before}
+
+
+async def test_somebody_on_the_port_of_postgres_gets_no_password(tmp_path: Path) -> None:
+    """He asks for it in the clear, as PostgreSQL's protocol lets a server do."""
+    server = embedded.Postgres(tmp_path / "postgres", embedded.free_port())
+    told: asyncio.Queue[bytes] = asyncio.Queue()
+
+    async def rogue(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        first = await reader.read(1000)
+        if first[4:8] == b"\x04\xd2\x16\x2f":  # an SSLRequest
+            writer.write(b"N")
+            first = await reader.read(1000)
+        writer.write(b"R\0\0\0\x08\0\0\0\x03")  # AuthenticationCleartextPassword
+        told.put_nowait(first + await reader.read(1000))
+        writer.close()
+
+    async with await asyncio.start_server(rogue, "127.0.0.1", server.port):
+        for url in (server.url, server.administrator_url):
+            with pytest.raises(psycopg.OperationalError, match="requested a cleartext password"):
+                await psycopg.AsyncConnection.connect(url)
+            heard = await told.get()
+            assert b"user\0" in heard
+            assert not any(secret_of(server.folder / name) in heard for name in ("password", "administrator_password"))
+
+
+def secret_of(path: Path) -> bytes:
+    return identity.read_token(path).encode()
+
+
 async def test_nats_keeps_messages_over_kill(tmp_path: Path) -> None:
     server = embedded.Nats(tmp_path / "nats", embedded.free_port())
     program = server.program(tmp_path / "log")
@@ -150,7 +215,13 @@ asyncio.run(main())
     folder.mkdir(mode=0o700)
     os.chown(folder, 65534, 65534)
     # The interpreter itself may lie in a folder closed to the user, hence the launcher with its capability.
-    words = [*process.launcher(process.User(65534, 65534), None), sys.executable, "-c", code, str(folder / "postgres")]
+    words = [
+        *process.launcher(process.User(65534, 65534, passes=True), None),
+        sys.executable,
+        "-c",
+        code,
+        str(folder / "postgres"),
+    ]
     # That user may not write where coverage is gathered.
     environment = {key: value for key, value in os.environ.items() if not key.startswith("COV")}
     child = await asyncio.create_subprocess_exec(

@@ -40,7 +40,8 @@ def test_defaults_lie_under_the_home() -> None:
     assert settings.artifacts_url == "file:///srv/rlhf/artifacts"
     assert settings.listen == "127.0.0.1:0"
     assert settings.outbound_allow == (), "nothing is called unless somebody lists it"
-    assert MeshSettings.read(environment, "dataset", worker=True).listen == ""
+    worker = MeshSettings.read(environment, "dataset", worker=True)
+    assert (worker.listen, worker.nats_url) == ("", "")
 
 
 @pytest.mark.parametrize("value", ["8080", "host:", ":8080", "host:x", "host:65536", "host:-1", "host:٣"])
