@@ -12,12 +12,12 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import TypeVar
 
-import nats as nats_client
 import psycopg
 import pytest
 from psycopg import sql
 
 from services.mesh import embedded, identity
+from services.mesh.nats import connect
 
 T = TypeVar("T")
 _numbers = itertools.count(1)
@@ -84,7 +84,7 @@ def nats_url(nats_server: embedded.Nats) -> str:
 
 
 async def _delete_streams(url: str) -> None:
-    connection = await nats_client.connect(url)
+    connection = await connect(url)
     jetstream = connection.jetstream()
     for stream in await jetstream.streams_info():
         await jetstream.delete_stream(str(stream.config.name))

@@ -6,6 +6,9 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl
 
 import nats.errors
 import nats.js.errors
@@ -13,6 +16,7 @@ from nats.aio.client import Client
 from nats.js import JetStreamContext
 from nats.js.api import DiscardPolicy, StreamConfig
 
+from services.mesh.nkeys import UserKey
 from services.mesh.outages import Outage
 
 log = logging.getLogger(__name__)
@@ -25,6 +29,38 @@ KEEP_SECONDS = 7 * 24 * 3600.0
 # Longer than any outage of the relay between publishing and marking.
 DUPLICATE_WINDOW_SECONDS = 3600.0
 _RECONNECT_SECONDS = 1.0
+
+
+class _SigningClient(Client):
+    """Proves who it is by the key in place of a password, which whoever has the server's port would be told."""
+
+    def __init__(self, key: UserKey) -> None:
+        super().__init__()
+        self.key = key
+        # What the client itself sets, from a seed that it reads by a package which we do without.
+        self._public_nkey = key.public
+
+
+def client_of(url: str) -> tuple[Client, str]:
+    """A client for `url`, and the address that it is to `connect` to with the options of `signing`.
+
+    `nats://host:port?nkey=<file>` names a file with the seed of a key; other addresses are taken as they are. Raises
+    Unauthenticated where there is no such seed.
+    """
+    address, _, query = url.partition("?")
+    path = dict(parse_qsl(query)).get("nkey")
+    return (_SigningClient(UserKey.read(Path(path))), address) if path else (Client(), url)
+
+
+def signing(client: Client) -> dict[str, Any]:
+    return {"signature_cb": client.key.sign} if isinstance(client, _SigningClient) else {}
+
+
+async def connect(url: str, **options: Any) -> Client:
+    """A connected client for `url`, as `client_of` has it."""
+    client, address = client_of(url)
+    await client.connect(address, **signing(client), **options)
+    return client
 
 
 class Bus:
@@ -82,23 +118,23 @@ class Bus:
         2.16, `_attempt_reconnect`). Its callbacks can get lost the same way.
         """
         while True:
-            client = self._client = Client()
             try:
-                await self._connect(client)
+                self._client, address = client_of(self._url)
+                await self._connect(self._client, address)
                 self._outage.over()
                 await self.judge(of_use=True)
-                while client.is_connected:  # noqa: ASYNC110 - its callbacks tell, or do not
+                while self._client.is_connected:  # noqa: ASYNC110 - its callbacks tell, or do not
                     await asyncio.sleep(_RECONNECT_SECONDS)
                 self._outage.failed("the connection is lost")
             except Exception as error:
                 self._outage.failed(error)
             finally:
                 with contextlib.suppress(Exception):
-                    await client.close()
+                    await self._client.close()
             await self.judge(of_use=False)
             await asyncio.sleep(_RECONNECT_SECONDS)
 
-    async def _connect(self, client: Client) -> None:
+    async def _connect(self, client: Client, address: str) -> None:
         async def tell(error: Exception) -> None:
             if client.is_connected:
                 log.warning("nats: %s", error or type(error).__name__)
@@ -106,7 +142,8 @@ class Bus:
                 self._outage.failed(error)
 
         await client.connect(
-            self._url,
+            address,
+            **signing(client),
             name=self._name,
             allow_reconnect=False,
             # Then this client gives up, and the next one is made: one path for every way in which a server is away.

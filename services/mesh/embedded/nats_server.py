@@ -7,18 +7,18 @@ import importlib.metadata
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlencode
 
-import nats as client
-
-from services.mesh.embedded.home import secret, write_private
+from services.mesh import nkeys
+from services.mesh.embedded.home import write_private
 from services.mesh.embedded.ports import free_port
 from services.mesh.embedded.process import Program, StartFailed, running
+from services.mesh.nats import connect
 
-USER = "rlhf"
 _CONFIGURATION = """\
 server_name: rlhf
 listen: "127.0.0.1:{port}"
-authorization {{ user: {user}, password: "{password}" }}
+authorization {{ users: [ {{ nkey: "{key}" }} ] }}
 jetstream {{
   store_dir: "{store}"
   # What a power failure can take. The default is two minutes; a killed server loses nothing either way.
@@ -38,7 +38,7 @@ def binary() -> Path:
 
 @dataclass(frozen=True)
 class Nats:
-    """A server in `folder`, which holds its configuration, its password and what JetStream stores."""
+    """A server in `folder`, which holds its configuration, the seed of its user and what JetStream stores."""
 
     folder: Path
     port: int
@@ -46,10 +46,13 @@ class Nats:
 
     @property
     def url(self) -> str:
-        return f"nats://{USER}:{self._password()}@127.0.0.1:{self.port}"
+        """With the file of the seed, not with it."""
+        nkeys.ensure_seed(self.seed)
+        return f"nats://127.0.0.1:{self.port}?{urlencode({'nkey': self.seed})}"
 
-    def _password(self) -> str:
-        return secret(self.folder / "password")
+    @property
+    def seed(self) -> Path:
+        return self.folder.resolve() / "seed"
 
     def program(self, log: Path) -> Program:
         return Program(
@@ -64,13 +67,14 @@ class Nats:
 
     async def prepare(self) -> None:
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        text = _CONFIGURATION.format(
-            port=self.port, user=USER, password=self._password(), store=self.folder.resolve() / "jetstream"
-        )
+        # Of earlier versions, which sent it to whoever had the port.
+        (self.folder / "password").unlink(missing_ok=True)
+        key = nkeys.ensure_seed(self.seed)
+        text = _CONFIGURATION.format(port=self.port, key=key.public, store=self.folder.resolve() / "jetstream")
         write_private(self.folder / "nats.conf", text)
 
     async def is_ready(self) -> bool:
-        connection = await client.connect(
+        connection = await connect(
             self.url, allow_reconnect=False, connect_timeout=1, error_cb=_ignore, max_reconnect_attempts=0
         )
         try:

@@ -7,12 +7,11 @@ import json
 import urllib.request
 from pathlib import Path
 
-import nats
 import psycopg
 
 from services.mesh import embedded
 from services.mesh.embedded import process
-from services.mesh.nats import STREAM
+from services.mesh.nats import STREAM, connect
 from tests.fix_embedded import held_in_a_thread
 from tests.fix_live import wait_until
 from tests.fix_mesh import Mesh, embedded_mesh
@@ -39,7 +38,7 @@ def unpublished(mesh: Mesh) -> int:
 
 
 async def stored(url: str) -> int:
-    connection = await nats.connect(url)
+    connection = await connect(url)
     try:
         return (await connection.jetstream().stream_info(STREAM)).state.messages
     finally:

@@ -66,8 +66,8 @@ def test_nothing_secret_is_open_to_others(mesh: Mesh) -> None:
     assert mesh.home.root.stat().st_mode & 0o777 == 0o700
     for path in (mesh.home.token, mesh.home.endpoints, mesh.home.state, *mesh.home.logs.iterdir()):
         assert path.stat().st_mode & 0o077 == 0, path
-    secrets = [path.read_text().strip().encode() for path in mesh.home.root.glob("*/*password")]
-    secrets += [(mesh.home.ray / "token").read_bytes().strip(), mesh.home.token.read_bytes().strip()]
+    paths = [*mesh.home.root.glob("*/*password"), mesh.home.nats / "seed", mesh.home.ray / "token", mesh.home.token]
+    secrets = [path.read_bytes().strip() for path in paths]
     assert len(secrets) == 5
     seen = b"".join(Path(f"/proc/{pid}/cmdline").read_bytes() for pid in mesh.processes())
     seen += b"".join(path.read_bytes() for path in mesh.home.logs.iterdir())

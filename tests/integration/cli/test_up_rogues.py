@@ -41,15 +41,22 @@ def test_services_have_no_port(mesh: Mesh) -> None:
     assert len(listeners([mesh.pids()["gateway"]])) == 2
 
 
-def test_no_process_has_a_password_that_it_does_not_need(mesh: Mesh) -> None:
-    passwords = [path.read_bytes().strip() for path in mesh.home.root.glob("*/*password")]
-    assert len(passwords) >= 2
-    for name in ("gateway", "dataset.worker", "trainer.worker"):
-        environment = Path(f"/proc/{mesh.pids()[name]}/environ").read_bytes()
-        assert b"RLHF_TOKEN_FILE=" in environment
-        assert not any(password in environment for password in passwords), name
-        assert b"RLHF_NATS_URL=" not in environment
-    assert b"RLHF_POSTGRES_URL=" not in Path(f"/proc/{mesh.pids()['gateway']}/environ").read_bytes()
+def test_no_process_has_a_secret_in_its_environment_and_each_knows_of_what_it_needs(mesh: Mesh) -> None:
+    paths = [mesh.home.token, mesh.home.nats / "seed", *mesh.home.postgres.glob("*password")]
+    secrets = [path.read_bytes().strip() for path in paths]
+    assert len(secrets) == 4
+    known = {}
+    for name, pid in mesh.pids().items():
+        environment = Path(f"/proc/{pid}/environ").read_bytes()
+        assert b"RLHF_SUPERVISED_HOME=" in environment
+        assert not any(secret in environment for secret in secrets), name
+        known[name] = [part for part in ("POSTGRES", "NATS") if f"RLHF_{part}_URL=".encode() in environment]
+    assert not any(secret in mesh.home.endpoints.read_bytes() for secret in secrets)
+    assert known == {
+        "postgres": [], "nats": [], "gateway": [],
+        "dataset": ["POSTGRES", "NATS"], "trainer": ["POSTGRES", "NATS"],
+        "dataset.worker": ["POSTGRES"], "trainer.worker": ["POSTGRES"],
+    }  # fmt: skip
 
 
 def test_nobody_takes_the_place_of_a_service_that_is_killed(mesh: Mesh, tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ import json
 from collections.abc import AsyncIterator
 from typing import Any
 
-import nats
 import pytest
 from rlhf.dataset.v1 import dataset_service_pb2 as pb
 from rlhf.event.v1.dataset_version_created_pb2 import DatasetVersionCreated
@@ -19,6 +18,7 @@ from rlhf.type.v1 import job_state_pb2
 from services.mesh.client import call
 from services.mesh.errors import FailedPrecondition
 from services.mesh.events import Bus, EventLog, Relay
+from services.mesh.nats import connect
 from services.mesh.postgres import Database
 from tests.integration.dataset.caller import Caller, lines, prompt_rows
 from tests.integration.dataset.conftest import process, serving
@@ -43,7 +43,7 @@ async def test_one_version_is_one_event(own: dict[str, str]) -> None:
 
 async def heard(url: str, count: int) -> list[dict[str, Any]]:
     """All events of new versions, once there are `count`, and whatever comes within a second more."""
-    connection = await nats.connect(url)
+    connection = await connect(url)
     try:
         subscription = await connection.jetstream().subscribe("rlhf.event.v1.DatasetVersionCreated.default")
         found = []

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import nats
 import psycopg
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -25,6 +24,7 @@ from services.mesh import nats as mesh_nats
 from services.mesh.client import call
 from services.mesh.embedded import process as programs
 from services.mesh.errors import FailedPrecondition
+from services.mesh.nats import connect
 from services.mesh.settings import Environment
 from tests.fix_member import until
 from tests.integration.dataset.caller import Caller, State, canonical, lines, prompt_rows
@@ -80,7 +80,7 @@ def unpublished(url: str) -> int:
 
 async def published(url: str) -> list[dict[str, Any]]:
     """Every event in the stream, in its order."""
-    connection = await nats.connect(url)
+    connection = await connect(url)
     try:
         context = connection.jetstream()
         count = (await context.stream_info(mesh_nats.STREAM)).state.messages

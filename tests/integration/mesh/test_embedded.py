@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
+import json
 import os
 import re
 import signal
@@ -11,13 +13,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-import nats as nats_client
 import nats.errors
 import psycopg
 import pytest
 
 from services.mesh import embedded, identity
 from services.mesh.embedded import process, procfs, users
+from services.mesh.nats import Bus, connect
+from services.mesh.nkeys import UserKey
 
 
 def without_password(url: str) -> str:
@@ -37,12 +40,42 @@ def test_postgres_refuses_who_lacks_the_password(postgres_url: str, spoil) -> No
         psycopg.connect(spoil(postgres_url))
 
 
-@pytest.mark.parametrize("spoil", [without_password, with_wrong_password])
-async def test_nats_refuses_who_lacks_the_password(nats_server: embedded.Nats, spoil) -> None:
+async def test_nats_refuses_who_lacks_the_key(nats_server: embedded.Nats, tmp_path: Path) -> None:
     async def quiet(error: Exception) -> None: ...
 
-    with pytest.raises(nats.errors.Error, match=r"(?i)authorization"):
-        await nats_client.connect(spoil(nats_server.url), allow_reconnect=False, error_cb=quiet)
+    address, other = nats_server.url.partition("?")[0], embedded.Nats(tmp_path, nats_server.port)
+    public = UserKey.read(nats_server.seed).public
+    for url in (address, address.replace("//", f"//{public}:x@"), address.replace("//", f"//{public}@"), other.url):
+        with pytest.raises(nats.errors.Error, match=r"(?i)authorization"):
+            await connect(url, allow_reconnect=False, error_cb=quiet)
+
+
+async def test_somebody_on_the_port_of_nats_gets_no_secret(tmp_path: Path) -> None:
+    """He may ask for a signature of what he likes; it is of no use where the server asks for another."""
+    server = embedded.Nats(tmp_path / "nats", embedded.free_port())
+    told: asyncio.Queue[bytes] = asyncio.Queue()
+
+    async def rogue(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b'INFO {"server_id":"x","version":"2.15.1","auth_required":true,"nonce":"n","max_payload":1}\r\n')
+        told.put_nowait(await reader.readline() + await reader.readline())
+        writer.close()
+
+    async with await asyncio.start_server(rogue, "127.0.0.1", server.port), Bus(server.url, "testing"):
+        heard = await asyncio.wait_for(told.get(), 20)
+    said = json.loads(heard.removeprefix(b"CONNECT ").splitlines()[0])
+    assert said["nkey"] == UserKey.read(server.seed).public
+    assert len(base64.b64decode(said["sig"])) == 64
+    assert not {"user", "pass", "auth_token", "jwt"} & said.keys()
+    assert secret_of(server.seed) not in heard
+
+
+async def test_a_home_of_an_earlier_version_loses_its_password_and_no_message(tmp_path: Path) -> None:
+    server = embedded.Nats(tmp_path / "nats", embedded.free_port())
+    server.folder.mkdir()
+    (server.folder / "password").write_text("old")
+    async with process.running(server.program(tmp_path / "log")):
+        assert sorted(path.name for path in server.folder.iterdir()) == ["jetstream", "nats.conf", "seed"]
+        assert b"old" not in (server.folder / "nats.conf").read_bytes()
 
 
 def test_services_role_is_no_superuser(postgres_url: str) -> None:
@@ -164,13 +197,13 @@ async def test_nats_keeps_messages_over_kill(tmp_path: Path) -> None:
     server = embedded.Nats(tmp_path / "nats", embedded.free_port())
     program = server.program(tmp_path / "log")
     async with process.running(program) as running:
-        connection = await nats_client.connect(server.url, allow_reconnect=False)
+        connection = await connect(server.url, allow_reconnect=False)
         await connection.jetstream().add_stream(name="S", subjects=["s"])
         await connection.jetstream().publish("s", b"kept")
         running.send_signal(signal.SIGKILL)
         await running.wait()
     async with process.running(program):
-        connection = await nats_client.connect(server.url)
+        connection = await connect(server.url)
         assert (await connection.jetstream().get_msg("S", 1)).data == b"kept"
         await connection.close()
 
@@ -187,8 +220,8 @@ def command_lines() -> bytes:
 async def test_secrets_are_for_the_owner_only_and_in_no_command_line(tmp_path: Path) -> None:
     async with embedded.nats(tmp_path / "nats") as nats, embedded.postgres(tmp_path / "pg", durable=False) as postgres:
         words = command_lines()
-        for server in (nats, postgres):
-            secret = identity.read_token(server.folder / "password").encode()
+        for server, name in ((nats, "seed"), (postgres, "password")):
+            secret = secret_of(server.folder / name)
             assert secret not in words
             logs = b"".join(path.read_bytes() for path in server.folder.glob("*.log"))
             assert logs

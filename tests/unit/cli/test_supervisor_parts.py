@@ -109,11 +109,12 @@ def test_services_learn_all_addresses_and_the_embedded_parts_no_secret(root: Hom
         told = planned.program.environment
         assert not [key for key in told if key.startswith("RLHF_") and key != "RLHF_SUPERVISED_HOME"]
         assert "RAY_ADDRESS" not in told
-    passwords = [path.read_text().strip() for path in root.root.glob("*/password")]
-    assert len(passwords) == 2
+    passwords = [path.read_text().strip() for path in (root.postgres / "password", root.nats / "seed")]
     words = " ".join(word for each in (*plan.foundations, *plan.services) for word in each.program.arguments)
     assert not any(password in words for password in passwords)
     assert not any(password in repr(plan.services[0].program) for password in passwords)
+    environments = " ".join(str(dict(each.program.environment)) for each in (*plan.foundations, *plan.services))
+    assert not any(password in environments + str(plan.endpoints) for password in passwords)
 
 
 def test_each_process_has_a_page_for_prometheus_where_it_is_asked_for(root: Home) -> None:
