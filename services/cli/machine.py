@@ -62,6 +62,7 @@ def examine(home: Home, values: Mapping[str, str]) -> Iterator[Finding]:
     yield check_binary("postgres", lambda: [str(binaries() / "postgres"), "--version"])
     yield check_binary("nats", lambda: [str(nats_binary()), "--version"])
     yield check_binary("ray", lambda: [sys.executable, "-P", "-m", "ray.scripts.scripts", "--version"])
+    yield check_confinement([sys.executable, "-P", "-m", "services.mesh.confinement"])
     yield check_gpu()
 
 
@@ -252,6 +253,21 @@ def check_binary(name: str, command: Callable[[], list[str]]) -> Finding:
     if done.returncode != 0:
         return Finding(name, "fail", (done.stderr or done.stdout).strip()[-300:], remedy)
     return Finding(name, "ok", done.stdout.strip().splitlines()[-1] if done.stdout.strip() else "runs")
+
+
+def check_confinement(command: Sequence[str]) -> Finding:
+    """Whether what strangers made can be read without sight of the rest of the machine."""
+    remedy = (
+        "models and uploads of strangers are read under limits alone: run it as root, allow user namespaces, or in a"
+        " container give it CAP_SYS_ADMIN"
+    )
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_BINARY_SECONDS)  # noqa: S603
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return Finding("confinement", "warn", str(error), remedy)
+    if done.returncode != 0:
+        return Finding("confinement", "warn", f"no namespaces: {(done.stdout or done.stderr).strip()[-300:]}", remedy)
+    return Finding("confinement", "ok", "namespaces for what reads strangers' models and files")
 
 
 def check_gpu() -> Finding:

@@ -22,6 +22,7 @@ from services.dataset.limits import Limits
 from services.dataset.options import UploadOptions
 from services.dataset.sandbox import HEADER, Outcome
 from services.dataset.skipping import told, words
+from services.mesh.confinement import confine_or_say
 
 if TYPE_CHECKING:
     from services.dataset.validation import Progress, Report
@@ -35,7 +36,7 @@ _MAX_MESSAGE_CHARACTERS = 1000
 Send = Callable[[bytes, bytes | memoryview], None]
 
 
-def confine(parent: int, memory_bytes: int, cpu_seconds: int) -> None:
+def limit(parent: int, memory_bytes: int, cpu_seconds: int) -> None:
     """Die with the worker `parent`, and by the kernel's hand when this process takes too much. Linux only."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it died before
@@ -121,7 +122,8 @@ def _lower(limit: int, soft: int, hard: int) -> None:
 
 def main(arguments: list[str]) -> None:
     parent, path, file_name, format_name, memory_bytes, cpu_seconds, options = arguments
-    confine(int(parent), int(memory_bytes), int(cpu_seconds))
+    limit(int(parent), int(memory_bytes), int(cpu_seconds))
+    confine_or_say([Path(path)], [Path.cwd()])
     # Whatever else prints goes to the log: standard output carries frames.
     descriptor = os.dup(1)
     os.dup2(2, 1)

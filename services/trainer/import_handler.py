@@ -101,7 +101,8 @@ class ImportHandler:
             await asyncio.to_thread(self._copy, Path(source["path"]), model)
             facts = await ask("inspect", str(model))
         elif "hub" in source:
-            facts = await ask("fetch", str(model), "--source", source["hub"].removeprefix("hf:"))
+            await ask("fetch", str(model), "--source", source["hub"].removeprefix("hf:"))
+            facts = await ask("inspect", str(model))
         else:
             spec = model.with_name("spec.json")
             spec.write_text(json.dumps(await self._init_spec(source["init"])))
@@ -115,6 +116,8 @@ class ImportHandler:
             copy_folder(source, self._settings.model_roots, model)
         except UnusableModelError as error:
             raise FailedPrecondition("UNUSABLE_MODEL", str(error)) from error
+        except (FileNotFoundError, NotADirectoryError, PermissionError) as error:
+            raise FailedPrecondition("UNUSABLE_MODEL", f"{source} cannot be read: {error.strerror}") from error
 
     async def _init_spec(self, init: dict[str, Any]) -> dict[str, Any]:
         if "characters" in init:

@@ -8,7 +8,8 @@
     python -m services.trainer.weights trial < trial.json
     python -m services.trainer.weights lengths < request.json
 
-`init`, `inspect`, `fetch` and `merge` print the model's facts; a refusal prints {"error": "…"} and exits with 2.
+`init`, `inspect` and `merge` print the model's facts, `fetch` nothing but {}; a refusal prints {"error": "…"} and exits
+with 2. These three confine themselves to the folders that they are given, before they read a stranger's.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from services.mesh.confinement import confine_or_say
 from services.mesh.errors import NO_ROOM
 
 if TYPE_CHECKING:
@@ -43,7 +45,14 @@ def main() -> int:
     from services.trainer.model_folder import UnusableModelError
 
     try:
-        answer, status = msgspec.to_builtins(_model(arguments)), 0
+        if arguments.command == "fetch":
+            from services.trainer.weights.hub import fetch
+
+            fetch(arguments.source, arguments.folder)
+            answer, status = {}, 0
+        else:
+            _confine(arguments)
+            answer, status = msgspec.to_builtins(_model(arguments)), 0
     except (UnusableModelError, ValueError) as error:
         answer, status = {"error": str(error)}, 2
     except OSError as error:
@@ -52,6 +61,20 @@ def main() -> int:
         answer, status = {"error": f"there is no room left for the weights: {error}", "no_room": True}, 2
     sys.stdout.write(msgspec.json.encode(answer).decode() + "\n")
     return status
+
+
+def _confine(arguments: argparse.Namespace) -> None:
+    """Keep what the command reads, and what it writes to."""
+    folder: Path = arguments.folder
+    if arguments.command == "merge":
+        readable, writable = [arguments.base, *arguments.adapter], [folder.parent]
+    elif arguments.command == "init":
+        tokenizer = msgspec.json.decode(arguments.spec.read_bytes()).get("tokenizer")
+        readable, writable = [arguments.spec, *([Path(tokenizer)] if isinstance(tokenizer, str) else [])], [folder]
+        folder.mkdir(parents=True, exist_ok=True)
+    else:
+        readable, writable = [folder], []
+    confine_or_say(readable, writable)
 
 
 def _model(arguments: argparse.Namespace) -> ModelFacts:
@@ -66,10 +89,6 @@ def _model(arguments: argparse.Namespace) -> ModelFacts:
         from services.trainer.weights.initialise import initialise
 
         initialise(msgspec.json.decode(arguments.spec.read_bytes()), arguments.seed, arguments.folder)
-    elif arguments.command == "fetch":
-        from services.trainer.weights.hub import fetch
-
-        fetch(arguments.source, arguments.folder)
     return inspect(arguments.folder)
 
 

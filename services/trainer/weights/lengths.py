@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 
+from services.mesh.confinement import confine_or_say
 from services.trainer.token_lengths import Kind, Lengths, Refusal, Request
 from services.trainer.weights import chat
 from services.trainer.weights.questions import question_of
@@ -34,6 +35,7 @@ _REFUSAL_CHARACTERS = 300
 def main() -> int:
     limit()
     request = msgspec.json.decode(sys.stdin.buffer.read(), type=Request)
+    confine_or_say([Path(request.tokenizer), Path(request.rows)], [])
     try:
         answer: Lengths | Refusal = measure(request)
     except Exception as error:

@@ -10,10 +10,12 @@ from __future__ import annotations
 import os
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from services.mesh.confinement import confine_or_say
 from services.trainer import rewards
 from services.trainer.plan import RewardSite
 from services.trainer.weights.reward_scoring import LocalScorer
@@ -61,6 +63,9 @@ def main() -> int:
     replies = os.dup(1)
     os.dup2(2, 1)  # libraries print; the pipe is for the reply alone
     trial = msgspec.json.decode(sys.stdin.buffer.read(), type=Trial)
+    if trial.site.models and trial.name == "model":
+        # Others ask a judge over the network, or start a cage of their own.
+        confine_or_say(map(Path, trial.site.models.values()), [])
     with os.fdopen(replies, "wb") as output:
         output.write(msgspec.json.encode(judge(trial)))
     return 0

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,9 @@ from services.mesh.artifacts import ArtifactStore, Manifest
 from services.trainer.weights import loading
 from services.trainer.weights.inspection import UnusableModelError, inspect
 from services.trainer.weights.merge import merge
+from tests.fix_namespaces import NO_NAMESPACES
 from tests.fix_references import insert_model
+from tests.fix_runner import ENVIRONMENT
 from tests.integration.trainer import test_service
 from tests.integration.trainer.test_merge import adapter_over
 from tests.integration.trainer.test_service import LLAMA, PARENT, imported
@@ -138,6 +142,47 @@ async def test_a_folder_of_all_sorts_is_refused_with_each_of_them(
     model = await import_path(trainer, folder)
     assert model.state == model_pb2.Model.STATE_READY, model.error
     assert not [file.path for file in model.files if ".git" in file.path]
+
+
+# The refusals switched off, as if there were a way around them; and the confinement, to show that this is one.
+BLIND = """
+import sys
+from services.mesh import confinement
+from services.trainer import model_folder
+model_folder._raise = lambda problems: None
+if sys.argv.pop(1) == "seeing":
+    confinement.confine = lambda readable, writable: "switched off"
+from services.trainer.weights.__main__ import main
+sys.exit(main())
+"""
+
+
+@pytest.mark.skipif(bool(NO_NAMESPACES), reason=NO_NAMESPACES)
+@pytest.mark.parametrize("sight", ["seeing", "confined"])
+def test_what_loads_a_model_sees_its_folder_alone(tiny_model: Path, tmp_path: Path, secret: Path, sight: str) -> None:
+    theirs = thief(tiny_model, tmp_path / "theirs", secret)
+    spec = tmp_path / "spec.json"
+    spec.write_text(json.dumps({"config": LLAMA, "tokenizer": str(theirs)}))
+    command = [sys.executable, "-c", BLIND, sight, "init", str(tmp_path / "made"), "--spec", str(spec)]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    made = "".join(path.read_text() for path in (tmp_path / "made").glob("*.json"))
+    assert (SECRET in made) == (sight == "seeing"), done
+    assert ("not confined, switched off" in done.stderr) == (sight == "seeing")
+
+
+@pytest.mark.skipif(bool(NO_NAMESPACES), reason=NO_NAMESPACES)
+@pytest.mark.parametrize("sight", ["seeing", "confined"])
+def test_what_merges_writes_beside_its_target_alone(tiny_model: Path, tmp_path: Path, sight: str) -> None:
+    theirs, weights = shutil.copytree(tiny_model, tmp_path / "theirs"), tmp_path / "somebody's.safetensors"
+    shutil.copyfile(tiny_model / "model.safetensors", weights)
+    absolute(theirs, weights)
+    adapter = adapter_over(tiny_model, tmp_path / "adapter")
+    (tmp_path / "target").mkdir()
+    before = weights.read_bytes()
+    command = [sys.executable, "-c", BLIND, sight, "merge", str(tmp_path / "target" / "merged"), "--base", str(theirs)]
+    command += ["--base-sha256", Manifest.of_folder(theirs).sha256, "--adapter", str(adapter)]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    assert (weights.read_bytes() != before) == (sight == "seeing"), done
 
 
 def outside(folder: Path, weights: Path) -> None:

@@ -108,7 +108,9 @@ def endpoint(hub: ThreadingHTTPServer, home: Path) -> dict[str, str]:
 
 def test_a_model_is_fetched_without_what_could_run_code(hub: ThreadingHTTPServer, tmp_path: Path) -> None:
     folder = tmp_path / "model"
-    status, facts = weights("fetch", str(folder), "--source", "org/tiny@main", **endpoint(hub, tmp_path / "home"))
+    fetched = weights("fetch", str(folder), "--source", "org/tiny@main", **endpoint(hub, tmp_path / "home"))
+    assert fetched == (0, {})
+    status, facts = weights("inspect", str(folder))
     assert status == 0, facts
     assert facts["architecture"] == "LlamaForCausalLM"
     names = {file.name for file in folder.iterdir()}

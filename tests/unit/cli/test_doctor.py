@@ -37,6 +37,9 @@ from services.mesh.settings import Environment
         (machine.check_binary("x", lambda: ["/bin/true"]), "ok"),
         (machine.check_binary("x", lambda: ["/bin/false"]), "fail"),
         (machine.check_binary("x", lambda: ["/nowhere"]), "fail"),
+        (machine.check_confinement(["/bin/true"]), "ok"),
+        (machine.check_confinement(["/bin/false"]), "warn"),
+        (machine.check_confinement(["/nowhere"]), "warn"),
     ],
 )
 def test_level_and_remedy(finding: machine.Finding, level: str) -> None:
