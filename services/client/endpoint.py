@@ -65,7 +65,10 @@ def _address_of(home: Path) -> str:
     try:
         endpoints, owner = json.loads(told.read_text()), told.stat().st_uid
         address, supervisor = str(endpoints["socket"]), int(endpoints["pid"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except KeyError:
+        message = f"the mesh was started by another version (home {home}): run `rlhf down` and `rlhf up`"
+        raise Unavailable("MESH_NOT_UP", message) from None
+    except (OSError, ValueError, TypeError):
         raise Unavailable("MESH_NOT_UP", f"the mesh is not up (home {home}): run `rlhf up`") from None
     if procfs.identify(supervisor) is None:
         message = f"the mesh is not running any more (home {home}), its supervisor was killed: run `rlhf up`"

@@ -61,6 +61,12 @@ def test_a_socket_that_others_could_make_is_not_called(home: Path) -> None:
         Where(home=home).find(Environment({}))
 
 
+def test_a_mesh_of_a_version_that_had_ports_only_is_to_be_started_again(home: Path) -> None:
+    (home / "run" / "endpoints.json").write_text('{"grpc": "127.0.0.1:5", "pid": 1}')
+    with pytest.raises(Unavailable, match=r"another version .*`rlhf down` and `rlhf up`"):
+        Where(home=home).find(Environment({}))
+
+
 def test_a_mesh_whose_supervisor_is_gone_is_not_called(home: Path) -> None:
     ended = subprocess.Popen(["true"])
     ended.wait()
