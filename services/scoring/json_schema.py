@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from services.scoring import regex
+from services.scoring.known_schemas import fault_of
 
 Where = Literal["whole", "fenced", "last_line", "after_marker"]
 
@@ -63,6 +64,16 @@ class Schema:
     """A checked schema. Raises BadSchemaError."""
 
     def __init__(self, schema: Any) -> None:
+        if fault := fault_of(schema):
+            raise BadSchemaError(fault)
+        self._checks = 0
+        if fault is None:
+            self._verify(schema)
+        else:
+            self._validator = self._make(schema)
+
+    def _verify(self, schema: Any) -> None:
+        """Raises BadSchemaError."""
         from jsonschema import Draft202012Validator
         from jsonschema.exceptions import SchemaError
 
@@ -74,7 +85,6 @@ class Schema:
             raise BadSchemaError(f"{path.lstrip('.') or 'the schema'}: {error.message[:200]}") from None
         except RecursionError:
             raise BadSchemaError("is nested too deeply") from None
-        self._checks = 0
         self._validator = self._make(schema)
         # A reference that leads nowhere shows only when it is followed.
         for target in _references(schema):

@@ -12,7 +12,7 @@ from services.mesh import names, params
 from services.mesh.errors import InvalidArgument, Violation
 from services.mesh.labels import check_labels
 from services.mesh.partly import found_or_told, known, partly, told
-from services.trainer import rewards, vocabulary
+from services.trainer import rewards, vetting, vocabulary
 from services.trainer.algorithms import Algorithm, algorithms
 from services.trainer.algorithms.retention import check_retention
 from services.trainer.algorithms.validation_series import settle
@@ -56,6 +56,7 @@ class Site:
     memory_bytes: int | None = None
 
 
+@vetting.of_job
 async def check(new: NewTrainingJob, site: Site, look_up: LookUp, foresee: Foresee = nothing_foreseen) -> TrainingSpec:
     """The job with everything filled in. Raises InvalidArgument with every violation."""
     form = _check_form(new, site)

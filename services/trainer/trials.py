@@ -20,6 +20,7 @@ from services.trainer import rewards
 from services.trainer.entities import RewardTrial, RewardVerdict
 from services.trainer.looking_up import LookUp, reward_models
 from services.trainer.settings import Settings
+from services.trainer.vetting import vetted
 
 MOST_SAMPLES = 256
 LARGEST_BYTES = 1 << 20
@@ -46,6 +47,18 @@ class RewardTrials:
         self, parent: str, reward_id: str, params: Mapping[str, Any], samples: Sequence[rewards.RewardSample]
     ) -> RewardTrial:
         """Raises InvalidArgument with everything that is wrong, FailedPrecondition where the reward can't work."""
+        async with vetted(params):
+            trial = await self._trial(parent, reward_id, params, samples)
+        async with self._places:
+            outcome = msgspec.json.decode(await self._child(msgspec.json.encode(trial)))
+        if error := outcome["error"]:
+            raise FailedPrecondition(error["reason"], _with_remedy(error), remedy=error["remedy"])
+        return RewardTrial([_verdict(one) for one in outcome["verdicts"]], outcome["elapsed_seconds"])
+
+    async def _trial(
+        self, parent: str, reward_id: str, params: Mapping[str, Any], samples: Sequence[rewards.RewardSample]
+    ) -> dict[str, Any]:
+        """What the child is told. Raises InvalidArgument with everything that is wrong."""
         found = _check_samples(samples)
         if names.match(names.PROJECT, parent) is None:
             found.insert(0, Violation("parent", f"must be of the form {names.PROJECT}"))
@@ -53,17 +66,12 @@ class RewardTrials:
         models = await reward_models({"": (reward_id, params)}, self._look_up, found)
         if found:
             raise InvalidArgument(found)
-        trial = {
+        return {
             "name": reward_id,
             "params": rewards.complete(reward_id, params),
             "site": asdict(replace(self._settings.reward_site, models=await self._folders(models))),
             "samples": [asdict(replace(sample, metadata=dict(sample.metadata))) for sample in samples],
         }
-        async with self._places:
-            outcome = msgspec.json.decode(await self._child(msgspec.json.encode(trial)))
-        if error := outcome["error"]:
-            raise FailedPrecondition(error["reason"], _with_remedy(error), remedy=error["remedy"])
-        return RewardTrial([_verdict(one) for one in outcome["verdicts"]], outcome["elapsed_seconds"])
 
     async def _folders(self, models: Mapping[str, str]) -> dict[str, str]:
         cache = self._settings.cache_folder / "models"

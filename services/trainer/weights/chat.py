@@ -9,6 +9,8 @@ from typing import Any
 
 from jinja2 import TemplateError
 
+from services.trainer.weights.template_limits import timed
+
 Message = Mapping[str, Any]
 _REASONING_END = "</think>"
 # A canonical row's name first; OpenRouter's and gpt-oss's.
@@ -164,10 +166,12 @@ def _text(tokenizer: Any, messages: Sequence[Message], opening: bool) -> str:
 
 def _apply(tokenizer: Any, messages: Sequence[Any], opening: bool, tokenize: bool) -> Any:
     settings: dict[str, Any] = {"return_dict": False} if tokenize else {}
+    several = bool(messages) and not isinstance(messages[0], Mapping)
     try:
-        return tokenizer.apply_chat_template(
-            list(messages), add_generation_prompt=opening, tokenize=tokenize, **settings
-        )
+        with timed(len(messages) if several else 1):
+            return tokenizer.apply_chat_template(
+                list(messages), add_generation_prompt=opening, tokenize=tokenize, **settings
+            )
     except TemplateError as error:
         raise TemplateRefusesError(str(error)) from error
     except Exception as error:

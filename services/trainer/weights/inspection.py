@@ -11,6 +11,10 @@ from services.mesh.artifacts import Manifest
 from services.trainer.model_folder import UnusableModelError, check_new
 from services.trainer.weights import chat, loading
 from services.trainer.weights.model_types import unknown_type
+from services.trainer.weights.template_limits import probing
+
+# Templates bring a system message of their own, some with a page about tools.
+_MOST_PROBE_TOKENS = 32_768
 
 
 @dataclass(frozen=True)
@@ -56,9 +60,13 @@ def _check_tokenizer(tokenizer: Any) -> None:
         )
     asked = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     try:
-        chat.trained_tokens(tokenizer, asked, [1])
+        with probing():
+            tokens, _ = chat.trained_tokens(tokenizer, asked, [1])
     except (chat.TemplateRefusesError, ValueError) as error:
         raise UnusableModelError(f"the chat template does not render a question and its answer: {error}") from error
+    if len(tokens) > _MOST_PROBE_TOKENS:
+        message = f"the chat template makes {len(tokens)} tokens of a question and its answer of one letter each"
+        raise UnusableModelError(message)
 
 
 def _check_files(folder: Path) -> None:
