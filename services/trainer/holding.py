@@ -5,16 +5,28 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from services.mesh.artifacts import Manifest, references
-from services.mesh.errors import FailedPrecondition
+from services.mesh.errors import FailedPrecondition, InvalidArgument
 from services.mesh.postgres import Connection
 from services.trainer.entities import Checkpoint, Layer, TrainingSpec
 
 # Users named in the refusal to delete what they use.
 _SHOWN_USERS = 10
+# The service whose versions jobs read.
+_DATASETS = "dataset"
 
 
 async def hold_inputs(connection: Connection, job: str, spec: TrainingSpec) -> None:
-    """All that a training job loads, until it has ended."""
+    """All that a training job loads, until it has ended. Raises InvalidArgument where a dataset was deleted since
+    it was looked at; the lock of the references is held by then, which who deletes takes alone.
+    """
+    if await references.keeps_references(connection, _DATASETS):
+        versions = {
+            "dataset_version": (spec.dataset_version, spec.dataset_sha256),
+            "validation_dataset_version": (spec.validation_dataset_version, spec.validation_dataset_sha256),
+        }
+        for field, (version, sha256) in versions.items():
+            if version and not await references.holds(connection, version, sha256):
+                raise InvalidArgument.of(f"training_job.{field}", f"{version} was deleted a moment ago; name another")
     used = [(layer.name, layer.manifest_sha256) for layer in spec.base_layers]
     used += spec.reward_models.items()
     used.append((spec.dataset_version, spec.dataset_sha256))

@@ -107,6 +107,20 @@ async def used(connection: Connection, resource: str) -> frozenset[str]:
     return frozenset([row[0] async for row in cursor])
 
 
+async def holds(connection: Connection, holder: str, sha256: str) -> bool:
+    """Whether this holder needs a content as its own."""
+    cursor = await connection.execute(
+        "SELECT FROM artifacts.blob_references WHERE (holder, resource, sha256) = (%s, '', %s)", (holder, sha256)
+    )
+    return await cursor.fetchone() is not None
+
+
+async def keeps_references(connection: Connection, service: str) -> bool:
+    """Whether a service has its references here; one with a database of its own has not."""
+    cursor = await connection.execute("SELECT FROM artifacts.services WHERE schema = %s", (service,))
+    return await cursor.fetchone() is not None
+
+
 async def is_held(connection: Connection, sha256: str) -> bool:
     """Whether anybody needs a content, so that its bytes are there."""
     cursor = await connection.execute("SELECT FROM artifacts.blob_references WHERE sha256 = %s LIMIT 1", (sha256,))

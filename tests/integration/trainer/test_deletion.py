@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from pathlib import Path
 
 import psycopg
@@ -13,7 +14,9 @@ from rlhf.type.v1 import checkpoint_pb2
 
 from services.mesh import client, names
 from services.mesh.artifacts import references
-from services.mesh.errors import FailedPrecondition, NotFound
+from services.mesh.errors import FailedPrecondition, InvalidArgument, NotFound
+from services.trainer.dataset_client import DatasetClient
+from services.trainer.entities import DatasetVersion
 from services.trainer.keeping import Keeper
 from services.trainer.store import series
 from tests.integration.trainer import test_runs
@@ -172,3 +175,47 @@ async def test_a_deleted_model_is_imported_again_by_the_same_request(bench: Benc
     await client.call(bench.trainer.DeleteModel(pb.DeleteModelRequest(name=first.name)))
     again = await client.call(bench.trainer.ImportModel(request))
     assert (again.name, again.state) == (first.name, model_pb2.Model.STATE_IMPORTING)
+
+
+@pytest.mark.parametrize("field", ["dataset_version", "validation_dataset_version"])
+async def test_no_job_is_made_on_a_dataset_that_is_deleted_while_it_is_checked(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, field: str
+) -> None:
+    """The version is deleted right after the service that has it has told of it, as far as the trainer can see."""
+    held = f"{PARENT}/datasets/held/versions/1"
+    deleted = f"{PARENT}/datasets/deleted/versions/1"
+    tell = DatasetClient.version
+
+    async def put(version: str) -> None:
+        async with await psycopg.AsyncConnection.connect(bench.database_url, autocommit=True) as connection:
+            await connection.execute("INSERT INTO artifacts.services VALUES ('dataset') ON CONFLICT DO NOTHING")
+            async with connection.transaction():
+                await references.add(connection, version, "d" * 64)
+
+    async def tell_and_delete(self: DatasetClient, name: str) -> DatasetVersion:
+        found = dataclasses.replace(await tell(self, name), name=name)
+        if name == deleted:
+            async with await psycopg.AsyncConnection.connect(bench.database_url) as connection:
+                await references.lock(connection, exclusive=True)
+                assert await references.users(connection, name.partition("/versions/")[0]) == []
+                await references.drop_below(connection, name.partition("/versions/")[0])
+        return found
+
+    monkeypatch.setattr(DatasetClient, "version", tell_and_delete)
+    for version in (held, deleted):
+        await put(version)
+    job = training_job_pb2.TrainingJob(
+        algorithm="sft", base_model=f"{PARENT}/models/base", dataset_version=held, validation_dataset_version=held
+    )
+    setattr(job, field, deleted)
+    job.params.update({"batch_size": 8, "max_length": 32, "steps": 2})
+    request = pb.CreateTrainingJobRequest(parent=PARENT, training_job=job)
+    with pytest.raises(InvalidArgument, match="was deleted a moment ago") as refused:
+        await client.call(bench.trainer.CreateTrainingJob(request))
+    assert [violation.field for violation in refused.value.violations] == [f"training_job.{field}"]
+    listed = await client.call(bench.trainer.ListTrainingJobs(pb.ListTrainingJobsRequest(parent=PARENT)))
+    assert not listed.training_jobs
+    setattr(request.training_job, field, held)
+    created = await client.call(bench.trainer.CreateTrainingJob(request))
+    async with await psycopg.AsyncConnection.connect(bench.database_url) as connection:
+        assert await references.users(connection, held.partition("/versions/")[0]) == [created.name]
