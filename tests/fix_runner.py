@@ -73,6 +73,11 @@ class PrivateRay:
         parents = [self.process.pid] + ([self.forks.process.pid] if self.forks else [])
         return [pid for parent in parents for pid in _descendants(parent) if _runs_an_actor(pid)]
 
+    def part(self, name: str) -> int:
+        """The pid of one of Ray's own processes: `gcs_server` or `raylet`."""
+        [found] = [pid for pid in _descendants(self.process.pid) if Path(_title(pid).partition("\0")[0]).name == name]
+        return found
+
     def job_titles(self) -> list[str]:
         """What those processes call themselves, such as `ray::WorkerDict`."""
         return sorted(title.partition(".")[0] for title in map(_title, self.job_processes()) if title)

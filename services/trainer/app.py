@@ -31,6 +31,7 @@ from services.trainer.disk import Disk
 from services.trainer.import_handler import ImportHandler
 from services.trainer.keeping import Keeper
 from services.trainer.models import IMPORT, Models
+from services.trainer.preparation import Preparation
 from services.trainer.series import Series
 from services.trainer.servicer import Servicer
 from services.trainer.settings import Settings
@@ -98,8 +99,9 @@ def build_worker(settings: Settings) -> Process:
     environment = _training_environment()
     weights_process = WeightsProcess(settings.worker_python, environment)
     weights = WeightsCache(artifacts, corruption, weights_process, settings.cache_folder)
+    preparation = Preparation(settings, database, jobs, weights, datasets, keeper)
     handlers = {
-        TRAINING: TrainingHandler(settings, database, jobs, warnings, weights, datasets, intake, keeper, environment),
+        TRAINING: TrainingHandler(settings, database, jobs, warnings, preparation, intake, keeper, environment),
         IMPORT: ImportHandler(settings, database, jobs, artifacts, weights, weights_process),
     }
     worker = Worker(

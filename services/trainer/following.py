@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -66,7 +66,14 @@ class Follower:
     """Reads one run on behalf of the holder of a lease."""
 
     def __init__(
-        self, database: Database, jobs: Jobs, warnings: JobWarnings, intake: CheckpointIntake, lease: Lease, run: Run
+        self,
+        database: Database,
+        jobs: Jobs,
+        warnings: JobWarnings,
+        intake: CheckpointIntake,
+        lease: Lease,
+        run: Run,
+        on_phase: Callable[[spool.Phase], None],
     ) -> None:
         self._database = database
         self._jobs = jobs
@@ -74,6 +81,7 @@ class Follower:
         self._intake = intake
         self._lease = lease
         self._run = run
+        self._on_phase = on_phase
         self.lag = Lag(run.folder / plans.SPOOL_FILE)
         # Up to where the run is stored; None where only the database knows.
         self._position: SpoolPosition | None = None
@@ -145,6 +153,7 @@ class Follower:
         if isinstance(record, spool.Metrics):
             _take_metrics(record, at, batch)
         elif isinstance(record, spool.Phase):
+            self._on_phase(record)
             batch.progress["phase"] = record.phase
             # A run that does not know yet how far it has to go does not know how far it is, either.
             if record.total_steps:

@@ -25,6 +25,9 @@ PLAN_FILE = "plan.json"
 SPOOL_FILE = "spool.jsonl"
 CONTROL_FILE = "control.json"
 RUNNER_FILE = "runner.json"
+# Of the run's other processes, and what each was doing when the run was given up.
+PROCESSES_FILE = "processes.json"
+STACKS_FILE = "stacks.txt"
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,8 @@ class Settings:
     lease_seconds: float
     # How long a cancelled run may take to its next step boundary before it is killed.
     cancel_grace_seconds: float
+    # How long a run may report nothing before it counts as hung; longer where its steps are long, see stall.py.
+    stall_seconds: float
     # How often a run that died is started again.
     max_retries: int
     # Cancelled and failed jobs whose newest training state stays, for another job to go on from.
@@ -71,6 +73,7 @@ class Settings:
             concurrency=env.integer("RLHF_TRAINER_CONCURRENCY", 2, 1, 1000),
             lease_seconds=env.number("RLHF_TRAINER_LEASE_SECONDS", 15, 1, 3600),
             cancel_grace_seconds=env.number("RLHF_TRAINER_CANCEL_GRACE_SECONDS", 60, 0, 86_400),
+            stall_seconds=env.number("RLHF_TRAINER_STALL_SECONDS", 600, 1, 86_400),
             max_retries=env.integer("RLHF_TRAINER_MAX_RETRIES", 3, 0, 100),
             kept_training_states=env.integer("RLHF_TRAINER_KEPT_TRAINING_STATES", 3, 0, 100_000),
             worker_python=env.text("RLHF_TRAINER_WORKER_PYTHON", sys.executable),

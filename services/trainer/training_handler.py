@@ -6,10 +6,11 @@ import asyncio
 import logging
 import random
 import time
-from dataclasses import dataclass, replace
 from pathlib import Path
 
-from services.mesh import client, params, tracing
+import msgspec
+
+from services.mesh import client
 from services.mesh.errors import (
     NO_ROOM,
     Aborted,
@@ -22,26 +23,23 @@ from services.mesh.job_warnings import JobWarnings
 from services.mesh.jobs import Jobs, Lease, State
 from services.mesh.postgres import Database
 from services.mesh.worker import Ending, Retry
+from services.trainer import plan as plans
 from services.trainer import spool
-from services.trainer.algorithms import algorithms
-from services.trainer.bringing import WeightsCache, unless
+from services.trainer.bringing import unless
 from services.trainer.checkpoint_intake import CheckpointIntake
-from services.trainer.dataset_client import DatasetClient
-from services.trainer.entities import Layer, SpoolPosition, TrainingSpec
+from services.trainer.entities import SpoolPosition, TrainingSpec
 from services.trainer.following import Follower
 from services.trainer.keeping import Keeper
-from services.trainer.plan import LaunchPlan, PlanInputs, ResumePoint
+from services.trainer.preparation import Preparation
 from services.trainer.runners import Run
 from services.trainer.runners.local import LocalRun, last_lines
 from services.trainer.settings import Settings
+from services.trainer.stall import Stall
 from services.trainer.store import checkpoints, series
-from services.trainer.store.models import known_as
 
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.1
-# What the job's judges have cost, of all its attempts.
-LEDGER_FILE = "reward_cost.json"
 EXIT_SECONDS = 30.0
 # Before the second try of a run that died. Each later pause is twice as long, and no two jobs wait equally long: what
 # killed one has often killed many.
@@ -55,18 +53,6 @@ _DEATHS = frozenset({"RAY_UNREACHABLE", "WORKER_DIED", "NODE_DIED"})
 _DEATH_REMEDY = "a process that was killed has often run out of memory: lower micro_batch_size"
 
 
-@dataclass(frozen=True)
-class _Inputs:
-    """Local paths of what a run reads; `validation` is None without a validation version."""
-
-    model: Path
-    train: Path
-    validation: Path | None
-    # Where each reward model lies, by its reference.
-    reward_models: dict[str, str]
-    base_name: str
-
-
 class TrainingHandler:
     """The mesh worker's handler of training jobs."""
 
@@ -76,8 +62,7 @@ class TrainingHandler:
         database: Database,
         jobs: Jobs,
         warnings: JobWarnings,
-        weights: WeightsCache,
-        datasets: DatasetClient,
+        preparation: Preparation,
         intake: CheckpointIntake,
         keeper: Keeper,
         environment: dict[str, str],
@@ -86,8 +71,7 @@ class TrainingHandler:
         self._database = database
         self._jobs = jobs
         self._warnings = warnings
-        self._weights = weights
-        self._datasets = datasets
+        self._preparation = preparation
         self._intake = intake
         self._keeper = keeper
         self._environment = environment
@@ -133,7 +117,7 @@ class TrainingHandler:
     async def _launch(self, lease: Lease, cancelled: asyncio.Event) -> Run | None:
         """None where the job was cancelled while its inputs came."""
         spec = TrainingSpec(**lease.job.spec)
-        inputs = await unless(cancelled, self._bring(lease, spec))
+        inputs = await unless(cancelled, self._preparation.bring(lease, spec))
         if inputs is None:
             return None
         resume = await self._keeper.resume_point(lease)
@@ -146,66 +130,20 @@ class TrainingHandler:
             progress = {"phase": "starting", "step_count": resume.step if resume else 0}
             await self._jobs.report(connection, lease, progress)
         run = self._run(lease, attempt)
-        await run.start(self._plan(lease, spec, attempt, inputs, resume, run.folder))
+        await run.start(self._preparation.plan(lease, spec, attempt, inputs, resume, run.folder))
         return run
 
-    async def _bring(self, lease: Lease, spec: TrainingSpec) -> _Inputs:
-        """Rows and weights on this host, verified."""
-        await self._report(lease, "merging" if spec.base_under else "preparing")
-        data = self._keeper.folder(lease) / "data"
-        model = await self._weights.bring(spec.base_layers)
-        train = await self._rows(spec.dataset_version, data / "train.jsonl")
-        validation = None
-        if spec.validation_dataset_version:
-            validation = await self._rows(spec.validation_dataset_version, data / "validation.jsonl")
-        judges = {name: Layer(name, sha256) for name, sha256 in spec.reward_models.items()}
-        models = {name: str(await self._weights.bring([layer])) for name, layer in judges.items()}
-        async with self._database.transaction() as connection:
-            base_name = await known_as(connection, spec.base_model)
-        return _Inputs(model, train, validation, models, base_name)
-
-    async def _rows(self, version: str, target: Path) -> Path:
-        facts = await self._datasets.version(version)
-        await self._datasets.download(version, facts.size_bytes, target)
-        return target
-
-    def _plan(
-        self, lease: Lease, spec: TrainingSpec, attempt: int, inputs: _Inputs, resume: ResumePoint | None, folder: Path
-    ) -> LaunchPlan:
-        algorithm = algorithms.get(spec.algorithm)
-        plan_inputs = PlanInputs(
-            job=lease.job.name,
-            job_uid=str(lease.job.uid),
-            attempt=attempt,
-            device="cuda" if self._settings.device == "cuda" else "cpu",
-            slots=spec.slots,
-            ray_address=self._settings.ray_address,
-            # Of this attempt alone: what an attempt that died has left behind cannot be met.
-            ray_namespace=f"job-{lease.job.uid}-{attempt}",
-            model_path=str(inputs.model),
-            train_path=str(inputs.train),
-            train_rows=spec.train_rows,
-            validation_path=str(inputs.validation) if inputs.validation else None,
-            validation_rows=spec.validation_rows,
-            resume_from=resume,
-            work_dir=str(folder),
-            base_name=inputs.base_name,
-            traceparent=tracing.traceparent(),
-            reward_site=replace(
-                self._settings.reward_site,
-                models=inputs.reward_models,
-                ledger=str(self._keeper.folder(lease) / LEDGER_FILE),
-            ),
-        )
-        return algorithm.plan(params.parse(algorithm.Params, spec.params), plan_inputs)
-
     async def _follow(self, lease: Lease, run: Run, cancelled: asyncio.Event) -> Ending:
-        follower = Follower(self._database, self._jobs, self._warnings, self._intake, lease, run)
+        stall = Stall(self._settings.stall_seconds, await asyncio.to_thread(_model_bytes, run.folder))
+        follower = Follower(self._database, self._jobs, self._warnings, self._intake, lease, run, stall.phase)
         with follower.lag.observed():
-            return await self._read_on(follower, lease, run, cancelled)
+            return await self._read_on(follower, stall, lease, run, cancelled)
 
-    async def _read_on(self, follower: Follower, lease: Lease, run: Run, cancelled: asyncio.Event) -> Ending:
+    async def _read_on(
+        self, follower: Follower, stall: Stall, lease: Lease, run: Run, cancelled: asyncio.Event
+    ) -> Ending:
         kill_at: float | None = None
+        hang = ""
         while True:
             # First, whatever it is that reading waits for: who cancels may want to make room by that.
             if cancelled.is_set() and kill_at is None:
@@ -218,27 +156,42 @@ class TrainingHandler:
                 end, anything, checkpoints_came = await follower.advance()
                 if checkpoints_came:
                     await self._keeper.prune(lease)
-            except Unavailable:
-                await asyncio.sleep(1)
-                continue
-            except Aborted as error:
-                if error.reason not in ("SPOOL_MOVED", "BLOBS_COLLECTED"):
-                    raise
-                continue
-            except ResourceExhausted:
-                # No room for a checkpoint: it stays where the run wrote it, and training goes on.
-                await self._report(lease, "waiting_for_disk")
-                await asyncio.sleep(_DISK_SECONDS)
+            except (Unavailable, Aborted, ResourceExhausted) as error:
+                stall.heard()
+                await self._set_right(lease, error)
                 continue
             if not alive and not anything:
                 end = end or follower.stored_end()
             if end is not None or (not alive and not anything):
                 await self._exited(run)
-                return await self._ended(lease, run, end, cancelled)
+                return await self._ended(lease, run, end, cancelled, hang)
+            if anything:
+                stall.heard()
+            elif not hang and (hang := stall.fault(run)):
+                await asyncio.to_thread(run.write_stacks)
+                run.kill()
             await follower.rest()
 
-    async def _ended(self, lease: Lease, run: Run, end: spool.End | None, cancelled: asyncio.Event) -> Ending:
-        """How a run that is gone has ended; None when it said nothing: killed, out of memory, or the host went down."""
+    async def _set_right(self, lease: Lease, error: PlatformError) -> None:
+        """Wait for what reading a run needs. Raises the error where waiting brings nothing."""
+        if isinstance(error, Unavailable):
+            await asyncio.sleep(1)
+        elif isinstance(error, ResourceExhausted):
+            # No room for a checkpoint: it stays where the run wrote it, and training goes on.
+            await self._report(lease, "waiting_for_disk")
+            await asyncio.sleep(_DISK_SECONDS)
+        elif error.reason not in ("SPOOL_MOVED", "BLOBS_COLLECTED"):
+            raise error
+
+    async def _ended(
+        self, lease: Lease, run: Run, end: spool.End | None, cancelled: asyncio.Event, hang: str
+    ) -> Ending:
+        """How a run that is gone has ended; `end` is None when it said nothing: killed, out of memory, or the host went
+        down. `hang` says why it was killed for hanging.
+        """
+        if end is None and hang:
+            kept = f"what its processes were doing is in {run.folder / plans.STACKS_FILE}"
+            return await self._died(lease, run, f"{_DIED}: it was killed, as {hang}; {kept}", cancelled)
         if end is None and run.was_told_to_stop() and not cancelled.is_set():
             # As when the mesh is taken down and saving takes longer than that may: no death of the job's doing.
             raise Retry("its process was told to stop and was ended before it had said where", 0)
@@ -287,6 +240,14 @@ class TrainingHandler:
     def _run(self, lease: Lease, attempt: int) -> LocalRun:
         folder = self._keeper.folder(lease) / "attempts" / str(attempt)
         return LocalRun(folder, self._settings.worker_python, self._environment, self._settings.fork_server)
+
+
+def _model_bytes(folder: Path) -> int:
+    """What the run in `folder` reads to begin with; 0 where that cannot be told."""
+    try:
+        return sum(path.stat().st_size for path in Path(plans.read(folder).model_path).rglob("*") if path.is_file())
+    except (OSError, msgspec.DecodeError):
+        return 0
 
 
 def retry_seconds(deaths: int) -> float:

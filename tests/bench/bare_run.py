@@ -46,7 +46,7 @@ class Reporter:
 def main(folder: Path) -> None:
     plan = plans.read(folder)
     with tempfile.TemporaryDirectory() as rendezvous:
-        variables = environment.variables(plan.device) | environment.of_one_run(rendezvous)
+        variables = environment.variables(plan.device) | environment.of_one_run(rendezvous, folder)
         import ray
 
         runtime = {"env_vars": variables, "worker_process_setup_hook": environment.SETUP_HOOK}

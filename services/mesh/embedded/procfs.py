@@ -41,6 +41,12 @@ def identify(pid: int) -> ProcessId | None:
     return ProcessId(pid, int(fields[19]))
 
 
+def is_stopped(pid: int) -> bool:
+    """Whether it is stopped by a signal (SIGSTOP, SIGTSTP), and so does nothing until it is told to go on."""
+    fields = _stat(pid)
+    return fields is not None and fields[0] == "T"
+
+
 def pids() -> Iterator[int]:
     for entry in os.scandir(_PROC):
         if entry.name.isdecimal():

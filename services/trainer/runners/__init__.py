@@ -27,6 +27,14 @@ class Run(Protocol):
         """Whether the process still runs, whoever started it."""
         ...
 
+    def is_stopped(self) -> bool:
+        """Whether the process does nothing until a signal lets it go on."""
+        ...
+
+    def write_stacks(self) -> None:
+        """Have each process write into the run's folder what it is doing, as far as it can; takes some seconds."""
+        ...
+
     def request_stop(self) -> None:
         """Ask the run to end at its next step boundary."""
         ...
@@ -40,5 +48,5 @@ class Run(Protocol):
         ...
 
     def clear(self) -> None:
-        """Remove what a process that is gone has kept outside its folder."""
+        """End the processes that one that is gone has left, and remove what it kept outside its folder."""
         ...

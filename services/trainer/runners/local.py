@@ -13,14 +13,17 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO
 
+from services.mesh.embedded import procfs
 from services.mesh.fork_server import client as fork_client
 from services.mesh.fork_server.client import Request
 from services.trainer import plan as plans
 from services.trainer.plan import LaunchPlan
+from services.trainer.runners import processes
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +38,8 @@ STOP = b'{"action": "stop"}'
 LAST_LINES = 5
 _LAST_BYTES = 8192
 _LINE_CHARACTERS = 200
+# For each process to write its stacks.
+_STACK_SECONDS = 0.3
 
 
 class LocalRun:
@@ -133,13 +138,33 @@ class LocalRun:
     def was_told_to_stop(self) -> bool:
         return stop_requested(self.folder)
 
+    def is_stopped(self) -> bool:
+        pid = self._pid()
+        return pid is not None and procfs.is_stopped(pid)
+
+    def write_stacks(self) -> None:
+        pid = self._pid()
+        of_run = [] if pid is None or not self.is_alive() else [("runner", pid)]
+        for name, each in [*of_run, *((found.name, found.id.pid) for found in processes.read(self.folder))]:
+            with contextlib.suppress(OSError):
+                with (self.folder / plans.STACKS_FILE).open("a") as file:
+                    file.write(f"\n{name}, pid {each}{' (stopped)' if procfs.is_stopped(each) else ''}:\n")
+                # See services/trainer/verl/stacks.py; one after the other, as they share the file.
+                os.kill(each, signal.SIGUSR1)
+                time.sleep(_STACK_SECONDS)
+
     def kill(self) -> None:
-        pid = self._process.pid if self._process is not None else self._recorded_pid()
+        pid = self._pid()
         if pid is not None and self.is_alive():
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(pid, signal.SIGKILL)
 
+    def _pid(self) -> int | None:
+        return self._process.pid if self._process is not None else self._recorded_pid()
+
     def clear(self) -> None:
+        # Ray ends them too, but for those that are stopped.
+        procfs.kill(each.id.pid for each in processes.read(self.folder))
         shutil.rmtree(self.temporary, ignore_errors=True)
 
     def _recorded_pid(self) -> int | None:

@@ -22,6 +22,10 @@ class RunContext:
         done = self.plan.start_step
         self.spool.append(Phase(phase="training", step=done, total_steps=self.plan.total_steps))
 
+    def wait(self, phase: str) -> None:
+        """Say what the run waits for. Called again and again meanwhile, which tells its worker that it still does."""
+        self.spool.append(Phase(phase=phase, step=self.reporter.last_step, total_steps=self.plan.total_steps))
+
     def report_left_out(self, left_out: int, rows: int, refused: str = "") -> None:
         """Say that rows are too long to be trained on; or that the chat template refuses them, and what it says."""
         if refused:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import tempfile
+from pathlib import Path
 
 from services.mesh.fork_server import client as fork_server
 from services.trainer.plan import Device
@@ -15,6 +16,8 @@ SETUP_HOOK = "services.trainer.verl.hooks.install_common"
 SECRET = "RLHF_RUN_SECRET"  # noqa: S105 - its name
 # A folder of the run's own, where its training processes find each other.
 RENDEZVOUS = "RLHF_RUN_RENDEZVOUS"
+# The attempt's folder.
+FOLDER = "RLHF_RUN_FOLDER"
 
 
 def variables(device: Device) -> dict[str, str]:
@@ -47,10 +50,10 @@ def variables(device: Device) -> dict[str, str]:
     return {**common, **threads, "VERL_PLATFORM": "cpu", "CUDA_VISIBLE_DEVICES": ""}
 
 
-def of_one_run(rendezvous: str) -> dict[str, str]:
+def of_one_run(rendezvous: str, folder: Path) -> dict[str, str]:
     """What the processes of one attempt share with each other and with nobody else; and who forks them, if anybody."""
     forking = {name: os.environ[name] for name in (fork_server.VARIABLE,) if os.environ.get(name)}
-    return {SECRET: secrets.token_hex(32), RENDEZVOUS: rendezvous, **forking}
+    return {SECRET: secrets.token_hex(32), RENDEZVOUS: rendezvous, FOLDER: str(folder), **forking}
 
 
 def apply(values: dict[str, str]) -> None:

@@ -26,6 +26,14 @@ class RayUnreachableError(Exception):
     """Ray did not take us in, for whatever reason it gives."""
 
 
+class ActorLostError(Exception):
+    """A process of the run has gone, or is stopped."""
+
+
+class NodeLostError(Exception):
+    """Ray's process on the run's machine has gone, or is stopped."""
+
+
 @dataclass(frozen=True)
 class Known:
     """A failure by its exception's type name and text."""
@@ -67,7 +75,7 @@ CATALOGUE = (
     Known("RAY_UNREACHABLE", ".*", r"WrongClusterID|Failed to get node info|GCS.*(unavailable|restarted)", _START_RAY),
     Known(
         "WORKER_DIED",
-        "ActorDiedError|RayActorError|WorkerCrashedError|ActorUnavailableError|OwnerDiedError",
+        "ActorLostError|ActorDiedError|RayActorError|WorkerCrashedError|ActorUnavailableError|OwnerDiedError",
         "",
         "a process that was killed has often run out of memory: lower micro_batch_size, or use lora",
     ),
@@ -83,7 +91,12 @@ CATALOGUE = (
         r"flash.?attn|[Ff]lash.?[Aa]ttention",
         "install flash-attn, or set attention=sdpa",
     ),
-    Known("NODE_DIED", "NodeDiedError|RaySystemError", "", "start the job again: it resumes from its last checkpoint"),
+    Known(
+        "NODE_DIED",
+        "NodeLostError|NodeDiedError|RaySystemError",
+        "",
+        "start the job again: it resumes from its last checkpoint",
+    ),
     Known(
         "CHAT_TEMPLATE_UNUSABLE",
         "AssertionError|ValueError",

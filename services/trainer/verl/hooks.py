@@ -17,7 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from services.trainer.verl import model_patches
+from services.trainer.verl import model_patches, stacks
 from services.trainer.verl.environment import RENDEZVOUS, SECRET
 from services.trainer.verl.one_slot import partitions, whole_chunks
 from services.trainer.verl.quiet import silence
@@ -271,6 +271,7 @@ class _Changed:
 def install_common() -> None:
     """What Ray calls first in every process of a job: the queue's own do not import verl, and so not our plugin."""
     silence()
+    stacks.in_process()
     install(COMMON)
 
 

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 
 from services.trainer import rewards
 from services.trainer.plan import LaunchPlan, RewardSpec
-from services.trainer.spool import Phase, Problem
+from services.trainer.spool import Problem
 from services.trainer.verl.context import RunContext
 from services.trainer.verl.control import StopRequestedError
+from services.trainer.verl.repeated import Repeated
 from services.trainer.verl.reward_actor import ActorScorer
 
 WAITING = "waiting_for_reward"
@@ -24,6 +25,7 @@ class RunJudges:
     def __init__(self, context: RunContext) -> None:
         self._context = context
         self._waited = False
+        self._told = Repeated(lambda: context.wait(WAITING))
         plan: LaunchPlan = context.plan
         assert plan.reward is not None
         surroundings = rewards.Surroundings(plan.reward_site, self._wait, self._check, self._load_model)
@@ -53,9 +55,10 @@ class RunJudges:
                 severity="warning", reason="REWARD_WAITING", message=f"waiting: {why}", remedy=remedy, step=step
             )
             self._context.spool.append(problem)
-            self._say(WAITING)
+            self._told = Repeated(lambda: self._context.wait(WAITING))
         until = time.monotonic() + seconds
         while time.monotonic() < until:
+            self._told()
             self._check()
             time.sleep(min(seconds, _POLL_SECONDS))
 
@@ -69,12 +72,8 @@ class RunJudges:
     def _back(self, scores: list[rewards.Score]) -> list[rewards.Score]:
         if self._waited:
             self._waited = False
-            self._say("training")
+            self._context.wait("training")
         return scores
-
-    def _say(self, phase: str) -> None:
-        step, total = self._context.reporter.last_step, self._context.plan.total_steps
-        self._context.spool.append(Phase(phase=phase, step=step, total_steps=total))
 
 
 def _open(reward: RewardSpec, surroundings: rewards.Surroundings, undo: contextlib.ExitStack) -> rewards.Judge:

@@ -9,14 +9,13 @@ has to say goes to the attempt's spool; the last record is End, and a runner tha
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -25,9 +24,9 @@ from services.trainer import provenance
 from services.trainer.plan import LaunchPlan
 from services.trainer.run_trace import TracedSpool
 from services.trainer.spool import End, Phase, Problem, Software, SpoolWriter
-from services.trainer.verl import environment, hooks
+from services.trainer.verl import environment, hooks, stacks
 from services.trainer.verl.control import Control, StopRequestedError
-from services.trainer.verl.failures import RayUnreachableError, explain
+from services.trainer.verl.failures import explain
 
 if TYPE_CHECKING:
     from services.trainer.verl.context import RunContext
@@ -49,24 +48,21 @@ def main(folder: Path) -> int:
         plan = plans.read(folder)
         spool.begin(plan)
         with tempfile.TemporaryDirectory(prefix="rlhf-rendezvous-", ignore_cleanup_errors=True) as rendezvous:
-            variables = environment.variables(plan.device) | environment.of_one_run(rendezvous)
+            variables = environment.variables(plan.device) | environment.of_one_run(rendezvous, folder)
             # verl reads it when it is imported, which is why the imports of this file stop short of verl.
             environment.apply(variables)
             # Before anything imports the queue.
             hooks.install_common()
             end = _run(folder, plan, spool, variables)
     except BaseException as error:
-        failure = explain(error)
-        end = End(
-            outcome="failed",
-            step=0,
-            reason=failure.reason,
-            message=failure.message,
-            remedy=failure.remedy,
-            traceback=failure.traceback,
-        )
+        end = _failed(error, 0)
     spool.append(end)
-    return 0 if spool.drain(LAST_WORD_SECONDS) else 1
+    status = 0 if spool.drain(LAST_WORD_SECONDS) else 1
+    ray: Any = sys.modules.get("ray")
+    if ray is not None and ray.is_initialized():
+        # It could not be left, see watch.py, and would now wait for what is lost.
+        os._exit(status)
+    return status
 
 
 def identify(folder: Path) -> None:
@@ -95,51 +91,59 @@ def _run(folder: Path, plan: LaunchPlan, spool: SpoolWriter, variables: dict[str
         message = f"step {start} was the last; nothing is left to train"
         spool.append(Problem(severity="info", reason="NOTHING_LEFT", message=message, step=start))
         return End(outcome="succeeded", step=start)
+
+    def verify() -> None:
+        spool.append(Phase(phase="verifying", step=reporter.last_step, total_steps=plan.total_steps))
+        side.finish()
+
+    def give_up(loss: Exception) -> None:
+        """Of a training that does not come back from what it waits for: keep its stacks, and end as it would have."""
+        stacks.write(folder)
+        verify()
+        spool.append(_failed(loss, reporter.last_step))
+        os._exit(0 if spool.drain(LAST_WORD_SECONDS) else 1)
+
     failure: End | None = None
     try:
-        _train(RunContext(plan, spool, reporter, publisher), control, variables)
+        _train(RunContext(plan, spool, reporter, publisher), control, variables, give_up)
     except StopRequestedError:
         if reporter.last_step == start:
             return End(outcome="stopped", step=start, reason="STOP_REQUESTED")
     except BaseException as error:
-        why = explain(error)
-        failure = End(
-            outcome="failed",
-            step=reporter.last_step,
-            reason=why.reason,
-            message=why.message,
-            remedy=why.remedy,
-            traceback=why.traceback,
-        )
-    spool.append(Phase(phase="verifying", step=reporter.last_step, total_steps=plan.total_steps))
-    side.finish()
+        failure = _failed(error, reporter.last_step)
+    verify()
     return failure or _outcome(plan, spool, reporter, side.doubt(publisher.last_step))
 
 
-def _train(context: RunContext, control: Control, variables: dict[str, str]) -> None:
-    import ray
+def _failed(error: BaseException, step: int) -> End:
+    why = explain(error)
+    return End(
+        outcome="failed",
+        step=step,
+        reason=why.reason,
+        message=why.message,
+        remedy=why.remedy,
+        traceback=why.traceback,
+    )
 
+
+def _train(
+    context: RunContext, control: Control, variables: dict[str, str], give_up: Callable[[Exception], None]
+) -> None:
+    """`give_up` is called by another thread where this one waits without end for something that is lost."""
     from services.trainer.verl import slots
+    from services.trainer.verl.connecting import connect
+    from services.trainer.verl.watch import watched
 
     plan: LaunchPlan = context.plan
-    try:
-        ray.init(
-            address=plan.ray_address,
-            namespace=plan.ray_namespace,
-            runtime_env={"env_vars": variables, "worker_process_setup_hook": environment.SETUP_HOOK},
-            logging_level=logging.ERROR,
-        )
-    except Exception as error:
-        raise RayUnreachableError(f"{type(error).__name__}: {error}") from None
-    try:
+    runtime = {"env_vars": variables, "worker_process_setup_hook": environment.SETUP_HOOK}
+    connect(plan, runtime, control, lambda: context.wait("waiting_for_ray"))
+    with watched(Path(plan.work_dir), give_up):
         control.catch_termination()
-        waiting = Phase(phase="waiting_for_slots", step=plan.start_step, total_steps=plan.total_steps)
-        groups = slots.reserve(plan.slots, plan.device, control, lambda: context.spool.append(waiting))
+        groups = slots.reserve(plan.slots, plan.device, control, lambda: context.wait("waiting_for_slots"))
         context.spool.append(Phase(phase="loading", step=plan.start_step, total_steps=plan.total_steps))
         slots.hand_to_verl(groups)
         _trainer(plan)(context)
-    finally:
-        ray.shutdown()
 
 
 def _trainer(plan: LaunchPlan) -> Callable[[RunContext], None]:

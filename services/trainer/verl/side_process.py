@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import IO
 
 import msgspec
 
+from services.mesh.embedded import procfs
 from services.mesh.fork_server import client as fork_client
 from services.mesh.fork_server.client import Forked, Request
 from services.trainer import plan as plans
@@ -22,6 +24,10 @@ _MEMORY = (
     " time beside the training"
 )
 _CHECK_DIED = "its check ended unexpectedly, twice: memory may be short for the model a second time"
+
+
+# How long it may be stopped (SIGSTOP).
+STOPPED_SECONDS = 20.0
 
 
 class SideProcess:
@@ -109,7 +115,15 @@ class SideProcess:
         if self._process is None or self._input is None:
             return
         self._send(b'{"finish":true}')
-        self._process.wait()
+        stopped_at: float | None = None
+        while not _has_ended(self._process):
+            if not procfs.is_stopped(self._process.pid):
+                stopped_at = None
+            elif stopped_at is None:
+                stopped_at = time.monotonic()
+            elif time.monotonic() - stopped_at > STOPPED_SECONDS:
+                # It would stay so for ever; what it leaves open is checked once more.
+                procfs.kill([self._process.pid])
         self._input.close()
         self._process = self._input = None
 
@@ -123,3 +137,14 @@ class SideProcess:
         """The last word on each step's."""
         records = read_all(self._folder / plans.SPOOL_FILE)
         return {record.step: record for record in records if isinstance(record, Checkpoint)}
+
+
+def _has_ended(process: Forked | subprocess.Popen[bytes]) -> bool:
+    """Waits a second for it."""
+    if isinstance(process, Forked):
+        return process.wait(1)
+    try:
+        process.wait(1)
+    except subprocess.TimeoutExpired:
+        return False
+    return True

@@ -10,6 +10,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 
 from services.trainer.plan import Device
 from services.trainer.verl.control import Control, StopRequestedError
+from services.trainer.verl.repeated import Repeated
 
 # Ray waits in whole seconds.
 POLL_SECONDS = 1
@@ -20,7 +21,8 @@ class TooFewSlotsError(Exception):
 
 
 def reserve(slots: int, device: Device, control: Control, on_wait: Callable[[], None]) -> list[PlacementGroup]:
-    """A placement group of `slots` bundles on one node. `on_wait` is called once, when they are not free at once.
+    """A placement group of `slots` bundles on one node. `on_wait` is called when they are not free at once,
+    and now and then until they are.
 
     Raises TooFewSlotsError where no node will ever have them, StopRequestedError when the run is stopped meanwhile.
     """
@@ -30,11 +32,9 @@ def reserve(slots: int, device: Device, control: Control, on_wait: Callable[[], 
     # On a GPU verl puts the engine's servers beside the trainer, and each process wants a CPU to be scheduled.
     bundle: dict[str, float] = {"GPU": 1, "CPU": 3 if device == "cuda" else 1}
     group = placement_group([bundle.copy() for _ in range(slots)], strategy="STRICT_PACK")
-    waiting = False
+    told = Repeated(on_wait)
     while not group.wait(timeout_seconds=POLL_SECONDS):
-        if not waiting:
-            on_wait()
-            waiting = True
+        told()
         if control.stop_requested():
             remove_placement_group(group)
             raise StopRequestedError

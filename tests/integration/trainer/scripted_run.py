@@ -11,23 +11,32 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
 
 from services.mesh.artifacts import Manifest
+from services.mesh.embedded import procfs
 from services.trainer import spool
 from services.trainer.plan import read
 from services.trainer.run_trace import TracedSpool
-from services.trainer.runners import local
+from services.trainer.runners import local, processes
+from services.trainer.verl import stacks
+from services.trainer.verl.environment import FOLDER
 
 
 def main(folder: Path) -> None:
     plan = read(folder)
+    os.environ[FOLDER] = str(folder)
     (folder / "runner.json").write_text(json.dumps({"pid": os.getpid()}))
     writer = TracedSpool(folder / "spool.jsonl")
     writer.begin(plan)
     script = json.loads(os.environ["SCRIPT"])
+    if script.get("starts_another"):
+        other = procfs.identify(subprocess.Popen(["sleep", "3600"], start_new_session=True).pid)
+        assert other is not None
+        processes.write(folder, [processes.RunProcess("sleep", other)])
     writer.append(spool.Phase(phase="starting"))
     if plan.start_step < plan.total_steps:
         writer.append(spool.Phase(phase="training", step=plan.start_step, total_steps=plan.total_steps))
@@ -35,6 +44,10 @@ def main(folder: Path) -> None:
         time.sleep(script.get("step_seconds", 0))
         while step == script.get("hold_at") and not Path(script["hold_until"]).exists():
             time.sleep(0.02)
+        if step == script.get("hang_at") and plan.attempt <= script.get("hang_attempts", 1):
+            # With the stacks of a run, which has no part in what a scripted one does besides.
+            stacks.in_process()
+            time.sleep(3600)
         print(f"step {step} of attempt {plan.attempt}", flush=True)
         values = {"train/loss": 1.0 / step, "train/grad_norm": float("nan")}
         writer.append(spool.Metrics(step=step, values=values))

@@ -18,6 +18,8 @@ from rlhf.type.v1 import job_state_pb2
 from services.mesh.artifacts import ArtifactStore, Manifest
 from services.mesh.errors import ResourceExhausted
 from services.trainer import training_handler
+from services.trainer.preparation import Preparation
+from services.trainer.runners import processes
 from services.trainer.training_handler import retry_seconds
 from tests.integration.trainer import test_runs
 
@@ -133,7 +135,7 @@ async def test_checkpoint_for_which_the_store_has_no_room_waits_and_nothing_is_l
 
 async def test_job_whose_rows_find_no_room_waits_for_it(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training_handler, "_DISK_SECONDS", 0.05)
-    rows = training_handler.TrainingHandler._rows
+    rows = Preparation._rows
     calls = 0
 
     async def no_room_at_first(self: Any, version: str, target: Path) -> Path:
@@ -143,7 +145,7 @@ async def test_job_whose_rows_find_no_room_waits_for_it(bench: Bench, monkeypatc
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return await rows(self, version, target)
 
-    monkeypatch.setattr(training_handler.TrainingHandler, "_rows", no_room_at_first)
+    monkeypatch.setattr(Preparation, "_rows", no_room_at_first)
     await bench.start_worker({}, monkeypatch)
     job = await bench.ended(await bench.create())
     assert job.state == SUCCEEDED
@@ -185,3 +187,48 @@ async def test_killed_with_its_worker_it_goes_on_once(bench: Bench, monkeypatch:
     assert [attempt.resumed_from_step for attempt in job.attempts] == [0, 5]
     effective = {point.step: point.attempt for point in await bench.metrics(name, "train/loss")}
     assert effective == {step: 1 if step <= 5 else 2 for step in range(1, 13)}
+
+
+async def test_a_run_that_hangs_is_killed_and_goes_on_from_its_checkpoint(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what it was doing is kept."""
+    monkeypatch.setattr(training_handler, "_RETRY_SECONDS", 0.05)
+    bench.values["RLHF_TRAINER_STALL_SECONDS"] = "2"
+    await bench.start_worker({"save_at": [2], "hang_at": 4}, monkeypatch)
+    name = await bench.create()
+    job = await bench.ended(name)
+    assert job.state == SUCCEEDED
+    assert [attempt.resumed_from_step for attempt in job.attempts] == [0, 2]
+    reason = job.attempts[0].end_reason
+    assert "has said nothing for" in reason and "in phase training" in reason
+    kept = Path(reason.rpartition(" is in ")[2])
+    assert 'scripted_run.py", line' in kept.read_text()  # noqa: ASYNC240
+    effective = {point.step: point.attempt for point in await bench.metrics(name, "train/loss")}
+    assert effective == {1: 1, 2: 1, 3: 2, 4: 2, 5: 2, 6: 2}
+
+
+async def test_a_run_that_is_slow_or_waits_is_left_alone(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its steps are longer than the setting alone would have it, and it is timed by them."""
+    bench.values["RLHF_TRAINER_STALL_SECONDS"] = "1"
+    await bench.start_worker({"step_seconds": 1.5}, monkeypatch)
+    job = await bench.ended(await bench.create())
+    assert (job.state, len(job.attempts)) == (SUCCEEDED, 1)
+
+
+async def test_a_stopped_run_is_killed_with_what_it_started(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training_handler, "_RETRY_SECONDS", 0.05)
+    monkeypatch.setattr("services.trainer.stall.STOPPED_SECONDS", 0.5)
+    await bench.start_worker({"step_seconds": 0.1, "save_at": [5], "starts_another": True}, monkeypatch)
+    name = await bench.create(steps=12)
+    await bench.until(name, lambda job: job.step_count >= 6)
+    folder = next(bench.home.glob("trainer/jobs/*/attempts/1"))
+    [other] = processes.read(folder)
+    os.kill(other.id.pid, signal.SIGSTOP)
+    os.kill(json.loads((folder / "runner.json").read_text())["pid"], signal.SIGSTOP)
+    job = await bench.ended(name)
+    assert job.state == SUCCEEDED
+    assert "stopped (SIGSTOP)" in job.attempts[0].end_reason
+    assert [attempt.resumed_from_step for attempt in job.attempts] == [0, 5]
+    assert not other.id.alive()
+    assert not processes.read(folder)

@@ -18,7 +18,7 @@ export const en = {
     QUEUED: "queued", RUNNING: "running", PAUSING: "pausing", PAUSED: "paused", CANCELLING: "cancelling", SUCCEEDED: "succeeded", FAILED: "failed",
     CANCELLED: "cancelled", IMPORTING: "importing", READY: "ready", VERIFYING: "verifying", CORRUPT: "corrupt", PRUNED: "pruned", RECEIVING: "receiving", VALIDATING: "checking",
   },
-  phase: { starting: "starting", loading: "loading", reference: "scoring with the reference", preparing: "preparing", merging: "merging adapters", verifying: "verifying", waiting_for_slots: "waiting for slots", waiting_for_reward: "waiting for the reward", waiting_for_disk: "waiting for room on the disk", training: "training", validating: "validating", saving: "saving" },
+  phase: { starting: "starting", loading: "loading", reference: "scoring with the reference", preparing: "preparing", merging: "merging adapters", verifying: "verifying", waiting_for_slots: "waiting for slots", waiting_for_ray: "waiting for Ray", waiting_for_reward: "waiting for the reward", waiting_for_disk: "waiting for room on the disk", training: "training", validating: "validating", saving: "saving" },
   list: { shown: "{count} shown", more: "Show more", previous: "Previous", next: "Next" },
   copy: { copy: "Copy", done: "Copied" },
   confirm: { no: "Back" },

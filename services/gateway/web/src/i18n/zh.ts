@@ -20,7 +20,7 @@ export const zh: typeof en = {
     QUEUED: "排队中", RUNNING: "运行中", PAUSING: "暂停中", PAUSED: "已暂停", CANCELLING: "取消中", SUCCEEDED: "成功", FAILED: "失败",
     CANCELLED: "已取消", IMPORTING: "导入中", READY: "就绪", VERIFYING: "校验中", CORRUPT: "已损坏", PRUNED: "已清理", RECEIVING: "接收中", VALIDATING: "检查中",
   },
-  phase: { starting: "启动中", loading: "加载中", reference: "参考模型计算中", preparing: "准备中", merging: "合并适配器", verifying: "校验中", waiting_for_slots: "等待资源", waiting_for_reward: "等待奖励服务", waiting_for_disk: "等待磁盘空间", training: "训练中", validating: "验证中", saving: "保存中" },
+  phase: { starting: "启动中", loading: "加载中", reference: "参考模型计算中", preparing: "准备中", merging: "合并适配器", verifying: "校验中", waiting_for_slots: "等待资源", waiting_for_ray: "等待 Ray", waiting_for_reward: "等待奖励服务", waiting_for_disk: "等待磁盘空间", training: "训练中", validating: "验证中", saving: "保存中" },
   list: { shown: "显示 {count} 项", more: "显示更多", previous: "上一页", next: "下一页" },
   copy: { copy: "复制", done: "已复制" },
   confirm: { no: "返回" },
