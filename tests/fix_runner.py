@@ -137,6 +137,8 @@ def start_ray(cpus: int, gpus: int, store_bytes: int = 200_000_000, forks: bool 
         f"--num-gpus={gpus}",
     ]
     command += ["--include-dashboard=false", "--disable-usage-stats", f"--temp-dir={folder}"]
+    # Ports that the system gives: other Rays of this machine take theirs out of the same range.
+    command += ["--min-worker-port=0", "--max-worker-port=0", "--dashboard-agent-listen-port=0"]
     command.append(f"--object-store-memory={store_bytes}")
     environment = {**ENVIRONMENT, "RAY_START_HOOK": "services.mesh.embedded.ray_hooks.launch_workers"}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
