@@ -201,7 +201,9 @@ def _unintended(actor: Any) -> str:
         return ""
     if "INTENDED" in died.error_message or type(died).Reason.Name(died.reason) in _INTENDED:
         return ""
-    return died.error_message.partition("Worker exit detail: ")[2].strip() or died.error_message or "Ray says no more"
+    # What follows is Ray's guess.
+    said = died.error_message.partition("Some common causes")[0].strip()
+    return said.partition("Worker exit detail: ")[2] or said or "Ray says no more"
 
 
 def _listener(path: str) -> int:
