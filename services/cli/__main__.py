@@ -20,6 +20,7 @@ from services.cli import (
     recipes_command,
     repeated_options,
     reward_trials,
+    token,
     train,
     violations,
 )
@@ -73,6 +74,7 @@ def _options(
 
 
 lifecycle.register(app)
+app.add_typer(token.app, name="token")
 doctor.register(app)
 demo.register(app)
 app.add_typer(models.app, name="model")

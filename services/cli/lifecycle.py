@@ -19,7 +19,6 @@ from services.cli.narration import narrate_start, narrate_stop
 from services.cli.session import options_of
 from services.cli.supervisor import leftovers, state
 from services.cli.supervisor.state import MeshState, Phase, ProcessState, Stage
-from services.mesh import identity
 from services.mesh.embedded import procfs
 from services.mesh.embedded.home import Home
 from services.mesh.embedded.process import log_tail
@@ -37,7 +36,6 @@ def register(app: typer.Typer) -> None:
     app.command("up")(up)
     app.command("down")(down)
     app.command("status")(status)
-    app.command("token")(token)
 
 
 def up(
@@ -179,14 +177,6 @@ def status(context: typer.Context, format: output.DocumentOption = "table") -> N
         output.say(f"the mesh is not up (home {home.root}): start it with `rlhf up`")
     if not is_up:
         raise typer.Exit(exits.NOT_UP)
-
-
-def token(context: typer.Context) -> None:
-    """Print the token of this home's mesh: the web page and other clients sign in with it.
-
-    - `rlhf token`
-    """
-    sys.stdout.write(f"{identity.read_token(_home(context).token)}\n")
 
 
 def _phase(known: MeshState) -> str:

@@ -63,6 +63,17 @@ def ensure_token(path: Path) -> str:
     return read_token(path)
 
 
+def rotate_token(path: Path) -> str:
+    """Put another token in the place of the one in `path`, at once: a reader sees the old one or the new."""
+    fresh = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    try:
+        token = ensure_token(fresh)
+        fresh.replace(path)
+    finally:
+        fresh.unlink(missing_ok=True)
+    return token
+
+
 def read_token(path: Path) -> str:
     """The token in `path`. Raises Unauthenticated when there is none to read."""
     try:
