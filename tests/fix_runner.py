@@ -10,13 +10,15 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 
+from services.mesh.embedded.ray_head import NODES_ALIVE, NODES_CALL, REPLY_WITH_A_NODE_BYTES
 from services.mesh.fork_server.client import VARIABLE, Forked, Request, fork
 from services.mesh.params import parse
 from services.trainer import plan as plans
@@ -122,28 +124,20 @@ def start_fork_server() -> ForkServer:
 def start_ray(cpus: int, gpus: int, store_bytes: int = 200_000_000, forks: bool = True) -> PrivateRay:
     """A Ray that answers; on a machine without a GPU its `gpus` are logical ones."""
     server = start_fork_server() if forks else None
-    port = _free_port()
-    # Paths of Ray's sockets must stay under 107 bytes.
-    folder = Path("/tmp") / f"rlhf-test-{os.getpid()}"
-    command = [
-        sys.executable,
-        "-m",
-        "ray.scripts.scripts",
-        "start",
-        "--head",
-        "--block",
-        f"--port={port}",
-        f"--num-cpus={cpus}",
-        f"--num-gpus={gpus}",
-    ]
-    command += ["--include-dashboard=false", "--disable-usage-stats", f"--temp-dir={folder}"]
-    # Ports that the system gives: other Rays of this machine take theirs out of the same range.
-    command += ["--min-worker-port=0", "--max-worker-port=0", "--dashboard-agent-listen-port=0"]
-    command.append(f"--object-store-memory={store_bytes}")
-    environment = {**ENVIRONMENT, "RAY_START_HOOK": "services.mesh.embedded.ray_hooks.launch_workers"}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
-    _wait_for_port(port, process)
-    return PrivateRay(f"127.0.0.1:{port}", process, server)
+
+    def start() -> tuple[str, subprocess.Popen[bytes]]:
+        port = _free_port()
+        command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", f"--port={port}"]
+        command += [f"--num-cpus={cpus}", f"--num-gpus={gpus}", f"--object-store-memory={store_bytes}"]
+        # Paths of Ray's sockets must stay under 107 bytes.
+        command += ["--include-dashboard=false", "--disable-usage-stats", f"--temp-dir=/tmp/rlhf-test-{os.getpid()}"]
+        # Ports that the system gives: other Rays of this machine take theirs out of the same range.
+        command += ["--min-worker-port=0", "--max-worker-port=0", "--dashboard-agent-listen-port=0"]
+        environment = {**ENVIRONMENT, "RAY_START_HOOK": "services.mesh.embedded.ray_hooks.launch_workers"}
+        return f"127.0.0.1:{port}", subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+
+    address, process = _started(start)
+    return PrivateRay(address, process, server)
 
 
 def join_ray(head: PrivateRay, cpus: int, gpus: int, store_bytes: int = 200_000_000) -> PrivateRay:
@@ -153,13 +147,17 @@ def join_ray(head: PrivateRay, cpus: int, gpus: int, store_bytes: int = 200_000_
     # Both nodes would take workers' ports out of the same range.
     command += ["--min-worker-port=0", "--max-worker-port=0", "--dashboard-agent-listen-port=0"]
     command.append("--disable-usage-stats")
-    process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    # The agents come after the raylet, which starts them when it has joined.
-    while not any("DashboardAgent" in _title(pid) for pid in _descendants(process.pid)):
-        assert process.poll() is None and time.monotonic() < deadline, "the node did not join"
-        time.sleep(0.5)
-    return PrivateRay(head.address, process)
+    for _ in range(3):
+        process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL)
+        deadline = time.monotonic() + 120
+        while process.poll() is None and time.monotonic() < deadline:
+            # The agents come after the raylet, which starts them when it has joined.
+            if any("DashboardAgent" in _title(pid) for pid in _descendants(process.pid)):
+                return PrivateRay(head.address, process)
+            time.sleep(0.5)
+        process.kill()
+        process.wait()
+    raise AssertionError("the node did not join")
 
 
 RUNNER = ("-m", "services.trainer.verl.runner")
@@ -337,17 +335,28 @@ def _free_port() -> int:
         return probe.getsockname()[1]
 
 
-def _wait_for_port(port: int, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        assert process.poll() is None, "Ray did not start"
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                # The raylet comes after the port of the global store.
-                time.sleep(5)
-                return
-        time.sleep(0.2)
-    raise AssertionError("Ray did not start in time")
+def _started(start: Callable[[], tuple[str, subprocess.Popen[bytes]]]) -> tuple[str, subprocess.Popen[bytes]]:
+    """The address and process of a Ray whose node lives. `ray start` gives up by itself after 30 s, which a busy
+    machine takes: it is tried again.
+    """
+    for _ in range(3):
+        address, process = start()
+        deadline = time.monotonic() + 180
+        while process.poll() is None and time.monotonic() < deadline:
+            if _has_a_node(address):
+                return address, process
+            time.sleep(0.2)
+        process.kill()
+        process.wait()
+    raise AssertionError("Ray did not start")
+
+
+def _has_a_node(address: str) -> bool:
+    with grpc.insecure_channel(address) as channel:
+        try:
+            return len(channel.unary_unary(NODES_CALL)(NODES_ALIVE, timeout=2)) > REPLY_WITH_A_NODE_BYTES
+        except grpc.RpcError:
+            return False
 
 
 def _descendants(root: int) -> list[int]:

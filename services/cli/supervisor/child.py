@@ -47,11 +47,11 @@ class Child:
         self.ready.set()
 
     async def run(self) -> None:
-        """Raises StartFailed when the first start fails; later failures are tried again for ever."""
+        """Raises StartFailed when it does not come up at first; later failures are tried again for ever."""
         for needed in self._needs:
             await needed.ready.wait()
         if self._process is None:
-            await self._start(Stage.STARTING)
+            await self._start_first()
             self.ready.set()
         pause = _FIRST_PAUSE_SECONDS
         while True:
@@ -74,6 +74,17 @@ class Child:
             self._set(stage, id=None, message=message)
         elif self.state.stage is not Stage.FAILED:
             self._set(Stage.STOPPED)
+
+    async def _start_first(self) -> None:
+        for left in reversed(range(self.program.first_starts)):
+            try:
+                await self._start(Stage.STARTING)
+                return
+            except StartFailed as error:
+                if not left:
+                    raise
+                log.warning("%s did not start, and is tried again: %s", self.program.name, error)
+                await self._end()
 
     async def _start(self, stage: Stage) -> None:
         started = time.monotonic()

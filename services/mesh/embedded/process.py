@@ -99,6 +99,8 @@ class Program:
     # Asked again and again after a start until it says yes; an exception counts as no.
     ready: Callable[[], Awaitable[bool]] = _at_once
     ready_seconds: float = 60.0
+    # How often it is started before it is given up that it comes up at all.
+    first_starts: int = 1
     # Asked from time to time while it runs; None asks `ready`. It must not fail merely because there is much to do.
     answers: Callable[[], Awaitable[bool]] | None = None
     # Whoever gives no sign for so long hangs, and is killed to be started again.

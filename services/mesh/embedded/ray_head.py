@@ -25,11 +25,11 @@ _GIB = 1024**3
 # A verl job reserves some ten CPUs of Ray, most of which sleep: what limits the jobs side by side is the slots.
 _CPUS_PER_SLOT = 16
 _MEMORY_PER_SLOT = 4 * _GIB
-_NODES_CALL = "/ray.rpc.NodeInfoGcsService/GetAllNodeInfo"
+NODES_CALL = "/ray.rpc.NodeInfoGcsService/GetAllNodeInfo"
 # GetAllNodeInfoRequest.state_filter (3) = ALIVE (0): Ray keeps the nodes that have died in its list.
-_ALIVE = b"\x18\x00"
+NODES_ALIVE = b"\x18\x00"
 # A reply without nodes is a status of a few bytes; one node takes hundreds.
-_REPLY_WITH_A_NODE_BYTES = 64
+REPLY_WITH_A_NODE_BYTES = 64
 
 
 @dataclass(frozen=True)
@@ -133,6 +133,8 @@ class RayHead:
             prepare=self.prepare,
             ready=self.is_ready,
             ready_seconds=180.0,
+            # `ray start` gives up by itself after 30 s, which a busy machine takes.
+            first_starts=3,
             stop_seconds=20.0,
             # A training goes on when whoever started Ray dies.
             death_signal=None,
@@ -155,15 +157,15 @@ class RayHead:
         """Whether Ray takes our certificate and token, and its node has joined."""
         keys = ray_tls.credentials(self.certificate_file)
         reply = await ask_for_nodes(self.address, keys, identity.read_token(self.token_file))
-        return len(reply) > _REPLY_WITH_A_NODE_BYTES
+        return len(reply) > REPLY_WITH_A_NODE_BYTES
 
 
 async def ask_for_nodes(address: str, keys: grpc.ChannelCredentials, token: str) -> bytes:
     """The raw reply of Ray's control service, with the nodes that live. Raises AioRpcError: UNAUTHENTICATED
     without the token, UNAVAILABLE without the certificate."""
     async with grpc.aio.secure_channel(address, keys, options=[("grpc.enable_http_proxy", 0)]) as channel:
-        call = channel.unary_unary(_NODES_CALL)
-        return await call(_ALIVE, metadata=(("authorization", f"Bearer {token}"),), timeout=2.0)
+        call = channel.unary_unary(NODES_CALL)
+        return await call(NODES_ALIVE, metadata=(("authorization", f"Bearer {token}"),), timeout=2.0)
 
 
 @contextlib.asynccontextmanager

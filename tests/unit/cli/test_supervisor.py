@@ -11,6 +11,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -174,6 +175,25 @@ async def test_process_that_fails_at_the_start_is_named_with_its_last_lines_and_
     assert "the reason" in final.message
     assert alive_of(mesh_home) == []
     assert not mesh_home.endpoints.exists()
+
+
+async def test_process_that_may_fail_at_the_start_is_tried_again(mesh_home: Home) -> None:
+    count = mesh_home.root / "starts"
+    script = f'echo x >> {count}; [ "$(wc -l < {count})" -ge 3 ] || exit 1; exec sleep 60'
+    late = replace(program(mesh_home, "late", script), first_starts=3)
+
+    async def has_started() -> bool:
+        return count.exists() and len(count.read_text().splitlines()) == 3
+
+    supervisor = Supervisor(mesh_home, lambda kept: Plan([Planned(replace(late, ready=has_started))], []))
+    task = asyncio.create_task(supervisor.run())
+    await until(lambda: supervisor.state.phase is Phase.READY)
+    assert supervisor.state.processes[0].stage is Stage.READY
+    supervisor.stop()
+    await task
+    never = replace(late, arguments=("/bin/false",), first_starts=2)
+    with pytest.raises(StartFailed, match="late ended with exit code 1"):
+        await Supervisor(mesh_home, lambda kept: Plan([Planned(never)], [])).run()
 
 
 async def test_process_that_never_gets_ready_ends_the_start(mesh_home: Home) -> None:
