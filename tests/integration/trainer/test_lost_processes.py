@@ -85,6 +85,7 @@ def own_ray(attempts: AttemptMaker) -> Iterator[PrivateRay]:
     found.stop()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("part", "number", "reason"),
     [
