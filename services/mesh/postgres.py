@@ -28,6 +28,8 @@ CHECKOUT_TIMEOUT_SECONDS = 10.0
 # A process that is frozen inside a transaction gives up its locks: others wait for the job that it holds.
 IDLE_TRANSACTION_SECONDS = 30.0
 _RECONNECT_SECONDS = 0.2
+# So long psycopg waits for the next notice after one, before the socket is watched without it.
+_NOTICES_SECONDS = 0.05
 _RECONNECT_ROUND_SECONDS = 2.0
 # A server that vanished without a word is noticed within a minute; TCP alone takes two hours.
 _CONNECTION: dict[str, Any] = {
@@ -210,8 +212,10 @@ class Notices:
                 async with await AsyncConnection.connect(self._url, autocommit=True, **_CONNECTION) as connection:
                     await connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(self._channel)))
                     self._wake(*self._waiters)
-                    async for notice in connection.notifies():
-                        self._wake(notice.payload)
+                    while True:
+                        async for notice in connection.notifies(timeout=_NOTICES_SECONDS):
+                            self._wake(notice.payload)
+                        await _readable(connection.fileno())
             except (psycopg.Error, OSError) as error:
                 log.warning("lost the notice connection: %s", error)
             await asyncio.sleep(_RECONNECT_SECONDS)
@@ -220,6 +224,18 @@ class Notices:
         for topic in topics:
             for event in self._waiters.get(topic, ()):
                 event.set()
+
+
+async def _readable(descriptor: int) -> None:
+    """Until there is something to read from a socket, its end included. psycopg's own wait wakes ten times a second, in
+    every process of the mesh."""
+    loop = asyncio.get_running_loop()
+    there = asyncio.Event()
+    loop.add_reader(descriptor, there.set)
+    try:
+        await there.wait()
+    finally:
+        loop.remove_reader(descriptor)
 
 
 async def wait(event: asyncio.Event, timeout_seconds: float) -> bool:
