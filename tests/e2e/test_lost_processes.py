@@ -17,7 +17,8 @@ from services.mesh.embedded import procfs
 from services.trainer.runners import processes
 from tests.fix_live import LiveMesh, live_home, wait_until
 
-pytestmark = pytest.mark.slow
+# One job that is hit four times takes some eight minutes on two cores.
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 GRPO = ("--model", "tiny", "--dataset", "prompts", "--validation", "held-out")
 PARAMS = {
@@ -123,7 +124,6 @@ def test_a_job_survives_the_loss_of_its_queue_its_storage_a_stopped_worker_and_r
     ended_well(mesh, job, 60)
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("_time", range(3))
 @pytest.mark.parametrize("victim", ["runner", *ACTORS, *RAYS_OWN])
 def test_a_job_survives_the_loss_of(mesh: LiveMesh, victim: str, _time: int) -> None:

@@ -13,7 +13,8 @@ from services.trainer.spool import Checkpoint, End, Metrics
 from tests.fix_live import wait_until
 from tests.fix_runner import Attempt, AttemptMaker, PrivateRay, start_ray
 
-pytestmark = pytest.mark.slow
+# Each takes minutes on two cores: a run that trains, loses something, and is waited for.
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 PARAMS = {
     "learning_rate": 1e-3,
@@ -85,7 +86,6 @@ def own_ray(attempts: AttemptMaker) -> Iterator[PrivateRay]:
     found.stop()
 
 
-@pytest.mark.long
 @pytest.mark.parametrize(
     ("part", "number", "reason"),
     [
