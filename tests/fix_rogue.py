@@ -74,9 +74,11 @@ def socket_folder() -> Iterator[Path]:
         yield Path(folder)
 
 
-def tell(home: Path, path: Path, *, pid: int | None = None) -> str:
-    """Write the `run/endpoints.json` of a mesh whose gateway has the socket `path`. Its address."""
+def tell(home: Path, path: Path, *, pid: int | None = None, **ports: str) -> str:
+    """Write the `run/endpoints.json` of a mesh whose gateway has the socket `path`, and `ports` by what they speak.
+    The address of the socket.
+    """
     (home / "run").mkdir(parents=True, exist_ok=True)
     address = f"{addresses.PREFIX}{path}"
-    (home / "run" / "endpoints.json").write_text(json.dumps({"socket": address, "pid": pid or os.getpid()}))
+    (home / "run" / "endpoints.json").write_text(json.dumps({**ports, "socket": address, "pid": pid or os.getpid()}))
     return address

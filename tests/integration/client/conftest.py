@@ -115,7 +115,9 @@ def mesh(
     }
     modules = ("dataset", "dataset.worker", "trainer", "trainer.worker", "gateway")
     with socket_folder() as folder, contextlib.ExitStack() as stack:
-        values["RLHF_GATEWAY_LOCAL_LISTEN"] = tell(home, folder / "gateway.sock")
+        values["RLHF_GATEWAY_LOCAL_LISTEN"] = tell(
+            home, folder / "gateway.sock", http=f"http://127.0.0.1:{http}", grpc=f"127.0.0.1:{grpc}"
+        )
         for module in modules:
             for port in listening.get(module, ()):
                 port.release()
