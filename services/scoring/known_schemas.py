@@ -1,4 +1,4 @@
-"""What is wrong with schemas that another process has looked at."""
+"""Errors of schemas, as another process has found them."""
 
 from __future__ import annotations
 

@@ -110,7 +110,7 @@ class ImportHandler:
         return {**facts, "folder": model}
 
     def _copy(self, source: Path, model: Path) -> None:
-        """What is stored is checked as a copy; before, so that nothing is waited for that has no bytes or no end."""
+        """Copy a folder, checked before, so that no fifo is waited for; the copy is checked as what is stored."""
         try:
             check_new(source)
             copy_folder(source, self._settings.model_roots, model)

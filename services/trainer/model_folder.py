@@ -1,4 +1,4 @@
-"""What a model folder may hold and name, told before anything of it is loaded. Without torch, for services too.
+"""Checks of a model folder's files, and of the files it names, before any is loaded. Without torch, for services too.
 
 transformers opens whatever path a configuration gives it, and writes what it read there beside the next model: so no
 configuration names a file, and an index names only files of its own folder, which are hashed with it.
@@ -53,19 +53,19 @@ class UnusableModelError(Exception):
 
 
 def check_new(folder: Path) -> None:
-    """Of a model that comes in: every file is one that a model is made of. Raises UnusableModelError with everything
+    """Check a model that comes in: every file is one that a model is made of. Raises UnusableModelError with everything
     that is wrong."""
     _raise(_wrong_files(folder) + _missing(folder) + _wrong_names(folder))
 
 
 def check_stored(folder: Path) -> None:
-    """Of one that is about to be loaded, wherever it comes from; raises the same."""
+    """Check one that is about to be loaded, wherever it comes from; raises the same."""
     kinds = [text for path, mode in entries(folder, hidden=True) if (text := _wrong_kind(path, mode))]
     _raise(kinds + _wrong_names(folder))
 
 
 def check_settings(settings: dict[str, Any]) -> None:
-    """Of a model's configuration that is not in a file; raises the same."""
+    """Check a model's configuration that is not in a file; raises the same."""
     _raise([f"config {text}" for text in _of_config(settings, False)])
 
 

@@ -1,4 +1,4 @@
-"""What a run needs before it starts: its rows and weights on this host, and the plan that names them."""
+"""Preparation of a run: its rows and weights on this host, and the launch plan that names them."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ class RewardTrials:
     async def _trial(
         self, parent: str, reward_id: str, params: Mapping[str, Any], samples: Sequence[rewards.RewardSample]
     ) -> dict[str, Any]:
-        """What the child is told. Raises InvalidArgument with everything that is wrong."""
+        """Settings of the child process. Raises InvalidArgument with everything that is wrong."""
         found = _check_samples(samples)
         if names.match(names.PROJECT, parent) is None:
             found.insert(0, Violation("parent", f"must be of the form {names.PROJECT}"))

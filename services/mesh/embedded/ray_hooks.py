@@ -20,7 +20,7 @@ def start_hook(parameters: Any, head: bool) -> None:
 
 
 def _close_http(parameters: Any) -> None:
-    """Of what Ray serves by HTTP leave only what it needs, on a port that nobody else can take."""
+    """Leave of Ray's HTTP servers only the one it needs, on a port that nobody else can take."""
     # Ray then takes itself for an installation without the libraries of its dashboard: the agent of the node opens no
     # port and loads nothing that submits jobs or reads logs. There is no switch for that.
     utils.get_dashboard_dependency_error = lambda: ImportError("switched off by rlhf-mesh")

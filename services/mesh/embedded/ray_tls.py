@@ -25,13 +25,13 @@ _EARLIER = datetime.timedelta(days=1)
 
 
 def environment(path: Path) -> dict[str, str]:
-    """What Ray reads, in its servers as in its clients."""
+    """Environment variables of Ray's TLS, for its servers and its clients."""
     parts = ("RAY_TLS_CA_CERT", "RAY_TLS_SERVER_CERT", "RAY_TLS_SERVER_KEY")
     return {"RAY_USE_TLS": "1", **dict.fromkeys(parts, str(path))}
 
 
 def credentials(path: Path) -> grpc.ChannelCredentials:
-    """Of a client of such a Ray. Raises OSError when it has never been started."""
+    """Channel credentials of a client of such a Ray. Raises OSError when it has never been started."""
     found = path.read_bytes()
     return grpc.ssl_channel_credentials(root_certificates=found, private_key=found, certificate_chain=found)
 
