@@ -25,6 +25,18 @@ LLAMA = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 64,
 }
+# Of `LiveMesh.train`: inputs that every live mesh has, and parameters that suit them.
+SFT = ("--model", "tiny", "--dataset", "examples", "--validation", "held-out")
+SFT_PARAMS = {"batch_size": 16, "max_length": 32, "learning_rate": 1e-2, "validation__max_new_tokens": 6}
+GRPO = ("--model", "tiny", "--dataset", "prompts", "--validation", "held-out")
+GRPO_PARAMS = {
+    "prompts_per_step": 8,
+    "samples_per_prompt": 4,
+    "max_prompt_length": 16,
+    "max_response_length": 6,
+    "learning_rate": 1e-3,
+    "validation__max_new_tokens": 6,
+}
 
 
 @dataclass(frozen=True)

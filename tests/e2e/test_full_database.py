@@ -20,13 +20,11 @@ import psycopg
 import pytest
 
 from services.mesh.embedded import Home, Postgres
-from tests.fix_live import LiveMesh, alive, live_home, wait_until
+from tests.fix_live import SFT, SFT_PARAMS, LiveMesh, alive, live_home, wait_until
 
 pytestmark = pytest.mark.slow
 
 DISK_MIB = 192
-SFT = ("--model", "tiny", "--dataset", "examples", "--validation", "held-out")
-SFT_PARAMS = {"batch_size": 16, "max_length": 32, "learning_rate": 1e-2, "validation__max_new_tokens": 6}
 # What a write may answer while the disk is full.
 CLEAR = {"DATABASE_DISK_FULL", "DATABASE_UNAVAILABLE"}
 

@@ -15,19 +15,13 @@ import pytest
 
 from services.mesh.embedded import procfs
 from services.trainer.runners import processes
-from tests.fix_live import LiveMesh, live_home, wait_until
+from tests.fix_live import GRPO, GRPO_PARAMS, LiveMesh, live_home, wait_until
 
 # One job that is hit four times takes some eight minutes on two cores.
 pytestmark = [pytest.mark.slow, pytest.mark.long]
 
-GRPO = ("--model", "tiny", "--dataset", "prompts", "--validation", "held-out")
 PARAMS = {
-    "prompts_per_step": 8,
-    "samples_per_prompt": 4,
-    "max_prompt_length": 16,
-    "max_response_length": 6,
-    "learning_rate": 1e-3,
-    "validation__max_new_tokens": 6,
+    **GRPO_PARAMS,
     "validation__rows": 8,
     "save_every_steps": 4,
     "epochs": 100,

@@ -21,23 +21,12 @@ import pytest
 
 from services.cli.supervisor import leftovers, state
 from services.mesh.embedded import Home, procfs
-from tests.fix_live import LiveMesh, alive, live_home, wait_until
+from tests.fix_live import GRPO, GRPO_PARAMS, SFT, SFT_PARAMS, LiveMesh, alive, live_home, wait_until
 from tests.fix_ports import Listener, listeners
 from tests.fix_rays_ports import enters_ray, enters_ray_or, enters_rays_http, status_of
 
 pytestmark = pytest.mark.slow
 
-SFT = ("--model", "tiny", "--dataset", "examples", "--validation", "held-out")
-SFT_PARAMS = {"batch_size": 16, "max_length": 32, "learning_rate": 1e-2, "validation__max_new_tokens": 6}
-GRPO = ("--model", "tiny", "--dataset", "prompts", "--validation", "held-out")
-GRPO_PARAMS = {
-    "prompts_per_step": 8,
-    "samples_per_prompt": 4,
-    "max_prompt_length": 16,
-    "max_response_length": 6,
-    "learning_rate": 1e-3,
-    "validation__max_new_tokens": 6,
-}
 SECURITY = Path(__file__).parents[2] / "docs" / "security.md"
 
 

@@ -11,21 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.fix_live import LiveMesh, alive, wait_until
+from tests.fix_live import GRPO, GRPO_PARAMS, SFT, SFT_PARAMS, LiveMesh, alive, wait_until
 
 pytestmark = pytest.mark.slow
-
-SFT = ("--model", "tiny", "--dataset", "examples", "--validation", "held-out")
-GRPO = ("--model", "tiny", "--dataset", "prompts", "--validation", "held-out")
-SFT_PARAMS = {"batch_size": 16, "max_length": 32, "learning_rate": 1e-2, "validation__max_new_tokens": 6}
-GRPO_PARAMS = {
-    "prompts_per_step": 8,
-    "samples_per_prompt": 4,
-    "max_prompt_length": 16,
-    "max_response_length": 6,
-    "learning_rate": 1e-3,
-    "validation__max_new_tokens": 6,
-}
 
 
 def steps_of(mesh: LiveMesh, job: str, metric: str) -> list[int]:
