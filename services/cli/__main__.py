@@ -24,6 +24,7 @@ from services.cli import (
     train,
     violations,
 )
+from services.cli.backup import commands as backup
 from services.cli.demo import run as demo
 from services.cli.session import Options
 from services.mesh.errors import FailedPrecondition, PlatformError
@@ -75,6 +76,7 @@ def _options(
 
 lifecycle.register(app)
 app.add_typer(token.app, name="token")
+backup.register(app)
 doctor.register(app)
 demo.register(app)
 app.add_typer(models.app, name="model")

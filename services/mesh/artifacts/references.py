@@ -21,7 +21,7 @@ from collections.abc import Iterable
 from services.mesh.postgres import Connection
 
 # Any number will do, as long as all services take the same lock.
-_LOCK = 0x72656673
+LOCK = 0x72656673
 # The notice after which there may be something to collect.
 RELEASED_TOPIC = "released"
 # Of a column: the name itself, or one below it. `0` is the character after `/`.
@@ -33,7 +33,7 @@ _BELOW = (
 async def lock(connection: Connection, *, exclusive: bool = False) -> None:
     """Until the transaction ends nothing is collected; with `exclusive` nobody adds a reference, either."""
     function = "pg_advisory_xact_lock" if exclusive else "pg_advisory_xact_lock_shared"
-    await connection.execute(f"SELECT {function}({_LOCK})".encode())
+    await connection.execute(f"SELECT {function}({LOCK})".encode())
 
 
 async def add(connection: Connection, holder: str, sha256: str, resource: str = "") -> None:

@@ -1,0 +1,1 @@
+"""A home's data in a folder, and a home made of such a folder."""
