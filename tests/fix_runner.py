@@ -37,7 +37,7 @@ CONFIG = {
 }
 SPEC = {"config": CONFIG, "tokenizer": {"kind": "characters", "alphabet": "0123456789"}}
 # Processes of Ray that belong to no job.
-RAYS_OWN = ("ray::IDLE", "ray::DashboardAgent", "ray::RuntimeEnvAgent")
+RAYS_OWN = ("ray::IDLE", "ray::RuntimeEnvAgent")
 # Ray takes a token for every cluster where the user has one, and asks for it in some of its processes only.
 ENVIRONMENT = {
     **os.environ,
@@ -45,6 +45,7 @@ ENVIRONMENT = {
     "RAY_memory_monitor_refresh_ms": "0",
     "RAY_AUTH_MODE": "disabled",
 }
+START_ENVIRONMENT = {**ENVIRONMENT, "RAY_START_HOOK": "services.mesh.embedded.ray_hooks.cluster_hook"}
 
 
 @pytest.fixture(scope="session")
@@ -132,9 +133,8 @@ def start_ray(cpus: int, gpus: int, store_bytes: int = 200_000_000, forks: bool 
         # Paths of Ray's sockets must stay under 107 bytes.
         command += ["--include-dashboard=false", "--disable-usage-stats", f"--temp-dir=/tmp/rlhf-test-{os.getpid()}"]
         # Ports that the system gives: other Rays of this machine take theirs out of the same range.
-        command += ["--min-worker-port=0", "--max-worker-port=0", "--dashboard-agent-listen-port=0"]
-        environment = {**ENVIRONMENT, "RAY_START_HOOK": "services.mesh.embedded.ray_hooks.launch_workers"}
-        return f"127.0.0.1:{port}", subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+        command += ["--min-worker-port=0", "--max-worker-port=0"]
+        return f"127.0.0.1:{port}", subprocess.Popen(command, env=START_ENVIRONMENT, stdout=subprocess.DEVNULL)
 
     address, process = _started(start)
     return PrivateRay(address, process, server)
@@ -145,14 +145,14 @@ def join_ray(head: PrivateRay, cpus: int, gpus: int, store_bytes: int = 200_000_
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", f"--address={head.address}", "--block"]
     command += [f"--num-cpus={cpus}", f"--num-gpus={gpus}", f"--object-store-memory={store_bytes}"]
     # Both nodes would take workers' ports out of the same range.
-    command += ["--min-worker-port=0", "--max-worker-port=0", "--dashboard-agent-listen-port=0"]
+    command += ["--min-worker-port=0", "--max-worker-port=0"]
     command.append("--disable-usage-stats")
     for _ in range(3):
-        process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL)
+        process = subprocess.Popen(command, env=START_ENVIRONMENT, stdout=subprocess.DEVNULL)
         deadline = time.monotonic() + 120
         while process.poll() is None and time.monotonic() < deadline:
             # The agents come after the raylet, which starts them when it has joined.
-            if any("DashboardAgent" in _title(pid) for pid in _descendants(process.pid)):
+            if any("RuntimeEnvAgent" in _title(pid) for pid in _descendants(process.pid)):
                 return PrivateRay(head.address, process)
             time.sleep(0.5)
         process.kill()

@@ -11,7 +11,6 @@ import os
 import runpy
 import socket
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -58,17 +57,6 @@ def hold() -> int:
     held.bind(("127.0.0.1", 0))
     _held.append(held)
     return held.getsockname()[1]
-
-
-def wrapped(make: Callable[..., list[str]], component: str) -> Callable[..., list[str]]:
-    """`make`, which gives the command before the file of one of Ray's Python processes, with ours in front of the file
-    of `component`."""
-
-    def command(name: str, *arguments: Any, **options: Any) -> list[str]:
-        ours = [__file__] if name == component else []
-        return [*make(name, *arguments, **options), *ours]
-
-    return command
 
 
 if __name__ == "__main__":

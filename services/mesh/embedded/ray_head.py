@@ -121,6 +121,8 @@ class RayHead:
                 # It would show figures to whoever asks, on the same port for every Ray, and has no switch: -1 cannot be
                 # opened, which is noted in its log and hurts nothing.
                 "DASHBOARD_METRIC_PORT": "-1",
+                # The raylet ends where its agent has not answered by then: 30 s are too few for a busy machine.
+                "RAY_agent_register_timeout_ms": "120000",
                 # A raylet that is stopped counts as dead after 45 s in place of 65.
                 "RAY_health_check_timeout_ms": "8000",
                 # Nor does it gather any for the agent of the node, which has no port to take them.

@@ -24,7 +24,7 @@ from services.mesh import nats as mesh_nats
 from services.mesh.client import call
 from services.mesh.embedded import process as programs
 from services.mesh.errors import FailedPrecondition
-from services.mesh.nats import connect
+from services.mesh.nats import client_of, connect
 from services.mesh.settings import Environment
 from tests.fix_member import until
 from tests.integration.dataset.caller import Caller, State, canonical, lines, prompt_rows
@@ -39,11 +39,11 @@ class Clients:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.made = 0
-        monkeypatch.setattr(mesh_nats, "Client", self._make)
+        monkeypatch.setattr(mesh_nats, "client_of", self._client_of)
 
-    def _make(self) -> Client:
+    def _client_of(self, url: str) -> tuple[Client, str]:
         self.made += 1
-        return Client()
+        return client_of(url)
 
 
 async def said(caller: Caller, name: str) -> int:
