@@ -35,11 +35,17 @@ from services.gateway.websocket import MAX_MESSAGE_BYTES, PING_SECONDS
 from services.gateway.websocket_protocol import WebSocketConnection
 from services.mesh.errors import InvalidArgument, NotFound, Unimplemented
 from services.mesh.path_templates import NoRoute, PathTemplate, Router
+from services.mesh.settings import DISK, NATS
 from services.mesh.transcoding import Route, routes
 
 _STOP_SECONDS = 5
 _KEEP_ALIVE_SECONDS = 75
 _BACKLOG = 1024
+# What /readyz says of what services lack, by the name that their health has for it.
+_LACKING = {
+    NATS: "NATS takes no events: those of {services} wait, everything else goes on",
+    DISK: "the disk of {services} is nearly full: delete what is no longer needed, or give it more room",
+}
 
 
 class UnaryEndpoint:
@@ -121,14 +127,18 @@ class Api:
         return Response(b'{"status":"ok"}', media_type="application/json")
 
     async def _ready(self, call: Call, captured: dict[str, str]) -> Response:
-        """Every service behind is serving, or which is not; `degraded` where one does without NATS."""
+        """Every service behind is serving, or which is not; `degraded` where one says what it lacks."""
         states = {upstream.name: "SERVING" if upstream.serving else "NOT_SERVING" for upstream in self._upstreams.all}
         ready = all(upstream.serving for upstream in self._upstreams.all)
-        waiting = [upstream.name for upstream in self._upstreams.all if upstream.without_nats]
+        lacking = [
+            meaning.format(services=", ".join(names))
+            for name, meaning in _LACKING.items()
+            if (names := [upstream.name for upstream in self._upstreams.all if name in upstream.lacking])
+        ]
         status = HTTPStatus.OK if ready else HTTPStatus.SERVICE_UNAVAILABLE
-        body = {"status": ("degraded" if waiting else "ready") if ready else "not ready", "services": states}
-        if waiting:
-            body["degraded"] = f"NATS takes no events: those of {', '.join(waiting)} wait, everything else goes on"
+        body = {"status": ("degraded" if lacking else "ready") if ready else "not ready", "services": states}
+        if lacking:
+            body["degraded"] = "; ".join(lacking)
         return Response(json.dumps(body), status, media_type="application/json")
 
 

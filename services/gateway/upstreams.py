@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from services.mesh import addresses
 from services.mesh.client import map_error
 from services.mesh.errors import DeadlineExceeded, PlatformError, Unavailable
 from services.mesh.interceptors import DETAILS_KEY
-from services.mesh.settings import NATS
+from services.mesh.settings import DISK, NATS
 
 _FOLLOW_AGAIN_SECONDS = 0.25
 # No retry policy: only the caller knows whether its call may run twice.
@@ -41,18 +41,21 @@ class Upstream:
     channel: grpc.aio.Channel
     descriptors: Sequence[ServiceDescriptor]
     serving: bool = False
-    # Whether the service has said that it has no NATS: its events wait, all else goes on.
-    without_nats: bool = False
+    # What the service has said that it lacks and goes on without: NATS, or room on its disk.
+    lacking: set[str] = field(default_factory=set)
 
     async def follow(self) -> None:
         """Keep `serving` true to what the service's own health says, for ever."""
         async for status in self._states(""):
             self.serving = status == health_pb2.HealthCheckResponse.SERVING
 
-    async def follow_nats(self) -> None:
-        """The same for `without_nats`."""
-        async for status in self._states(NATS):
-            self.without_nats = status == health_pb2.HealthCheckResponse.NOT_SERVING
+    async def follow_what_is_lacking(self, name: str) -> None:
+        """The same for `name` in `lacking`."""
+        async for status in self._states(name):
+            if status == health_pb2.HealthCheckResponse.NOT_SERVING:
+                self.lacking.add(name)
+            else:
+                self.lacking.discard(name)
 
     async def _states(self, name: str) -> AsyncIterator[int]:
         """What the service's health says of `name`, for ever; UNKNOWN while nobody answers."""
@@ -88,7 +91,8 @@ class Upstreams:
         self._followers: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Upstreams:
-        routines = [routine() for upstream in self.all for routine in (upstream.follow, upstream.follow_nats)]
+        routines = [upstream.follow() for upstream in self.all]
+        routines += [upstream.follow_what_is_lacking(name) for upstream in self.all for name in (NATS, DISK)]
         self._followers = [asyncio.create_task(routine) for routine in routines]
         return self
 

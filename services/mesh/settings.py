@@ -17,6 +17,8 @@ DAY_SECONDS = 24 * 3600.0
 _ORIGIN = re.compile(r"https?://([a-z0-9.-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?")
 # What health calls the broker of events, which services go on without.
 NATS = "nats"
+# What it calls room on the disk: NOT_SERVING says that it is nearly full.
+DISK = "disk"
 
 
 class Environment:
@@ -222,6 +224,8 @@ class MeshSettings:
     secrets_folder: Path = Path()
     # What may be called beyond the mesh; see services/mesh/outbound.py.
     outbound_allow: tuple[str, ...] = ()
+    # With fewer free bytes a disk counts as nearly full.
+    disk_low_bytes: int = 2 << 30
 
     @classmethod
     def read(cls, environment: Environment, service: str, *, worker: bool = False) -> MeshSettings:
@@ -243,4 +247,5 @@ class MeshSettings:
             tls_key_file=Path(key) if key else None,
             telemetry=TelemetrySettings.read(environment),
             keep=KeepSettings.read(environment),
+            disk_low_bytes=environment.integer("RLHF_DISK_LOW_BYTES", 2 << 30, 0, 1 << 60),
         )

@@ -12,11 +12,12 @@ from services.mesh.artifacts.gc import Collector
 from services.mesh.artifacts.marker import claim
 from services.mesh.census import Census, open_jobs, unpublished_events
 from services.mesh.collecting import CollectingStore
+from services.mesh.disk_space import DiskSpace
 from services.mesh.events import EventLog, Relay
 from services.mesh.nats import Bus
 from services.mesh.postgres import Database
 from services.mesh.server import Process, Server
-from services.mesh.settings import NATS, child_environment
+from services.mesh.settings import DISK, NATS, child_environment
 from services.mesh.sweeping import Sweeper
 from services.mesh.worker import Worker
 from services.trainer import announcing
@@ -78,6 +79,12 @@ def build(settings: Settings) -> Server:
         server.add(resource)
     server.add_step(lambda: claim(database, artifacts))
     server.add_routine("relay", Relay("trainer", database, log, bus).run)
+    space = DiskSpace(
+        (settings.mesh.home, settings.jobs_folder),
+        settings.mesh.disk_low_bytes,
+        functools.partial(server.set_serving, DISK),
+    )
+    server.add_routine("disk space", space.run)
     server.serve(SERVICE, lambda grpc_server: add_TrainerServiceServicer_to_server(servicer, grpc_server))
     return server
 

@@ -48,7 +48,10 @@ SCHEMAS: dict[str, Schema] = {
                 "type": "object",
                 "additionalProperties": {"type": "string", "enum": ["SERVING", "NOT_SERVING"]},
             },
-            "degraded": {"type": "string", "description": "What is away that the services go on without."},
+            "degraded": {
+                "type": "string",
+                "description": "What services lack and go on without: NATS, room on the disk.",
+            },
         },
         "required": ["status", "services"],
     },

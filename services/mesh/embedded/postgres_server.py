@@ -18,6 +18,7 @@ import hashlib
 import hmac
 import importlib.util
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -47,6 +48,32 @@ _SSL_REQUEST = struct.pack("!II", 8, 80877103)
 # What PostgreSQL takes for the path of its data: whichever folder it was started in.
 _HERE = "/proc/self/cwd"
 _SETTINGS = {"listen_addresses": "127.0.0.1", "unix_socket_directories": "", "max_connections": "200"}
+# What to do about what PostgreSQL says before it ends, the more exact first.
+_REMEDIES = (
+    (
+        "database files are incompatible|not compatible with this version",
+        "The data were made by another PostgreSQL: start the version of rlhf-mesh that made them, save the home with "
+        "`rlhf backup`, and `rlhf restore` it with this one.",
+    ),
+    ("No space left on device", "The disk of {data} is full: make room there, then `rlhf up` goes on."),
+    (
+        "Address already in use",
+        "Another program has port {port} of 127.0.0.1: end it. Its number is in run/ports.json of the home; without "
+        "that file `rlhf up` chooses new ports.",
+    ),
+    (
+        "Cannot allocate memory|could not create shared memory|could not map anonymous",
+        "The machine has no memory left for it: end what takes it, then `rlhf up` goes on.",
+    ),
+    (
+        "[Pp]ermission denied|wrong ownership|invalid permissions",
+        "Files under {data} belong to somebody else: give them to the user who starts the mesh (`chown -R`).",
+    ),
+    (
+        "pg_control|checkpoint record|incorrect checksum|invalid page|PANIC|could not (open|read|access)",
+        "Its files are damaged. Keep a copy of {folder}, then restore the home from a backup: `rlhf restore`.",
+    ),
+)
 
 
 def binaries() -> Path:
@@ -117,11 +144,17 @@ class Postgres:
             # SIGINT is PostgreSQL's fast shutdown: open transactions are rolled back, nothing committed is lost.
             stop_signal=signal.SIGINT,
             stop_seconds=30.0,
+            remedy=self.remedy,
             death_signal=signal.SIGINT,
             user=self.user,
             folder=self.data,
             address=f"127.0.0.1:{self.port}",
         )
+
+    def remedy(self, log: str) -> str:
+        """What to do about a server that has ended with these last words; empty where they are not known."""
+        found = next((each for words, each in _REMEDIES if re.search(words, log)), "")
+        return found.format(data=self.data, folder=self.folder.resolve(), port=self.port)
 
     async def is_ready(self) -> bool:
         async with await psycopg.AsyncConnection.connect(self.url, connect_timeout=2) as connection:

@@ -76,6 +76,10 @@ async def _nothing() -> None:
     return
 
 
+def _unknown(log: str) -> str:
+    return ""
+
+
 @dataclass(frozen=True)
 class User:
     """The user to run as instead of root."""
@@ -99,6 +103,8 @@ class Program:
     # Asked again and again after a start until it says yes; an exception counts as no.
     ready: Callable[[], Awaitable[bool]] = _at_once
     ready_seconds: float = 60.0
+    # What to do about a start that failed, by the last lines of its log; empty where that is not known.
+    remedy: Callable[[str], str] = _unknown
     # How often it is started before it is given up that it comes up at all.
     first_starts: int = 1
     # Asked from time to time while it runs; None asks `ready`. It must not fail merely because there is much to do.
@@ -152,7 +158,7 @@ async def until_ready(program: Program, process: Running) -> None:
         if process.returncode is not None:
             raise StartFailed(
                 "PROCESS_EXITED",
-                f"{program.name} ended with {ending(process.returncode)} before it was ready\n{log_tail(program.log)}",
+                f"{program.name} ended with {ending(process.returncode)} before it was ready{_reasons(program)}",
             )
         with contextlib.suppress(Exception):
             # Not wait_for: before Python 3.12 it loses a cancellation that comes as its awaitable ends.
@@ -163,8 +169,15 @@ async def until_ready(program: Program, process: Running) -> None:
         await asyncio.sleep(_POLL_SECONDS)
     raise StartFailed(
         "PROCESS_NOT_READY",
-        f"{program.name} was not ready after {program.ready_seconds:.0f} s\n{log_tail(program.log)}",
+        f"{program.name} was not ready after {program.ready_seconds:.0f} s{_reasons(program)}",
     )
+
+
+def _reasons(program: Program) -> str:
+    """The end of its log, and what to do about it where that is known."""
+    tail = log_tail(program.log)
+    remedy = program.remedy(tail)
+    return f"\n{tail}" + (f"\n{remedy}" if remedy else "")
 
 
 async def stop(program: Program, process: Running) -> bool:

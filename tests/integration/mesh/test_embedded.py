@@ -9,8 +9,10 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import nats.errors
@@ -130,6 +132,71 @@ async def test_postgres_that_was_cut_short_in_its_first_start_is_made_again(tmp_
         assert await server.is_ready()
 
 
+def spoil_control(data: Path) -> None:
+    (data / "global" / "pg_control").write_bytes(bytes(8192))
+
+
+def lose_control(data: Path) -> None:
+    (data / "global" / "pg_control").unlink()
+
+
+def lose_log(data: Path) -> None:
+    for path in (data / "pg_wal").iterdir():
+        if path.is_file():
+            path.unlink()
+
+
+def age(data: Path) -> None:
+    (data / "PG_VERSION").write_text("17\n")
+
+
+@pytest.mark.parametrize(
+    ("harm", "remedy"),
+    [
+        (age, "made by another PostgreSQL"),
+        (spoil_control, "`rlhf restore`"),
+        (lose_control, "`rlhf restore`"),
+        (lose_log, "`rlhf restore`"),
+    ],
+)
+async def test_postgres_that_cannot_start_says_what_to_do(
+    tmp_path: Path, harm: Callable[[Path], None], remedy: str
+) -> None:
+    server = embedded.Postgres(tmp_path / "postgres", embedded.free_port(), durable=False)
+    program = server.program(tmp_path / "log")
+    async with process.running(program):
+        pass
+    harm(server.data)
+    with pytest.raises(process.StartFailed, match="before it was ready") as caught:
+        async with process.running(program):
+            raise AssertionError("it started")
+    assert remedy in caught.value.message.splitlines()[-1]
+
+
+async def test_postgres_whose_port_is_taken_names_it(tmp_path: Path) -> None:
+    server = embedded.Postgres(tmp_path / "postgres", embedded.free_port(), durable=False)
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", server.port))
+        other.listen()
+        with pytest.raises(process.StartFailed, match=f"has port {server.port} .*: end it"):
+            async with process.running(server.program(tmp_path / "log")):
+                raise AssertionError("it started")
+
+
+@pytest.mark.parametrize(
+    ("words", "remedy"),
+    [
+        ('FATAL:  could not write lock file "postmaster.pid": No space left on device', "is full: make room"),
+        ("FATAL:  could not map anonymous shared memory: Cannot allocate memory", "no memory left"),
+        ('FATAL:  data directory "/proc/self/cwd" has wrong ownership', "belong to somebody else"),
+        ("FATAL:  something that nobody has seen", ""),
+    ],
+)
+def test_what_postgres_says_leads_to_what_to_do(tmp_path: Path, words: str, remedy: str) -> None:
+    assert remedy in (found := embedded.Postgres(tmp_path / "postgres", 1).remedy(words))
+    assert bool(found) == bool(remedy)
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes another user")
 async def test_postgres_of_root_is_a_user_of_its_own_that_reads_no_file_but_its_own(tmp_path: Path) -> None:
     async with embedded.postgres(tmp_path / "pg", durable=False) as server:
@@ -234,6 +301,7 @@ async def test_secrets_are_for_the_owner_only_and_in_no_command_line(tmp_path: P
 async def test_postgres_of_an_ordinary_user(tmp_path: Path) -> None:
     code = """
 import asyncio, os, sys
+from collections.abc import Callable
 from pathlib import Path
 import psycopg
 from services.mesh import embedded
