@@ -19,7 +19,7 @@ SELECT uid, name, state, waits_for_slots, retry_time, place FROM (
   SELECT uid, name, state, progress ->> 'phase' IS NOT DISTINCT FROM %(phase)s AS waits_for_slots,
          CASE WHEN not_before > now() THEN not_before END AS retry_time,
          row_number() OVER (PARTITION BY state = 'QUEUED'
-                            ORDER BY not_before > now(), priority DESC, create_time, uid) AS place
+                            ORDER BY priority DESC, create_time, uid) AS place
   FROM jobs WHERE end_time IS NULL
 ) AS open WHERE place <= %(most)s OR uid = ANY(%(uids)s) ORDER BY place
 """

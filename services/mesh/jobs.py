@@ -48,6 +48,13 @@ _COLUMNS = (
     "uid, kind, name, parent, state, priority, sequence, spec, progress, error, create_time, start_time, end_time,"
     " traceparent"
 )
+# How many jobs that precede a row of `jobs` have run and wait for their next attempt.
+_PAUSING_AHEAD = (
+    "SELECT count(*) FROM jobs AS ahead WHERE ahead.kind = jobs.kind AND ahead.state = 'QUEUED'"
+    " AND ahead.start_time IS NOT NULL"
+    " AND ahead.not_before > now() AND ahead.not_before <= now() + make_interval(secs => %s)"
+    " AND (-ahead.priority, ahead.create_time, ahead.uid) < (-jobs.priority, jobs.create_time, jobs.uid)"
+)
 
 
 class Jobs:
@@ -160,18 +167,30 @@ class Jobs:
         await self._database.notify(connection, QUEUE_TOPIC)
         return moved
 
-    async def claim(self, kinds: Iterable[str], owner: str, lease_seconds: float) -> Lease | None:
-        """The most urgent job that waits or whose holder's lease ran out; None when there is nothing to do."""
+    async def claim(
+        self, kinds: Iterable[str], owner: str, lease_seconds: float, places: int | None = None
+    ) -> Lease | None:
+        """The most urgent job that waits or whose holder's lease ran out; None when there is nothing to do.
+
+        With `places`, how many more jobs the worker takes, one is left to each job that pauses before another attempt:
+        no job that comes after it gets that place meanwhile.
+        """
         token = uuid.uuid4()
         async with self._database.transaction() as connection:
             job = await self._one(
                 connection,
                 f"SELECT {_COLUMNS} FROM jobs WHERE kind = ANY(%s) AND end_time IS NULL AND"
-                " ((state = 'QUEUED' AND (not_before <= now() OR not_before > now() + make_interval(secs => %s)))"
+                " ((state = 'QUEUED' AND (not_before <= now() OR not_before > now() + make_interval(secs => %s))"
+                f"  AND (%s::integer IS NULL OR ({_PAUSING_AHEAD}) < %s))"
                 "  OR (state IN ('RUNNING', 'CANCELLING') AND"
                 "      (lease_expires_at < now() OR lease_expires_at > now() + make_interval(secs => %s))))"
                 " ORDER BY priority DESC, create_time, uid LIMIT 1 FOR UPDATE SKIP LOCKED",
-                (list(kinds), LONGEST_DELAY_SECONDS, max(LONGEST_DELAY_SECONDS, _LONGEST_LEASES * lease_seconds)),
+                (
+                    list(kinds),
+                    LONGEST_DELAY_SECONDS,
+                    *(places, LONGEST_DELAY_SECONDS, places),
+                    max(LONGEST_DELAY_SECONDS, _LONGEST_LEASES * lease_seconds),
+                ),
             )
             if job is None:
                 return None

@@ -91,7 +91,8 @@ class Worker:
         try:
             with self._database.notices.subscribe(QUEUE_TOPIC) as queue:
                 while True:
-                    lease = await self._claim() if len(running) < self._concurrency else None
+                    places = self._concurrency - len(running)
+                    lease = await self._claim(places) if places > 0 else None
                     if lease is not None:
                         task = asyncio.create_task(self._work(lease), name=lease.job.name)
                         running.add(task)
@@ -104,9 +105,9 @@ class Worker:
                 task.cancel()
             await asyncio.gather(*running, return_exceptions=True)
 
-    async def _claim(self) -> Lease | None:
+    async def _claim(self, places: int) -> Lease | None:
         try:
-            return await self._jobs.claim(self._handlers, self._owner, self._lease_seconds)
+            return await self._jobs.claim(self._handlers, self._owner, self._lease_seconds, places)
         except Unavailable:
             return None
 

@@ -58,7 +58,7 @@ async def test_who_waits_for_slots_waits_behind_those_that_have_them(database: D
     assert await position(database, jobs, "d") == QueuePosition(full("a", "b", "c"), (), 0, None)
 
 
-async def test_a_try_that_waits_for_its_time_says_when_and_lets_others_pass(database: Database, jobs: Jobs) -> None:
+async def test_a_try_that_waits_for_its_time_says_when_and_keeps_its_place(database: Database, jobs: Jobs) -> None:
     await new_job(database, jobs, "a")
     lease = await taken(jobs)
     async with database.transaction() as connection:
@@ -66,8 +66,8 @@ async def test_a_try_that_waits_for_its_time_says_when_and_lets_others_pass(data
         await jobs.move(connection, job, State.QUEUED, delay_seconds=500)
     await new_job(database, jobs, "b")
     found = await position(database, jobs, "a")
-    assert found is not None and found.ahead == full("b") and found.retry_time is not None
-    assert await position(database, jobs, "b") == QueuePosition((), (), 0, None)
+    assert found is not None and found.ahead == () and found.retry_time is not None
+    assert await position(database, jobs, "b") == QueuePosition((), full("a"), 1, None)
 
 
 async def test_of_many_some_are_named_and_all_are_counted(database: Database, jobs: Jobs) -> None:

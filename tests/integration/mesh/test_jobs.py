@@ -117,6 +117,38 @@ async def test_a_retry_waits_until_its_time(database: Database, jobs: Jobs) -> N
     assert again.job.start_time == lease.job.start_time
 
 
+async def test_a_job_between_two_attempts_keeps_its_place_from_those_that_come_after_it(
+    database: Database, jobs: Jobs
+) -> None:
+    await new_job(database, jobs, "died")
+    lease = await claim(jobs)
+    async with database.transaction() as connection:
+        await jobs.move(connection, await jobs.held(connection, lease), State.QUEUED, delay_seconds=300)
+    for id_, priority, kind in (("younger", 0, "work"), ("urgent", 5, "work"), ("other", 0, "other")):
+        await new_job(database, jobs, id_, kind=kind, priority=priority)
+
+    async def taken(places: int) -> str | None:
+        lease = await jobs.claim(["work", "other"], "one", 60, places)
+        return lease and lease.job.name.rpartition("/")[2]
+
+    assert await taken(1) == "urgent", "which goes before it anyway"
+    assert await taken(1) == "other", "whose kind is another"
+    assert await taken(1) is None
+    async with database.transaction() as connection:
+        await connection.execute("UPDATE jobs SET not_before = now() WHERE name LIKE '%died'")
+    assert [await taken(1), await taken(1)] == ["died", "younger"]
+
+
+async def test_a_job_between_two_attempts_keeps_one_place_and_no_more(database: Database, jobs: Jobs) -> None:
+    await new_job(database, jobs, "died")
+    lease = await claim(jobs)
+    async with database.transaction() as connection:
+        await jobs.move(connection, await jobs.held(connection, lease), State.QUEUED, delay_seconds=300)
+    await new_job(database, jobs, "younger")
+    found = await jobs.claim(["work"], "one", 60, 2)
+    assert found is not None and found.job.name.endswith("younger")
+
+
 async def test_a_lease_that_ran_out_passes_on_and_the_old_token_writes_nothing(database: Database, jobs: Jobs) -> None:
     await new_job(database, jobs, "j")
     old = await claim(jobs, "one", 0.05)
