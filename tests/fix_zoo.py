@@ -243,6 +243,7 @@ _GPT2 = {
     "max_position_embeddings": "n_positions",
     "num_key_value_heads": "",
 }
+_CODE = {"AutoModelForCausalLM": "modeling_phi3.Phi3ForCausalLM"}
 ARCHITECTURES: dict[str, Architecture] = {
     "llama": Architecture("llama"),
     "qwen2": Architecture("qwen2", spare=13),
@@ -251,7 +252,8 @@ ARCHITECTURES: dict[str, Architecture] = {
     "gemma2": Architecture("gemma2", {"head_dim": 24, "query_pre_attn_scalar": 24, "sliding_window": 16}),
     "gemma3": Architecture("gemma3_text", {"head_dim": 24, "query_pre_attn_scalar": 24, "sliding_window": 16}),
     "mistral": Architecture("mistral", {"sliding_window": 16}),
-    "phi3": Architecture("phi3"),
+    # On hubs it still names the code that it came with, before transformers had it.
+    "phi3": Architecture("phi3", {"auto_map": {"AutoConfig": "configuration_phi3.Phi3Config", **_CODE}}),
     "olmo2": Architecture("olmo2", spare=7),
     "gpt2": Architecture("gpt2", names=_GPT2),
     "gpt_neox": Architecture("gpt_neox", names={"num_key_value_heads": ""}, spare=3),

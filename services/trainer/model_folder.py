@@ -183,8 +183,6 @@ def _wrong_names(folder: Path) -> list[str]:
 
 def _of_config(document: dict[str, Any], tokenizer: bool) -> list[str]:
     found = []
-    if "auto_map" in document and not tokenizer:
-        found.append("wants code of the model's own (auto_map), which is never run")
     for key, value in _settings(document):
         if key in _VERSIONED or (tokenizer and (key in _TOKENIZER_ARGUMENTS or _names_file(key))):
             wrong = bool(value)

@@ -80,8 +80,10 @@ def _check_files(folder: Path) -> None:
 
 
 def _load(folder: Path) -> tuple[Any, Any]:
-    if why := unknown_type(json.loads((folder / "config.json").read_text("utf-8")).get("model_type")):
-        raise UnusableModelError(why)
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    if why := unknown_type(config.get("model_type")):
+        own = "; code of the model's own (auto_map) is never run" if "auto_map" in config else ""
+        raise UnusableModelError(why + own)
     try:
         load = loading.reward_model if loading.is_classifier(folder) else loading.language_model
         return load(folder), loading.tokenizer(folder)

@@ -19,6 +19,10 @@ from services.trainer.weights.inspection import UnusableModelError, inspect
         ({"model_type": "lama"}, "knows no model_type 'lama'; did you mean llama"),
         ({"model_type": "Qwen_2"}, "did you mean qwen2"),
         ({"model_type": "xyzzy"}, "knows no model_type 'xyzzy'$"),
+        (
+            {"model_type": "xyzzy", "auto_map": {"AutoConfig": "x.Y"}},
+            r"code of the model's own \(auto_map\) is never run$",
+        ),
         ({"model_type": 7}, "has no model_type"),
         ({}, "has no model_type"),
     ],
