@@ -131,7 +131,7 @@ def download_model(
     found = run(context, command)
     files, size = len(found.files), display.size(found.size_bytes)
     output.say(f"{references.short(found.name)} is in {to}: {files} files, {size}, every SHA-256 as it should be")
-    scores = found.architecture.endswith("ForSequenceClassification")
+    scores = found.kind == found.KIND_REWARD_MODEL
     auto = "AutoModelForSequenceClassification" if scores else "AutoModelForCausalLM"
     output.hint(f'a Hugging Face folder: transformers.{auto}.from_pretrained("{to}")')
 

@@ -113,8 +113,8 @@ def announcing(log: EventLog) -> Announce:
 
 async def _note_use(connection: Connection, event: Message) -> None:
     assert isinstance(event, TrainingJobChanged)
-    job, versions, sequence, ended = wire.job_use(event)
-    await datasets.note_use(connection, job, versions, sequence=sequence, ended=ended)
+    job, resources, sequence, ended = wire.job_use(event)
+    await datasets.note_use(connection, job, resources, sequence=sequence, ended=ended)
 
 
 async def _no_event(connection: Connection, job: Job, before: State | None) -> None:

@@ -177,9 +177,9 @@ class Datasets:
             await self._database.notify(connection, SWEEP_TOPIC)
 
 
-async def note_use(connection: Connection, job: str, versions: Iterable[str], *, sequence: int, ended: bool) -> None:
-    """A training job changed; `versions` are the dataset versions that it reads. Noting it again does nothing."""
-    found = [names.match(names.DATASET_VERSION, version) for version in versions]
+async def note_use(connection: Connection, job: str, resources: Iterable[str], *, sequence: int, ended: bool) -> None:
+    """A job changed; of the `resources` that it reads only dataset versions matter. Noting it again does nothing."""
+    found = [names.match(names.DATASET_VERSION, resource) for resource in resources]
     used = {f"projects/{ids['project']}/datasets/{ids['dataset']}" for ids in found if ids is not None}
     await uses.put(connection, job, sorted(used), sequence=sequence, ended=ended)
 

@@ -171,7 +171,8 @@ def format_(name: str, entry: type[Format]) -> dataset_pb2.Format:
 
 
 def job_use(event: training_job_changed_pb2.TrainingJobChanged) -> tuple[str, list[str], int, bool]:
-    """(name of the job, versions that it reads, its sequence, whether it has ended)."""
+    """(name of the job, resources that it reads, its sequence, whether it has ended)."""
     job = event.training_job
-    versions_ = [name for name in (job.dataset_version, job.validation_dataset_version) if name]
-    return job.name, versions_, job.sequence, job.state in _ENDED
+    # Events of earlier versions, which a stream keeps for a week, have no `uses`.
+    named = event.uses or (job.dataset_version, job.validation_dataset_version)
+    return job.name, [name for name in named if name], job.sequence, job.state in _ENDED

@@ -27,6 +27,12 @@ async def hold_inputs(connection: Connection, job: str, spec: TrainingSpec) -> N
         for field, (version, sha256) in versions.items():
             if version and not await references.holds(connection, version, sha256):
                 raise InvalidArgument.of(f"training_job.{field}", f"{version} was deleted a moment ago; name another")
+    for resource, sha256 in inputs(spec):
+        await references.add(connection, job, sha256, resource)
+
+
+def inputs(spec: TrainingSpec) -> list[tuple[str, str]]:
+    """Names of the resources that a job reads, with the hashes of their contents, sorted, each once."""
     used = [(layer.name, layer.manifest_sha256) for layer in spec.base_layers]
     used += spec.reward_models.items()
     used.append((spec.dataset_version, spec.dataset_sha256))
@@ -35,8 +41,7 @@ async def hold_inputs(connection: Connection, job: str, spec: TrainingSpec) -> N
     if spec.resume_from:
         # Its training state, which is no blob: the name is held.
         used.append((spec.resume_from, ""))
-    for resource, sha256 in sorted(set(used)):
-        await references.add(connection, job, sha256, resource)
+    return sorted(set(used))
 
 
 async def hold_layers(connection: Connection, holder: str, layers: tuple[Layer, ...]) -> None:

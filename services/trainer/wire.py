@@ -24,6 +24,7 @@ from services.mesh.job_warnings import JobWarning
 from services.mesh.jobs import Attempt, Job, State
 from services.mesh.messages import status, struct, timestamp, to_struct
 from services.trainer.algorithms import Algorithm, describing
+from services.trainer.architectures import is_reward_model
 from services.trainer.entities import (
     Checkpoint,
     Model,
@@ -32,6 +33,7 @@ from services.trainer.entities import (
     RewardVerdict,
     TrainingSpec,
 )
+from services.trainer.holding import inputs
 from services.trainer.rewards import Reward, RewardSample
 from services.trainer.training_jobs import TrainingJob
 
@@ -70,7 +72,15 @@ def model(row: Model, files: tuple[ArtifactFile, ...] = ()) -> model_pb2.Model:
         create_time=timestamp(row.create_time),
         labels=row.labels,
         parents=row.parents,
+        kind=_model_kind(row.architecture),
     )
+
+
+def _model_kind(architecture: str) -> model_pb2.Model.Kind.ValueType:
+    if not architecture:
+        return model_pb2.Model.KIND_UNSPECIFIED
+    scores = is_reward_model([architecture])
+    return model_pb2.Model.KIND_REWARD_MODEL if scores else model_pb2.Model.KIND_LANGUAGE_MODEL
 
 
 def _source_message(source: dict[str, Any]) -> model_pb2.ModelSource:
@@ -142,7 +152,11 @@ def job_changed(
 ) -> training_job_changed_pb2.TrainingJobChanged:
     found = TrainingJob(job, TrainingSpec(**job.spec), attempts, warnings)
     previous = job_state(before) if before else job_state_pb2.JOB_STATE_UNSPECIFIED
-    return training_job_changed_pb2.TrainingJobChanged(training_job=training_job(found), previous_state=previous)
+    return training_job_changed_pb2.TrainingJobChanged(
+        training_job=training_job(found),
+        previous_state=previous,
+        uses=dict.fromkeys(resource for resource, _ in inputs(found.spec)),
+    )
 
 
 def job_event(event: StoredEvent) -> list[trainer_service_pb2.StreamJobEventsResponse]:

@@ -71,7 +71,8 @@ class Trainer:
             sequence=sequence,
         )
         async with self._database.transaction() as connection:
-            await self._log.add(connection, JOB, sequence, TrainingJobChanged(training_job=job))
+            event = TrainingJobChanged(training_job=job, uses=[*versions, "projects/default/models/base"])
+            await self._log.add(connection, JOB, sequence, event)
 
 
 @contextlib.asynccontextmanager

@@ -271,10 +271,14 @@ async def test_full_weights_and_reward_models_become_models_without_a_copy(
     full = await trained(bench, monkeypatch, tiny_model, BASE, "full")
     judge = await trained(bench, monkeypatch, tiny_reward_model, BASE, "reward")
     before = set((bench.home / "artifacts").glob("??/*"))
-    for checkpoint, architecture in ((full, "LlamaForCausalLM"), (judge, "LlamaForSequenceClassification")):
+    language, reward = model_pb2.Model.KIND_LANGUAGE_MODEL, model_pb2.Model.KIND_REWARD_MODEL
+    for checkpoint, architecture, kind in (
+        (full, "LlamaForCausalLM", language),
+        (judge, "LlamaForSequenceClassification", reward),
+    ):
         model = await import_(bench, checkpoint.name, f"of-{checkpoint.kind}")
         assert model.state == model_pb2.Model.STATE_READY, model.error
-        assert model.architecture == architecture and list(model.parents) == [checkpoint.name]
+        assert (model.architecture, model.kind) == (architecture, kind) and list(model.parents) == [checkpoint.name]
         assert model.manifest_sha256 == checkpoint.manifest_sha256 and model.size_bytes == checkpoint.size_bytes
     assert set((bench.home / "artifacts").glob("??/*")) == before
     with pytest.raises(InvalidArgument, match="reward model"):

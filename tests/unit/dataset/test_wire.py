@@ -241,3 +241,5 @@ def test_use_of_a_job(state: job_state_pb2.JobState.ValueType) -> None:
     assert wire.job_use(TrainingJobChanged(training_job=job)) == ("j", ["a"], 4, ended)
     job.validation_dataset_version = "b"
     assert wire.job_use(TrainingJobChanged(training_job=job))[1] == ["a", "b"]
+    event = TrainingJobChanged(training_job=job, uses=["a", "b", "c"])
+    assert wire.job_use(event)[1] == ["a", "b", "c"], "all that it reads"

@@ -2,12 +2,54 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+from uuid import uuid4
+
 import pytest
+from rlhf.trainer.v1 import model_pb2
 from rlhf.type.v1 import job_state_pb2
 
 from services.mesh.errors import InvalidArgument
-from services.mesh.jobs import State
+from services.mesh.jobs import Job, State
 from services.trainer import wire
+from services.trainer.entities import Model, ModelState
+
+MODEL, ADAPTER, JUDGE = (f"projects/default/models/{id_}" for id_ in ("base", "adapter", "judge"))
+VERSION = "projects/default/datasets/digits/versions/1"
+
+
+def test_an_event_of_a_job_names_all_that_it_reads_once() -> None:
+    spec = {
+        **dict.fromkeys(("parameter_count", "context_length", "train_rows", "validation_rows", "slots"), 1),
+        "algorithm": "ppo",
+        "target": "local",
+        "params": {},
+        "labels": {},
+        "base_model": ADAPTER,
+        "base_manifest_sha256": "a",
+        "base_under": [{"name": MODEL, "manifest_sha256": "b"}],
+        "dataset_version": VERSION,
+        "validation_dataset_version": VERSION,
+        "reward_models": {JUDGE: "c", MODEL: "b"},
+    }
+    now = datetime.now(UTC)
+    job = Job(uuid4(), "training", "j", "p", State.QUEUED, 0, 1, spec, {}, None, now, None, None)
+    assert list(wire.job_changed(job, [], [], None).uses) == sorted([MODEL, ADAPTER, JUDGE, VERSION])
+
+
+@pytest.mark.parametrize(
+    ("architecture", "kind"),
+    [
+        ("", model_pb2.Model.KIND_UNSPECIFIED),
+        ("LlamaForCausalLM", model_pb2.Model.KIND_LANGUAGE_MODEL),
+        ("LlamaForSequenceClassification", model_pb2.Model.KIND_REWARD_MODEL),
+    ],
+)
+def test_a_model_says_what_it_answers_with(architecture: str, kind: model_pb2.Model.Kind) -> None:
+    row = Model(
+        uuid4(), MODEL, "p", "", {}, {}, ModelState.READY, architecture, 1, 1, 1, "", 1, None, datetime.now(UTC)
+    )
+    assert wire.model(row).kind == kind
 
 
 def test_filter_by_a_state_that_no_job_has_names_what_is_taken() -> None:

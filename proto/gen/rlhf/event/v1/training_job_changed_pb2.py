@@ -26,13 +26,13 @@ from rlhf.trainer.v1 import training_job_pb2 as rlhf_dot_trainer_dot_v1_dot_trai
 from rlhf.type.v1 import job_state_pb2 as rlhf_dot_type_dot_v1_dot_job__state__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(rlhf/event/v1/training_job_changed.proto\x12\rrlhf.event.v1\x1a\"rlhf/trainer/v1/training_job.proto\x1a\x1crlhf/type/v1/job_state.proto\"x\n\x12TrainingJobChanged\x12\x32\n\x0ctraining_job\x18\x01 \x01(\x0b\x32\x1c.rlhf.trainer.v1.TrainingJob\x12.\n\x0eprevious_state\x18\x02 \x01(\x0e\x32\x16.rlhf.type.v1.JobStateb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(rlhf/event/v1/training_job_changed.proto\x12\rrlhf.event.v1\x1a\"rlhf/trainer/v1/training_job.proto\x1a\x1crlhf/type/v1/job_state.proto\"\x86\x01\n\x12TrainingJobChanged\x12\x32\n\x0ctraining_job\x18\x01 \x01(\x0b\x32\x1c.rlhf.trainer.v1.TrainingJob\x12.\n\x0eprevious_state\x18\x02 \x01(\x0e\x32\x16.rlhf.type.v1.JobState\x12\x0c\n\x04uses\x18\x03 \x03(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'rlhf.event.v1.training_job_changed_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_TRAININGJOBCHANGED']._serialized_start=125
-  _globals['_TRAININGJOBCHANGED']._serialized_end=245
+  _globals['_TRAININGJOBCHANGED']._serialized_start=126
+  _globals['_TRAININGJOBCHANGED']._serialized_end=260
 # @@protoc_insertion_point(module_scope)

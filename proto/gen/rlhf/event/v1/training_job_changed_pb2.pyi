@@ -3,8 +3,10 @@
 isort:skip_file
 """
 
+from collections import abc as abc
 from google.protobuf import descriptor as descriptor
 from google.protobuf import message as message
+from google.protobuf.internal import containers as containers
 from rlhf.trainer.v1 import training_job_pb2 as training_job_pb2
 from rlhf.type.v1 import job_state_pb2 as job_state_pb2
 import builtins as builtins
@@ -26,18 +28,26 @@ class TrainingJobChanged(message.Message):
 
     TRAINING_JOB_FIELD_NUMBER: builtins.int
     PREVIOUS_STATE_FIELD_NUMBER: builtins.int
+    USES_FIELD_NUMBER: builtins.int
     previous_state: job_state_pb2.JobState.ValueType
     """JOB_STATE_UNSPECIFIED for a new job."""
     @builtins.property
     def training_job(self) -> training_job_pb2.TrainingJob: ...
+    @builtins.property
+    def uses(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Names of the resources that the job reads, each once: versions of datasets, models, checkpoints. Until it has ended
+        they are in use.
+        """
+
     def __init__(
         self,
         *,
         training_job: training_job_pb2.TrainingJob | None = ...,
         previous_state: job_state_pb2.JobState.ValueType = ...,
+        uses: abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["training_job", b"training_job"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["previous_state", b"previous_state", "training_job", b"training_job"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["previous_state", b"previous_state", "training_job", b"training_job", "uses", b"uses"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...

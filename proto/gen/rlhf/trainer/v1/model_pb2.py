@@ -30,7 +30,7 @@ from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 from rlhf.type.v1 import checkpoint_pb2 as rlhf_dot_type_dot_v1_dot_checkpoint__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1brlhf/trainer/v1/model.proto\x12\x0frlhf.trainer.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a\x1drlhf/type/v1/checkpoint.proto\"\xff\x05\n\x05Model\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x1a\n\x0c\x64isplay_name\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12\x31\n\x05state\x18\x03 \x01(\x0e\x32\x1c.rlhf.trainer.v1.Model.StateB\x04\xe2\x41\x01\x03\x12\x32\n\x06source\x18\x04 \x01(\x0b\x32\x1c.rlhf.trainer.v1.ModelSourceB\x04\xe2\x41\x01\x02\x12\x1a\n\x0c\x61rchitecture\x18\x05 \x01(\tB\x04\xe2\x41\x01\x03\x12\x1d\n\x0fparameter_count\x18\x06 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x1c\n\x0e\x63ontext_length\x18\x07 \x01(\x05\x42\x04\xe2\x41\x01\x03\x12\x1d\n\x0fvocabulary_size\x18\x08 \x01(\x05\x42\x04\xe2\x41\x01\x03\x12\x1d\n\x0fmanifest_sha256\x18\t \x01(\tB\x04\xe2\x41\x01\x03\x12\x18\n\nsize_bytes\x18\n \x01(\x03\x42\x04\xe2\x41\x01\x03\x12/\n\x05\x66iles\x18\x0b \x03(\x0b\x32\x1a.rlhf.type.v1.ArtifactFileB\x04\xe2\x41\x01\x03\x12\'\n\x05\x65rror\x18\x0c \x01(\x0b\x32\x12.google.rpc.StatusB\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x63reate_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x38\n\x06labels\x18\x0e \x03(\x0b\x32\".rlhf.trainer.v1.Model.LabelsEntryB\x04\xe2\x41\x01\x01\x12\x15\n\x07parents\x18\x0f \x03(\tB\x04\xe2\x41\x01\x03\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"V\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x13\n\x0fSTATE_IMPORTING\x10\x01\x12\x0f\n\x0bSTATE_READY\x10\x02\x12\x10\n\x0cSTATE_FAILED\x10\x03:E\xea\x41\x42\n\x0erlhf.dev/Model\x12!projects/{project}/models/{model}*\x06models2\x05model\"\x92\x01\n\x0bModelSource\x12\r\n\x03hub\x18\x01 \x01(\tH\x00\x12\x0e\n\x04path\x18\x02 \x01(\tH\x00\x12*\n\x04init\x18\x03 \x01(\x0b\x32\x1a.rlhf.trainer.v1.ModelInitH\x00\x12.\n\ncheckpoint\x18\x04 \x01(\tB\x18\xfa\x41\x15\n\x13rlhf.dev/CheckpointH\x00\x42\x08\n\x06source\"\xb1\x01\n\tModelInit\x12-\n\x06\x63onfig\x18\x01 \x01(\x0b\x32\x17.google.protobuf.StructB\x04\xe2\x41\x01\x02\x12\x39\n\ncharacters\x18\x02 \x01(\x0b\x32#.rlhf.trainer.v1.CharacterTokenizerH\x00\x12\x19\n\x0ftokenizer_model\x18\x03 \x01(\tH\x00\x12\x12\n\x04seed\x18\x04 \x01(\x03\x42\x04\xe2\x41\x01\x01\x42\x0b\n\ttokenizer\",\n\x12\x43haracterTokenizer\x12\x16\n\x08\x61lphabet\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1brlhf/trainer/v1/model.proto\x12\x0frlhf.trainer.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a\x1drlhf/type/v1/checkpoint.proto\"\xfe\x06\n\x05Model\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x1a\n\x0c\x64isplay_name\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12\x31\n\x05state\x18\x03 \x01(\x0e\x32\x1c.rlhf.trainer.v1.Model.StateB\x04\xe2\x41\x01\x03\x12\x32\n\x06source\x18\x04 \x01(\x0b\x32\x1c.rlhf.trainer.v1.ModelSourceB\x04\xe2\x41\x01\x02\x12\x1a\n\x0c\x61rchitecture\x18\x05 \x01(\tB\x04\xe2\x41\x01\x03\x12\x1d\n\x0fparameter_count\x18\x06 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x1c\n\x0e\x63ontext_length\x18\x07 \x01(\x05\x42\x04\xe2\x41\x01\x03\x12\x1d\n\x0fvocabulary_size\x18\x08 \x01(\x05\x42\x04\xe2\x41\x01\x03\x12\x1d\n\x0fmanifest_sha256\x18\t \x01(\tB\x04\xe2\x41\x01\x03\x12\x18\n\nsize_bytes\x18\n \x01(\x03\x42\x04\xe2\x41\x01\x03\x12/\n\x05\x66iles\x18\x0b \x03(\x0b\x32\x1a.rlhf.type.v1.ArtifactFileB\x04\xe2\x41\x01\x03\x12\'\n\x05\x65rror\x18\x0c \x01(\x0b\x32\x12.google.rpc.StatusB\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x63reate_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x38\n\x06labels\x18\x0e \x03(\x0b\x32\".rlhf.trainer.v1.Model.LabelsEntryB\x04\xe2\x41\x01\x01\x12\x15\n\x07parents\x18\x0f \x03(\tB\x04\xe2\x41\x01\x03\x12/\n\x04kind\x18\x10 \x01(\x0e\x32\x1b.rlhf.trainer.v1.Model.KindB\x04\xe2\x41\x01\x03\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"V\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x13\n\x0fSTATE_IMPORTING\x10\x01\x12\x0f\n\x0bSTATE_READY\x10\x02\x12\x10\n\x0cSTATE_FAILED\x10\x03\"L\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x17\n\x13KIND_LANGUAGE_MODEL\x10\x01\x12\x15\n\x11KIND_REWARD_MODEL\x10\x02:E\xea\x41\x42\n\x0erlhf.dev/Model\x12!projects/{project}/models/{model}*\x06models2\x05model\"\x92\x01\n\x0bModelSource\x12\r\n\x03hub\x18\x01 \x01(\tH\x00\x12\x0e\n\x04path\x18\x02 \x01(\tH\x00\x12*\n\x04init\x18\x03 \x01(\x0b\x32\x1a.rlhf.trainer.v1.ModelInitH\x00\x12.\n\ncheckpoint\x18\x04 \x01(\tB\x18\xfa\x41\x15\n\x13rlhf.dev/CheckpointH\x00\x42\x08\n\x06source\"\xb1\x01\n\tModelInit\x12-\n\x06\x63onfig\x18\x01 \x01(\x0b\x32\x17.google.protobuf.StructB\x04\xe2\x41\x01\x02\x12\x39\n\ncharacters\x18\x02 \x01(\x0b\x32#.rlhf.trainer.v1.CharacterTokenizerH\x00\x12\x19\n\x0ftokenizer_model\x18\x03 \x01(\tH\x00\x12\x12\n\x04seed\x18\x04 \x01(\x03\x42\x04\xe2\x41\x01\x01\x42\x0b\n\ttokenizer\",\n\x12\x43haracterTokenizer\x12\x16\n\x08\x61lphabet\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -69,6 +69,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MODEL'].fields_by_name['labels']._serialized_options = b'\342A\001\001'
   _globals['_MODEL'].fields_by_name['parents']._loaded_options = None
   _globals['_MODEL'].fields_by_name['parents']._serialized_options = b'\342A\001\003'
+  _globals['_MODEL'].fields_by_name['kind']._loaded_options = None
+  _globals['_MODEL'].fields_by_name['kind']._serialized_options = b'\342A\001\003'
   _globals['_MODEL']._loaded_options = None
   _globals['_MODEL']._serialized_options = b'\352AB\n\016rlhf.dev/Model\022!projects/{project}/models/{model}*\006models2\005model'
   _globals['_MODELSOURCE'].fields_by_name['checkpoint']._loaded_options = None
@@ -80,15 +82,17 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CHARACTERTOKENIZER'].fields_by_name['alphabet']._loaded_options = None
   _globals['_CHARACTERTOKENIZER'].fields_by_name['alphabet']._serialized_options = b'\342A\001\002'
   _globals['_MODEL']._serialized_start=228
-  _globals['_MODEL']._serialized_end=995
-  _globals['_MODEL_LABELSENTRY']._serialized_start=791
-  _globals['_MODEL_LABELSENTRY']._serialized_end=836
-  _globals['_MODEL_STATE']._serialized_start=838
-  _globals['_MODEL_STATE']._serialized_end=924
-  _globals['_MODELSOURCE']._serialized_start=998
-  _globals['_MODELSOURCE']._serialized_end=1144
-  _globals['_MODELINIT']._serialized_start=1147
-  _globals['_MODELINIT']._serialized_end=1324
-  _globals['_CHARACTERTOKENIZER']._serialized_start=1326
-  _globals['_CHARACTERTOKENIZER']._serialized_end=1370
+  _globals['_MODEL']._serialized_end=1122
+  _globals['_MODEL_LABELSENTRY']._serialized_start=840
+  _globals['_MODEL_LABELSENTRY']._serialized_end=885
+  _globals['_MODEL_STATE']._serialized_start=887
+  _globals['_MODEL_STATE']._serialized_end=973
+  _globals['_MODEL_KIND']._serialized_start=975
+  _globals['_MODEL_KIND']._serialized_end=1051
+  _globals['_MODELSOURCE']._serialized_start=1125
+  _globals['_MODELSOURCE']._serialized_end=1271
+  _globals['_MODELINIT']._serialized_start=1274
+  _globals['_MODELINIT']._serialized_end=1451
+  _globals['_CHARACTERTOKENIZER']._serialized_start=1453
+  _globals['_CHARACTERTOKENIZER']._serialized_end=1497
 # @@protoc_insertion_point(module_scope)

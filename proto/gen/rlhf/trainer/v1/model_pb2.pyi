@@ -50,6 +50,29 @@ class Model(message.Message):
     STATE_FAILED: Model.State.ValueType  # 3
     """`error` says why."""
 
+    class _Kind:
+        ValueType = typing.NewType("ValueType", builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _KindEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[Model._Kind.ValueType], builtins.type):
+        DESCRIPTOR: descriptor.EnumDescriptor
+        KIND_UNSPECIFIED: Model._Kind.ValueType  # 0
+        """Not known before it is READY."""
+        KIND_LANGUAGE_MODEL: Model._Kind.ValueType  # 1
+        """Text. Jobs start from it."""
+        KIND_REWARD_MODEL: Model._Kind.ValueType  # 2
+        """A score of a conversation. Rewards and critics are made of it."""
+
+    class Kind(_Kind, metaclass=_KindEnumTypeWrapper):
+        """What it answers with."""
+
+    KIND_UNSPECIFIED: Model.Kind.ValueType  # 0
+    """Not known before it is READY."""
+    KIND_LANGUAGE_MODEL: Model.Kind.ValueType  # 1
+    """Text. Jobs start from it."""
+    KIND_REWARD_MODEL: Model.Kind.ValueType  # 2
+    """A score of a conversation. Rewards and critics are made of it."""
+
     @typing.final
     class LabelsEntry(message.Message):
         DESCRIPTOR: descriptor.Descriptor
@@ -85,6 +108,7 @@ class Model(message.Message):
     CREATE_TIME_FIELD_NUMBER: builtins.int
     LABELS_FIELD_NUMBER: builtins.int
     PARENTS_FIELD_NUMBER: builtins.int
+    KIND_FIELD_NUMBER: builtins.int
     name: builtins.str
     display_name: builtins.str
     state: Model.State.ValueType
@@ -97,6 +121,7 @@ class Model(message.Message):
     manifest_sha256: builtins.str
     """Lower-case hex SHA-256 of the manifest, which holds the SHA-256 and size of every file."""
     size_bytes: builtins.int
+    kind: Model.Kind.ValueType
     @builtins.property
     def source(self) -> ModelSource: ...
     @builtins.property
@@ -135,10 +160,11 @@ class Model(message.Message):
         create_time: timestamp_pb2.Timestamp | None = ...,
         labels: abc.Mapping[builtins.str, builtins.str] | None = ...,
         parents: abc.Iterable[builtins.str] | None = ...,
+        kind: Model.Kind.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["create_time", b"create_time", "error", b"error", "source", b"source"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["architecture", b"architecture", "context_length", b"context_length", "create_time", b"create_time", "display_name", b"display_name", "error", b"error", "files", b"files", "labels", b"labels", "manifest_sha256", b"manifest_sha256", "name", b"name", "parameter_count", b"parameter_count", "parents", b"parents", "size_bytes", b"size_bytes", "source", b"source", "state", b"state", "vocabulary_size", b"vocabulary_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["architecture", b"architecture", "context_length", b"context_length", "create_time", b"create_time", "display_name", b"display_name", "error", b"error", "files", b"files", "kind", b"kind", "labels", b"labels", "manifest_sha256", b"manifest_sha256", "name", b"name", "parameter_count", b"parameter_count", "parents", b"parents", "size_bytes", b"size_bytes", "source", b"source", "state", b"state", "vocabulary_size", b"vocabulary_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

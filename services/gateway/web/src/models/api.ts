@@ -12,7 +12,7 @@ export async function listModels(): Promise<Model[]> {
 
 /** Whether it judges conversations, and writes none: no job starts from it. */
 export function scores(model: Model): boolean {
-  return model.architecture.endsWith("ForSequenceClassification");
+  return model.kind === "KIND_REWARD_MODEL";
 }
 
 export function getModel(model: string): Promise<Model> {
