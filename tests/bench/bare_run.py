@@ -46,7 +46,9 @@ class Reporter:
 def main(folder: Path) -> None:
     plan = plans.read(folder)
     with tempfile.TemporaryDirectory() as rendezvous:
-        variables = environment.variables(plan.device) | environment.of_one_run(rendezvous, folder)
+        variables = environment.variables(plan.device) | environment.of_one_run(
+            rendezvous, folder, dropout=plan.trainer == "sft"
+        )
         import ray
 
         runtime = {"env_vars": variables, "worker_process_setup_hook": environment.SETUP_HOOK}

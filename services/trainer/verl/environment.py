@@ -16,6 +16,8 @@ SETUP_HOOK = "services.trainer.verl.hooks.install_common"
 SECRET = "RLHF_RUN_SECRET"  # noqa: S105 - its name
 # A folder of the run's own, where its training processes find each other.
 RENDEZVOUS = "RLHF_RUN_RENDEZVOUS"
+# "0" where the model's own dropout is left out in training.
+DROPOUT = "RLHF_RUN_DROPOUT"
 # The attempt's folder.
 FOLDER = "RLHF_RUN_FOLDER"
 
@@ -50,10 +52,11 @@ def variables(device: Device) -> dict[str, str]:
     return {**common, **threads, "VERL_PLATFORM": "cpu", "CUDA_VISIBLE_DEVICES": ""}
 
 
-def of_one_run(rendezvous: str, folder: Path) -> dict[str, str]:
+def of_one_run(rendezvous: str, folder: Path, dropout: bool) -> dict[str, str]:
     """What the processes of one attempt share with each other and with nobody else; and who forks them, if anybody."""
     forking = {name: os.environ[name] for name in (fork_server.VARIABLE,) if os.environ.get(name)}
-    return {SECRET: secrets.token_hex(32), RENDEZVOUS: rendezvous, FOLDER: str(folder), **forking}
+    own = {SECRET: secrets.token_hex(32), RENDEZVOUS: rendezvous, FOLDER: str(folder), DROPOUT: str(int(dropout))}
+    return own | forking
 
 
 def apply(values: dict[str, str]) -> None:

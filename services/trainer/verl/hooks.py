@@ -122,6 +122,7 @@ def engines(module: Any) -> None:
     from services.trainer.verl.weight_changes import watch_updates
 
     model_patches.mend_critic_configs(module)
+    model_patches.leave_out_dropout(module)
     lora_dropout(module)
     mend_adapters(module)
     learning_rate(module)

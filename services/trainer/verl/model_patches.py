@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+
+from services.trainer.verl.environment import DROPOUT
 
 # How transformers calls language models: GPT2LMHeadModel, and all that came later.
 _OLDER, _NEWER = "LMHeadModel", "ForCausalLM"
@@ -42,7 +45,10 @@ def mend_model_classes(module: Any) -> None:
 
 
 def mend_saving(module: Any) -> None:
-    """A hook on verl's checkpoints: it exports models by the same parts of their names."""
+    """A hook on verl's checkpoints: it exports models by the same parts of their names. And beside one whose
+    configuration has `auto_map` it puts the source of its class, which is transformers' and not the model's own.
+    """
+    module.custom_object_save = lambda *_, **__: []
     save = module.FSDPCheckpointManager.save_checkpoint
 
     def save_under_newer_name(manager: Any, *args: Any, **kwargs: Any) -> None:
@@ -69,6 +75,35 @@ def mend_critic_configs(module: Any) -> None:
             return build(engine)
 
     module.FSDPEngine._build_module = build_with_numbers
+
+
+def leave_out_dropout(module: Any) -> None:
+    """A hook on verl's FSDP engine. GPT-2, GPT-NeoX and their kin drop units at random while they are trained. What is
+    held against a reference, an earlier policy or another answer is then no longer what the model says, so only SFT
+    keeps it, as in TRL (`disable_dropout`). Dropout of an adapter is a parameter of the job, and made later.
+    """
+    build = module.FSDPEngine._build_module
+
+    def build_without(engine: Any) -> Any:
+        model = build(engine)
+        if os.environ.get(DROPOUT) == "0":
+            without_dropout(model)
+        return model
+
+    module.FSDPEngine._build_module = build_without
+
+
+def without_dropout(model: Any) -> None:
+    """Set every probability of dropout in a torch module to 0; its configuration, which is saved with it, stays."""
+    from torch import nn
+
+    for part in model.modules():
+        if isinstance(part, nn.Dropout):
+            part.p = 0.0
+        # What attention is called with.
+        for name in ("attention_dropout", "dropout", "dropout_p"):
+            if isinstance(getattr(part, name, None), float):
+                setattr(part, name, 0.0)
 
 
 @contextmanager

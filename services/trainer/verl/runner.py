@@ -48,7 +48,8 @@ def main(folder: Path) -> int:
         plan = plans.read(folder)
         spool.begin(plan)
         with tempfile.TemporaryDirectory(prefix="rlhf-rendezvous-", ignore_cleanup_errors=True) as rendezvous:
-            variables = environment.variables(plan.device) | environment.of_one_run(rendezvous, folder)
+            own = environment.of_one_run(rendezvous, folder, dropout=plan.trainer == "sft")
+            variables = environment.variables(plan.device) | own
             # verl reads it when it is imported, which is why the imports of this file stop short of verl.
             environment.apply(variables)
             # Before anything imports the queue.
