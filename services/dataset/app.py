@@ -25,12 +25,11 @@ from services.mesh.artifacts.marker import claim
 from services.mesh.census import Census, open_jobs, unpublished_events
 from services.mesh.collecting import CollectingStore
 from services.mesh.consuming import Consumer
-from services.mesh.disk_space import DiskSpace
 from services.mesh.events import Bus, EventLog, Relay
 from services.mesh.jobs import Job, Jobs, State
 from services.mesh.postgres import Connection, Database
 from services.mesh.server import Process, Server
-from services.mesh.settings import DISK, NATS
+from services.mesh.settings import NATS
 from services.mesh.sweeping import Sweeper
 from services.mesh.worker import Worker
 
@@ -57,12 +56,7 @@ def build(settings: Settings) -> Server:
     server.add(Census(database, open_jobs, unpublished_events))
     server.add_routine("relay", Relay("dataset", database, EventLog(database), bus).run)
     server.add_routine("uses", Consumer("dataset", database, bus, {TrainingJobChanged: _note_use}).run)
-    space = DiskSpace(
-        (settings.mesh.home, settings.uploads_folder),
-        settings.mesh.disk_low_bytes,
-        functools.partial(server.set_serving, DISK),
-    )
-    server.add_routine("disk space", space.run)
+    server.watch_disk(settings.uploads_folder)
     server.serve(SERVICE, lambda grpc_server: add_DatasetServiceServicer_to_server(servicer, grpc_server))
     return server
 

@@ -1,4 +1,4 @@
-"""Behind what a job waits: read from the table of jobs whenever a job that waits is shown."""
+"""The queue in the table of jobs: which one a worker takes next, and behind what each of the others waits."""
 
 from __future__ import annotations
 
@@ -6,14 +6,37 @@ import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from services.mesh.job import Job, State
 from services.mesh.postgres import Connection
 
+# A time to come that lies further away than this was written before the clock was set back, and is not waited for. For
+# a lease it is at least so many times its length, as workers may differ in that.
+LONGEST_DELAY_SECONDS = 600.0
+_LONGEST_LEASES = 10
+# How many jobs that precede a row of `jobs` have run and wait for their next attempt.
+_PAUSING_AHEAD = """
+SELECT count(*) FROM jobs AS ahead
+WHERE ahead.kind = jobs.kind AND ahead.state = 'QUEUED' AND ahead.start_time IS NOT NULL
+  AND ahead.not_before > now() AND ahead.not_before <= now() + make_interval(secs => %(longest_delay)s)
+  AND (-ahead.priority, ahead.create_time, ahead.uid) < (-jobs.priority, jobs.create_time, jobs.uid)
+"""
+# The row that a worker takes next: who waits and whose time has come, or whose holder's lease ran out.
+NEXT = f"""
+kind = ANY(%(kinds)s) AND end_time IS NULL AND (
+  (state = 'QUEUED'
+   AND (not_before <= now() OR not_before > now() + make_interval(secs => %(longest_delay)s))
+   AND (%(places)s::integer IS NULL OR ({_PAUSING_AHEAD}) < %(places)s))
+  OR
+  (state IN ('RUNNING', 'CANCELLING')
+   AND (lease_expires_at < now() OR lease_expires_at > now() + make_interval(secs => %(longest_lease)s))))
+ORDER BY priority DESC, create_time, uid LIMIT 1 FOR UPDATE SKIP LOCKED
+"""
 # A job that holds a lease and waits for Ray: other jobs have the slots.
 WAITING_FOR_SLOTS = "waiting_for_slots"
 _MOST_NAMED = 20
-# All kinds: they share the workers. In the order in which a worker takes them, see `Jobs.claim`.
+# All kinds: they share the workers. In the order of NEXT.
 _OPEN = """
 SELECT uid, name, state, waits_for_slots, retry_time, place FROM (
   SELECT uid, name, state, progress ->> 'phase' IS NOT DISTINCT FROM %(phase)s AS waits_for_slots,
@@ -23,6 +46,16 @@ SELECT uid, name, state, waits_for_slots, retry_time, place FROM (
   FROM jobs WHERE end_time IS NULL
 ) AS open WHERE place <= %(most)s OR uid = ANY(%(uids)s) ORDER BY place
 """
+
+
+def next_parameters(kinds: Iterable[str], lease_seconds: float, places: int | None) -> dict[str, Any]:
+    """Of NEXT, for a worker that takes `places` more jobs; None leaves no place to jobs that pause."""
+    return {
+        "kinds": list(kinds),
+        "places": places,
+        "longest_delay": LONGEST_DELAY_SECONDS,
+        "longest_lease": max(LONGEST_DELAY_SECONDS, _LONGEST_LEASES * lease_seconds),
+    }
 
 
 @dataclass(frozen=True)

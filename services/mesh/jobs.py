@@ -17,6 +17,7 @@ from services.mesh import names, tracing
 from services.mesh.errors import Aborted, AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, PlatformError
 from services.mesh.events import last_sequence
 from services.mesh.job import TERMINAL, TRANSITIONS, Attempt, Job, Lease, State, error_to_json, storable
+from services.mesh.job_queue import LONGEST_DELAY_SECONDS, NEXT, next_parameters
 from services.mesh.pages import Page, PageRequest
 from services.mesh.postgres import Connection, Database, is_unique_violation
 
@@ -36,24 +37,12 @@ __all__ = [
 
 QUEUE_TOPIC = "queue"
 
-# A time to come that lies further away than this was written before the clock was set back, and is not waited for. For
-# a lease it is at least so many times its length, as workers may differ in that.
-LONGEST_DELAY_SECONDS = 600.0
-_LONGEST_LEASES = 10
-
 # Writes the event of a change, given the job as it is now and the state before; None for a new job.
 Announce = Callable[[Connection, Job, State | None], Awaitable[None]]
 
 _COLUMNS = (
     "uid, kind, name, parent, state, priority, sequence, spec, progress, error, create_time, start_time, end_time,"
     " traceparent"
-)
-# How many jobs that precede a row of `jobs` have run and wait for their next attempt.
-_PAUSING_AHEAD = (
-    "SELECT count(*) FROM jobs AS ahead WHERE ahead.kind = jobs.kind AND ahead.state = 'QUEUED'"
-    " AND ahead.start_time IS NOT NULL"
-    " AND ahead.not_before > now() AND ahead.not_before <= now() + make_interval(secs => %s)"
-    " AND (-ahead.priority, ahead.create_time, ahead.uid) < (-jobs.priority, jobs.create_time, jobs.uid)"
 )
 
 
@@ -179,18 +168,8 @@ class Jobs:
         async with self._database.transaction() as connection:
             job = await self._one(
                 connection,
-                f"SELECT {_COLUMNS} FROM jobs WHERE kind = ANY(%s) AND end_time IS NULL AND"
-                " ((state = 'QUEUED' AND (not_before <= now() OR not_before > now() + make_interval(secs => %s))"
-                f"  AND (%s::integer IS NULL OR ({_PAUSING_AHEAD}) < %s))"
-                "  OR (state IN ('RUNNING', 'CANCELLING') AND"
-                "      (lease_expires_at < now() OR lease_expires_at > now() + make_interval(secs => %s))))"
-                " ORDER BY priority DESC, create_time, uid LIMIT 1 FOR UPDATE SKIP LOCKED",
-                (
-                    list(kinds),
-                    LONGEST_DELAY_SECONDS,
-                    *(places, LONGEST_DELAY_SECONDS, places),
-                    max(LONGEST_DELAY_SECONDS, _LONGEST_LEASES * lease_seconds),
-                ),
+                f"SELECT {_COLUMNS} FROM jobs WHERE {NEXT}",
+                next_parameters(kinds, lease_seconds, places),
             )
             if job is None:
                 return None

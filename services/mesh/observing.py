@@ -24,7 +24,7 @@ access = logging.getLogger("access")
 # Probes and reflection: asked all the time, and change nothing.
 _UNOBSERVED = "/grpc."
 # How RPCs that change nothing are named.
-READS = ("Get", "List", "Stream", "Watch", "Download")
+READS = ("Get", "List", "Resolve", "Stream", "Watch", "Download")
 # Whom the gateway calls for; without it a service would see the gateway alone.
 FORWARDED_FOR = "x-forwarded-for"
 _REFUSALS = frozenset({"UNAUTHENTICATED", "PERMISSION_DENIED"})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import os
 import signal
@@ -16,10 +17,11 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from services.mesh import addresses, identity, reflection
+from services.mesh.disk_space import DiskSpace
 from services.mesh.exporting import exporting
 from services.mesh.interceptors import Errors, Identity
 from services.mesh.observing import Observed
-from services.mesh.settings import MeshSettings, TelemetrySettings
+from services.mesh.settings import DISK, MeshSettings, TelemetrySettings
 
 log = logging.getLogger(__name__)
 
@@ -142,6 +144,12 @@ class Server(Process):
         """Add the servicer of `service`, a full proto name, by its generated `add_…_to_server`."""
         self._services[service] = register
         self._states[service] = True
+
+    def watch_disk(self, *folders: Path) -> None:
+        """Let health say, under a name of its own, whether the disks of the home and of `folders` have room."""
+        told = functools.partial(self.set_serving, DISK)
+        space = DiskSpace((self._settings.home, *folders), self._settings.disk_low_bytes, told)
+        self.add_routine("disk space", space.run)
 
     async def set_serving(self, service: str, serving: bool) -> None:
         """What health says of `service` from now on; each is serving from the start.

@@ -12,12 +12,11 @@ from services.mesh.artifacts.gc import Collector
 from services.mesh.artifacts.marker import claim
 from services.mesh.census import Census, open_jobs, unpublished_events
 from services.mesh.collecting import CollectingStore
-from services.mesh.disk_space import DiskSpace
 from services.mesh.events import EventLog, Relay
 from services.mesh.nats import Bus
 from services.mesh.postgres import Database
 from services.mesh.server import Process, Server
-from services.mesh.settings import DISK, NATS, child_environment
+from services.mesh.settings import NATS, child_environment
 from services.mesh.sweeping import Sweeper
 from services.mesh.worker import Worker
 from services.trainer import announcing
@@ -33,6 +32,7 @@ from services.trainer.import_handler import ImportHandler
 from services.trainer.keeping import Keeper
 from services.trainer.models import IMPORT, Models
 from services.trainer.preparation import Preparation
+from services.trainer.resolver import Resolver
 from services.trainer.series import Series
 from services.trainer.servicer import Servicer
 from services.trainer.settings import Settings
@@ -64,14 +64,16 @@ def build(settings: Settings) -> Server:
     corruption = Corruption(database, artifacts, announce)
     asking = Asking(settings.worker_python, _training_environment(), settings.fork_server)
     lengths = TokenLengths(asking, datasets, settings.cache_folder)
-    training_jobs = TrainingJobs(database, jobs, log, datasets, site, artifacts, corruption, lengths)
+    resolver = Resolver(database, jobs, datasets, artifacts, corruption)
+    training_jobs = TrainingJobs(database, jobs, log, resolver, site, lengths)
     servicer = Servicer(
-        Models(database, jobs, artifacts, corruption, settings.model_roots, training_jobs.checkpoint),
+        Models(database, jobs, artifacts, corruption, settings.model_roots, resolver.checkpoint),
+        resolver,
         training_jobs,
         Series(database, jobs),
         Checkpoints(database, jobs, artifacts, corruption),
         Deletion(database, jobs, announce, announcing.deletion_of(jobs, log)),
-        RewardTrials(settings, _training_environment(), training_jobs, artifacts),
+        RewardTrials(settings, _training_environment(), resolver, artifacts),
     )
     server.add_step(lambda: database.migrate(*PACKAGES))
     census = Census(database, open_jobs, unpublished_events, checkpoints_by_state)
@@ -79,12 +81,7 @@ def build(settings: Settings) -> Server:
         server.add(resource)
     server.add_step(lambda: claim(database, artifacts))
     server.add_routine("relay", Relay("trainer", database, log, bus).run)
-    space = DiskSpace(
-        (settings.mesh.home, settings.jobs_folder),
-        settings.mesh.disk_low_bytes,
-        functools.partial(server.set_serving, DISK),
-    )
-    server.add_routine("disk space", space.run)
+    server.watch_disk(settings.jobs_folder)
     server.serve(SERVICE, lambda grpc_server: add_TrainerServiceServicer_to_server(servicer, grpc_server))
     return server
 

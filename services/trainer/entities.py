@@ -116,6 +116,8 @@ class BaseModel:
     parameter_count: int
     context_length: int
     under: tuple[Layer, ...] = ()
+    # Whether it is a reward model.
+    scores: bool = False
 
     @property
     def layers(self) -> tuple[Layer, ...]:

@@ -15,13 +15,14 @@ from rlhf.type.v1 import checkpoint_pb2
 from services.mesh.messages import struct
 from services.mesh.pages import PageRequest
 from services.mesh.requests import RequestKey
-from services.trainer import series_wire, wire
+from services.trainer import model_wire, series_wire, wire
 from services.trainer.algorithms import algorithms
 from services.trainer.checkpoints import Checkpoints
 from services.trainer.deletion import Deletion
 from services.trainer.entities import LogLine, MetricPoint
 from services.trainer.feeds import Batch
 from services.trainer.models import Models
+from services.trainer.resolver import Resolver
 from services.trainer.rewards import rewards
 from services.trainer.series import Series
 from services.trainer.training_jobs import TrainingJobs
@@ -35,6 +36,7 @@ class Servicer(TrainerServiceServicer):
     def __init__(
         self,
         models: Models,
+        resolver: Resolver,
         jobs: TrainingJobs,
         series: Series,
         checkpoints: Checkpoints,
@@ -42,6 +44,7 @@ class Servicer(TrainerServiceServicer):
         trials: RewardTrials,
     ) -> None:
         self._models = models
+        self._resolver = resolver
         self._jobs = jobs
         self._series = series
         self._checkpoints = checkpoints
@@ -51,18 +54,21 @@ class Servicer(TrainerServiceServicer):
         self._messages: WeakKeyDictionary[Batch[Any], Any] = WeakKeyDictionary()
 
     async def ImportModel(self, request: pb.ImportModelRequest, context: Any) -> model_pb2.Model:
-        new = wire.new_model(request)
+        new = model_wire.new_model(request)
         key = RequestKey.of(request.parent, request.request_id, request)
         model = await self._models.import_model(new, key, validate_only=request.validate_only)
-        return wire.model(model) if model else request.model
+        return model_wire.model(model) if model else request.model
 
     async def GetModel(self, request: pb.GetModelRequest, context: Any) -> model_pb2.Model:
         model, files = await self._models.get_with_files(request.name)
-        return wire.model(model, files)
+        return model_wire.model(model, files)
+
+    async def ResolveModel(self, request: pb.ResolveModelRequest, context: Any) -> pb.ResolveModelResponse:
+        return model_wire.resolved_model(await self._resolver.resolve(request.parent, request.model))
 
     async def ListModels(self, request: pb.ListModelsRequest, context: Any) -> pb.ListModelsResponse:
         page = await self._models.list(request.parent, _page(request, request.parent))
-        return pb.ListModelsResponse(models=map(wire.model, page.items), next_page_token=page.next_token)
+        return pb.ListModelsResponse(models=map(model_wire.model, page.items), next_page_token=page.next_token)
 
     async def DeleteModel(self, request: pb.DeleteModelRequest, context: Any) -> empty_pb2.Empty:
         await self._models.delete(request.name, force=request.force)

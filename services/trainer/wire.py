@@ -8,7 +8,7 @@ from typing import Any
 
 from google.rpc import error_details_pb2
 from rlhf.event.v1 import checkpoint_changed_pb2, training_job_changed_pb2, training_job_warned_pb2
-from rlhf.trainer.v1 import model_pb2, reward_sample_pb2, trainer_service_pb2, training_job_pb2
+from rlhf.trainer.v1 import reward_sample_pb2, trainer_service_pb2, training_job_pb2
 from rlhf.type.v1 import (
     checkpoint_pb2,
     job_state_pb2,
@@ -24,11 +24,8 @@ from services.mesh.job_warnings import JobWarning
 from services.mesh.jobs import Attempt, Job, State
 from services.mesh.messages import status, struct, timestamp, to_struct
 from services.trainer.algorithms import Algorithm, describing
-from services.trainer.architectures import is_reward_model
 from services.trainer.entities import (
     Checkpoint,
-    Model,
-    NewModel,
     NewTrainingJob,
     RewardVerdict,
     TrainingSpec,
@@ -36,63 +33,6 @@ from services.trainer.entities import (
 from services.trainer.holding import inputs
 from services.trainer.rewards import Reward, RewardSample
 from services.trainer.training_jobs import TrainingJob
-
-
-def new_model(request: trainer_service_pb2.ImportModelRequest) -> NewModel:
-    model = request.model
-    return NewModel(request.parent, request.model_id, model.display_name, _source(model.source), dict(model.labels))
-
-
-def _source(source: model_pb2.ModelSource) -> dict[str, Any]:
-    kind = source.WhichOneof("source")
-    if kind != "init":
-        return {kind: getattr(source, kind)} if kind else {}
-    init: dict[str, Any] = {"config": struct(source.init.config), "seed": source.init.seed}
-    if source.init.WhichOneof("tokenizer") == "characters":
-        init["characters"] = source.init.characters.alphabet
-    elif source.init.WhichOneof("tokenizer"):
-        init["tokenizer_model"] = source.init.tokenizer_model
-    return {"init": init}
-
-
-def model(row: Model, files: tuple[ArtifactFile, ...] = ()) -> model_pb2.Model:
-    return model_pb2.Model(
-        name=row.name,
-        display_name=row.display_name,
-        state=model_pb2.Model.State.Value(f"STATE_{row.state}"),
-        source=_source_message(row.source),
-        architecture=row.architecture,
-        parameter_count=row.parameter_count,
-        context_length=row.context_length,
-        vocabulary_size=row.vocabulary_size,
-        manifest_sha256=row.manifest_sha256,
-        size_bytes=row.size_bytes,
-        files=_files(files),
-        error=status(row.error) if row.error else None,
-        create_time=timestamp(row.create_time),
-        labels=row.labels,
-        parents=row.parents,
-        kind=_model_kind(row.architecture),
-    )
-
-
-def _model_kind(architecture: str) -> model_pb2.Model.Kind.ValueType:
-    if not architecture:
-        return model_pb2.Model.KIND_UNSPECIFIED
-    scores = is_reward_model([architecture])
-    return model_pb2.Model.KIND_REWARD_MODEL if scores else model_pb2.Model.KIND_LANGUAGE_MODEL
-
-
-def _source_message(source: dict[str, Any]) -> model_pb2.ModelSource:
-    if "init" not in source:
-        return model_pb2.ModelSource(**source)
-    init = source["init"]
-    message = model_pb2.ModelInit(config=to_struct(init["config"]), seed=init["seed"])
-    if "characters" in init:
-        message.characters.alphabet = init["characters"]
-    else:
-        message.tokenizer_model = init["tokenizer_model"]
-    return model_pb2.ModelSource(init=message)
 
 
 def new_training_job(request: trainer_service_pb2.CreateTrainingJobRequest) -> NewTrainingJob:
@@ -252,7 +192,7 @@ def checkpoint(row: Checkpoint, manifest: Manifest | None = None) -> checkpoint_
         metrics=row.metrics,
         parents=row.parents,
         create_time=timestamp(row.create_time),
-        files=_files(manifest.files if manifest else ()),
+        files=artifact_files(manifest.files if manifest else ()),
         training_state=checkpoint_pb2.Checkpoint.TrainingState.Value(f"TRAINING_STATE_{row.training_state}"),
         state_reason=row.state_reason,
         provenance=checkpoint_pb2.Provenance(**row.provenance) if row.provenance else None,
@@ -307,5 +247,5 @@ def states(values: Any) -> list[State]:
     return [State(name) for name in found]
 
 
-def _files(files: tuple[ArtifactFile, ...]) -> list[checkpoint_pb2.ArtifactFile]:
+def artifact_files(files: tuple[ArtifactFile, ...]) -> list[checkpoint_pb2.ArtifactFile]:
     return [checkpoint_pb2.ArtifactFile(path=f.path, size_bytes=f.size_bytes, sha256=f.sha256) for f in files]

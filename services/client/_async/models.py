@@ -51,6 +51,13 @@ class AsyncModels(AsyncResource):
         request = rpc.GetModelRequest(name=references.model(self._project, name, "name"))
         return await self._calls.call("GetModel", request, Model)
 
+    async def resolve(self, name: str) -> rpc.ResolveModelResponse:
+        """The layers of a model, or of a checkpoint by its full name: full weights, then adapters over them. Raises
+        NotFound, InvalidArgument where they cannot be loaded."""
+        full = name if "/checkpoints/" in name else references.model(self._project, name, "name")
+        request = rpc.ResolveModelRequest(parent=self._project, model=full)
+        return await self._calls.call("ResolveModel", request, rpc.ResolveModelResponse)
+
     def list(self, *, limit: int = 0) -> AsyncIterator[Model]:
         """Newest first; 0 takes all."""
         request = rpc.ListModelsRequest(parent=self._project)

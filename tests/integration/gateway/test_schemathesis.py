@@ -105,6 +105,7 @@ def test_most_operations_have_succeeded_too() -> None:
         "DownloadModel",
         "DeleteModel",
         "DeleteCheckpoint",
+        "ResolveModel",
     }
 
 

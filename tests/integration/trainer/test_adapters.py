@@ -16,7 +16,7 @@ from rlhf.type.v1 import checkpoint_pb2, job_state_pb2
 
 from services.mesh import client
 from services.mesh.artifacts import ArtifactStore, Manifest, references
-from services.mesh.errors import DataLoss, FailedPrecondition, InvalidArgument
+from services.mesh.errors import DataLoss, FailedPrecondition, InvalidArgument, NotFound
 from services.trainer import plan as plans
 from tests.fix_references import insert_model
 from tests.fix_reward_model import tiny_model as tiny_model
@@ -121,6 +121,11 @@ async def test_a_job_starts_from_an_adapter_and_from_one_over_that(
     same_answers(merged_twice, tiny_model, [first, second])
     job = await bench.ended(job_of(three))
     assert job.inputs.base_manifest_sha256 == two.manifest_sha256
+
+    resolved = await client.call(bench.trainer.ResolveModel(pb.ResolveModelRequest(parent=PARENT, model=three.name)))
+    assert [layer.name for layer in resolved.layers] == [BASE, one.name, two.name, three.name]
+    assert resolved.layers[1].manifest_sha256 == one.manifest_sha256
+    assert (resolved.kind, resolved.context_length) == (model_pb2.Model.KIND_LANGUAGE_MODEL, 64)
 
     # All of it as a model, with what it was made from.
     model = await import_(bench, three.name, "whole")
@@ -283,6 +288,25 @@ async def test_full_weights_and_reward_models_become_models_without_a_copy(
     assert set((bench.home / "artifacts").glob("??/*")) == before
     with pytest.raises(InvalidArgument, match="reward model"):
         await bench.create(base_model=f"{PARENT}/models/of-{judge.kind}")
+    for name in (judge.name, f"{PARENT}/models/of-{judge.kind}"):
+        resolved = await client.call(bench.trainer.ResolveModel(pb.ResolveModelRequest(parent=PARENT, model=name)))
+        assert [(layer.name, layer.manifest_sha256) for layer in resolved.layers] == [(name, judge.manifest_sha256)]
+        assert resolved.kind == model_pb2.Model.KIND_REWARD_MODEL
+
+
+async def test_a_reference_to_nothing_that_loads_is_refused_by_its_field(bench: Bench, tiny_model: Path) -> None:
+    base = await store_model(bench, tiny_model)
+    for name, told in ((f"{PARENT}/models/none", "there is no"), ("nonsense", "must be of the form")):
+        with pytest.raises((InvalidArgument, NotFound), match=told):
+            await client.call(bench.trainer.ResolveModel(pb.ResolveModelRequest(parent=PARENT, model=name)))
+    with pytest.raises(InvalidArgument) as caught:
+        await client.call(bench.trainer.ResolveModel(pb.ResolveModelRequest(parent="nowhere", model=BASE)))
+    assert [each.field for each in caught.value.violations] == ["parent"]
+    [weights] = [file for file in base.files if file.path == "model.safetensors"]
+    (bench.home / "artifacts" / weights.sha256[:2] / weights.sha256).unlink()
+    with pytest.raises(InvalidArgument) as caught:
+        await client.call(bench.trainer.ResolveModel(pb.ResolveModelRequest(parent=PARENT, model=BASE)))
+    assert [each.field for each in caught.value.violations] == ["model"]
 
 
 @pytest.mark.parametrize(

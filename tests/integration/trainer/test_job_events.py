@@ -21,7 +21,7 @@ async def test_moves_that_the_log_does_not_hold_are_passed_over(
         await jobs.cancel(connection, job.name)
         await connection.execute("DELETE FROM events WHERE sequence = 2")
     nobody: Any = None
-    use_cases = TrainingJobs(database, jobs, event_log, nobody, nobody, nobody, nobody)
+    use_cases = TrainingJobs(database, jobs, event_log, nobody, nobody)
     async with asyncio.timeout(20):
         found = [event async for event in use_cases.events(job.name, 0, stored_only=False)]
     assert [event.sequence for event in found if event is not None] == [1]

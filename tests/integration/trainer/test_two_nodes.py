@@ -10,7 +10,8 @@ import pytest
 from services.trainer.spool import Checkpoint, End, Metrics
 from tests.fix_runner import AttemptMaker, PrivateRay, join_ray, start_ray
 
-pytestmark = pytest.mark.slow
+# Two runs that are not forked: one server of imports forks for one node only.
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 PARAMS = {
     "learning_rate": 1e-3,
     "prompts_per_step": 4,

@@ -11,7 +11,7 @@ from rlhf.type.v1 import job_state_pb2
 
 from services.mesh.errors import InvalidArgument
 from services.mesh.jobs import Job, State
-from services.trainer import wire
+from services.trainer import model_wire, wire
 from services.trainer.entities import Model, ModelState
 
 MODEL, ADAPTER, JUDGE = (f"projects/default/models/{id_}" for id_ in ("base", "adapter", "judge"))
@@ -49,7 +49,7 @@ def test_a_model_says_what_it_answers_with(architecture: str, kind: model_pb2.Mo
     row = Model(
         uuid4(), MODEL, "p", "", {}, {}, ModelState.READY, architecture, 1, 1, 1, "", 1, None, datetime.now(UTC)
     )
-    assert wire.model(row).kind == kind
+    assert model_wire.model(row).kind == kind
 
 
 def test_filter_by_a_state_that_no_job_has_names_what_is_taken() -> None:

@@ -37,10 +37,11 @@ from rlhf.type.v1 import job_state_pb2 as rlhf_dot_type_dot_v1_dot_job__state__p
 from rlhf.type.v1 import job_warning_pb2 as rlhf_dot_type_dot_v1_dot_job__warning__pb2
 from rlhf.type.v1 import log_line_pb2 as rlhf_dot_type_dot_v1_dot_log__line__pb2
 from rlhf.type.v1 import metric_point_pb2 as rlhf_dot_type_dot_v1_dot_metric__point__pb2
+from rlhf.type.v1 import model_layer_pb2 as rlhf_dot_type_dot_v1_dot_model__layer__pb2
 from rlhf.type.v1 import sample_pb2 as rlhf_dot_type_dot_v1_dot_sample__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%rlhf/trainer/v1/trainer_service.proto\x12\x0frlhf.trainer.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x17google/api/client.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1bgoogle/api/field_info.proto\x1a\x19google/api/resource.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1brlhf/trainer/v1/model.proto\x1a#rlhf/trainer/v1/reward_sample.proto\x1a\"rlhf/trainer/v1/training_job.proto\x1a\x1drlhf/type/v1/checkpoint.proto\x1a\x1crlhf/type/v1/job_state.proto\x1a\x1erlhf/type/v1/job_warning.proto\x1a\x1brlhf/type/v1/log_line.proto\x1a\x1frlhf/type/v1/metric_point.proto\x1a\x19rlhf/type/v1/sample.proto\"\xc1\x01\n\x12ImportModelRequest\x12\'\n\x06parent\x18\x01 \x01(\tB\x17\xe2\x41\x01\x02\xfa\x41\x10\x12\x0erlhf.dev/Model\x12+\n\x05model\x18\x02 \x01(\x0b\x32\x16.rlhf.trainer.v1.ModelB\x04\xe2\x41\x01\x02\x12\x16\n\x08model_id\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x12 \n\nrequest_id\x18\x04 \x01(\tB\x0c\xe2\x41\x01\x01\xe2\x8c\xcf\xd7\x08\x02\x08\x01\x12\x1b\n\rvalidate_only\x18\x05 \x01(\x08\x42\x04\xe2\x41\x01\x01\"8\n\x0fGetModelRequest\x12%\n\x04name\x18\x01 \x01(\tB\x17\xe2\x41\x01\x02\xfa\x41\x10\n\x0erlhf.dev/Model\"o\n\x11ListModelsRequest\x12\'\n\x06parent\x18\x01 \x01(\tB\x17\xe2\x41\x01\x02\xfa\x41\x10\x12\x0erlhf.dev/Model\x12\x17\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\"U\n\x12ListModelsResponse\x12&\n\x06models\x18\x01 \x03(\x0b\x32\x16.rlhf.trainer.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"P\n\x12\x44\x65leteModelRequest\x12%\n\x04name\x18\x01 \x01(\tB\x17\xe2\x41\x01\x02\xfa\x41\x10\n\x0erlhf.dev/Model\x12\x13\n\x05\x66orce\x18\x02 \x01(\x08\x42\x04\xe2\x41\x01\x01\"m\n\x14\x44ownloadModelRequest\x12%\n\x04name\x18\x01 \x01(\tB\x17\xe2\x41\x01\x02\xfa\x41\x10\n\x0erlhf.dev/Model\x12\x12\n\x04path\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x1a\n\x0coffset_bytes\x18\x03 \x01(\x03\x42\x04\xe2\x41\x01\x01\"<\n\x15\x44ownloadModelResponse\x12\x14\n\x0coffset_bytes\x18\x01 \x01(\x03\x12\r\n\x05\x63hunk\x18\x02 \x01(\x0c\"\xe1\x01\n\x18\x43reateTrainingJobRequest\x12-\n\x06parent\x18\x01 \x01(\tB\x1d\xe2\x41\x01\x02\xfa\x41\x16\x12\x14rlhf.dev/TrainingJob\x12\x38\n\x0ctraining_job\x18\x02 \x01(\x0b\x32\x1c.rlhf.trainer.v1.TrainingJobB\x04\xe2\x41\x01\x02\x12\x1d\n\x0ftraining_job_id\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x12 \n\nrequest_id\x18\x04 \x01(\tB\x0c\xe2\x41\x01\x01\xe2\x8c\xcf\xd7\x08\x02\x08\x01\x12\x1b\n\rvalidate_only\x18\x05 \x01(\x08\x42\x04\xe2\x41\x01\x01\"D\n\x15GetTrainingJobRequest\x12+\n\x04name\x18\x01 \x01(\tB\x1d\xe2\x41\x01\x02\xfa\x41\x16\n\x14rlhf.dev/TrainingJob\"\xa9\x01\n\x17ListTrainingJobsRequest\x12-\n\x06parent\x18\x01 \x01(\tB\x1d\xe2\x41\x01\x02\xfa\x41\x16\x12\x14rlhf.dev/TrainingJob\x12\x17\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x12,\n\x06states\x18\x04 \x03(\x0e\x32\x16.rlhf.type.v1.JobStateB\x04\xe2\x41\x01\x01\"h\n\x18ListTrainingJobsResponse\x12\x33\n\rtraining_jobs\x18\x01 \x03(\x0b\x32\x1c.rlhf.trainer.v1.TrainingJob\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"G\n\x18\x43\x61ncelTrainingJobRequest\x12+\n\x04name\x18\x01 \x01(\tB\x1d\xe2\x41\x01\x02\xfa\x41\x16\n\x14rlhf.dev/TrainingJob\"\\\n\x18\x44\x65leteTrainingJobRequest\x12+\n\x04name\x18\x01 \x01(\tB\x1d\xe2\x41\x01\x02\xfa\x41\x16\n\x14rlhf.dev/TrainingJob\x12\x13\n\x05\x66orce\x18\x02 \x01(\x08\x42\x04\xe2\x41\x01\x01\"~\n\x16StreamJobEventsRequest\x12+\n\x04name\x18\x01 \x01(\tB\x1d\xe2\x41\x01\x02\xfa\x41\x16\n\x14rlhf.dev/TrainingJob\x12\x1c\n\x0e\x61\x66ter_sequence\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x01\x12\x19\n\x0bstored_only\x18\x03 \x01(\x08\x42\x04\xe2\x41\x01\x01\"\xfc\x01\n\x17StreamJobEventsResponse\x12\x34\n\x0ctraining_job\x18\x01 \x01(\x0b\x32\x1c.rlhf.trainer.v1.TrainingJobH\x00\x12.\n\ncheckpoint\x18\x02 \x01(\x0b\x32\x18.rlhf.type.v1.CheckpointH\x00\x12.\n\tjob_error\x18\x03 \x01(\x0b\x32\x19.rlhf.trainer.v1.JobErrorH\x00\x12+\n\x07warning\x18\x05 \x01(\x0b\x32\x18.rlhf.type.v1.JobWarningH\x00\x12\x15\n\rlast_sequence\x18\x04 \x01(\x03\x42\x07\n\x05\x65vent\"\x92\x01\n\x14StreamMetricsRequest\x12+\n\x04name\x18\x01 \x01(\tB\x1d\xe2\x41\x01\x02\xfa\x41\x16\n\x14rlhf.dev/TrainingJob\x12\x1b\n\rafter_ordinal\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x01\x12\x15\n\x07metrics\x18\x03 \x03(\tB\x04\xe2\x41\x01\x01\x12\x19\n\x0bstored_only\x18\x04 \x01(\x08\x42\x04\xe2\x41\x01\x01\"X\n\x15StreamMetricsResponse\x12)\n\x06points\x18\x01 \x03(\x0b\x32\x19.rlhf.type.v1.MetricPoint\x12\x14\n\x0clast_ordinal\x18\x02 \x01(\x03\"x\n\x11StreamLogsRequest\x12+\n\x04name\x18\x01 \x01(\tB\x1d\xe2\x41\x01\x02\xfa\x41\x16\n\x14rlhf.dev/TrainingJob\x12\x1b\n\rafter_ordinal\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x01\x12\x19\n\x0bstored_only\x18\x03 \x01(\x08\x42\x04\xe2\x41\x01\x01\"P\n\x12StreamLogsResponse\x12$\n\x05lines\x18\x01 \x03(\x0b\x32\x15.rlhf.type.v1.LogLine\x12\x14\n\x0clast_ordinal\x18\x02 \x01(\x03\"\xad\x01\n\x12ListSamplesRequest\x12-\n\x06parent\x18\x01 \x01(\tB\x1d\xe2\x41\x01\x02\xfa\x41\x16\n\x14rlhf.dev/TrainingJob\x12\x17\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x12\x17\n\x04step\x18\x04 \x01(\x03\x42\x04\xe2\x41\x01\x01H\x00\x88\x01\x01\x12\x13\n\x05split\x18\x05 \x01(\tB\x04\xe2\x41\x01\x01\x42\x07\n\x05_step\"U\n\x13ListSamplesResponse\x12%\n\x07samples\x18\x01 \x03(\x0b\x32\x14.rlhf.type.v1.Sample\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"B\n\x14GetCheckpointRequest\x12*\n\x04name\x18\x01 \x01(\tB\x1c\xe2\x41\x01\x02\xfa\x41\x15\n\x13rlhf.dev/Checkpoint\"z\n\x16ListCheckpointsRequest\x12-\n\x06parent\x18\x01 \x01(\tB\x1d\xe2\x41\x01\x02\xfa\x41\x16\n\x14rlhf.dev/TrainingJob\x12\x17\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\"a\n\x17ListCheckpointsResponse\x12-\n\x0b\x63heckpoints\x18\x01 \x03(\x0b\x32\x18.rlhf.type.v1.Checkpoint\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"Z\n\x17\x44\x65leteCheckpointRequest\x12*\n\x04name\x18\x01 \x01(\tB\x1c\xe2\x41\x01\x02\xfa\x41\x15\n\x13rlhf.dev/Checkpoint\x12\x13\n\x05\x66orce\x18\x02 \x01(\x08\x42\x04\xe2\x41\x01\x01\"\x94\x01\n\x19\x44ownloadCheckpointRequest\x12*\n\x04name\x18\x01 \x01(\tB\x1c\xe2\x41\x01\x02\xfa\x41\x15\n\x13rlhf.dev/Checkpoint\x12\x12\n\x04path\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x1a\n\x0coffset_bytes\x18\x03 \x01(\x03\x42\x04\xe2\x41\x01\x01\x12\x1b\n\rallow_corrupt\x18\x04 \x01(\x08\x42\x04\xe2\x41\x01\x01\"A\n\x1a\x44ownloadCheckpointResponse\x12\x14\n\x0coffset_bytes\x18\x01 \x01(\x03\x12\r\n\x05\x63hunk\x18\x02 \x01(\x0c\"\x17\n\x15ListAlgorithmsRequest\"H\n\x16ListAlgorithmsResponse\x12.\n\nalgorithms\x18\x01 \x03(\x0b\x32\x1a.rlhf.trainer.v1.Algorithm\"\x14\n\x12ListRewardsRequest\"?\n\x13ListRewardsResponse\x12(\n\x07rewards\x18\x01 \x03(\x0b\x32\x17.rlhf.trainer.v1.Reward\"\xc0\x01\n\x11TestRewardRequest\x12-\n\x06parent\x18\x01 \x01(\tB\x1d\xe2\x41\x01\x02\xfa\x41\x16\x12\x14rlhf.dev/TrainingJob\x12\x17\n\treward_id\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12-\n\x06params\x18\x03 \x01(\x0b\x32\x17.google.protobuf.StructB\x04\xe2\x41\x01\x01\x12\x34\n\x07samples\x18\x04 \x03(\x0b\x32\x1d.rlhf.trainer.v1.RewardSampleB\x04\xe2\x41\x01\x02\"_\n\x12TestRewardResponse\x12\x30\n\x08verdicts\x18\x01 \x03(\x0b\x32\x1e.rlhf.trainer.v1.RewardVerdict\x12\x17\n\x0f\x65lapsed_seconds\x18\x02 \x01(\x01\x32\xf4\x17\n\x0eTrainerService\x12\x94\x01\n\x0bImportModel\x12#.rlhf.trainer.v1.ImportModelRequest\x1a\x16.rlhf.trainer.v1.Model\"H\xda\x41\x15parent,model,model_id\x82\xd3\xe4\x93\x02*\"%/v1/{parent=projects/*}/models:import:\x01*\x12s\n\x08GetModel\x12 .rlhf.trainer.v1.GetModelRequest\x1a\x16.rlhf.trainer.v1.Model\"-\xda\x41\x04name\x82\xd3\xe4\x93\x02 \x12\x1e/v1/{name=projects/*/models/*}\x12\x86\x01\n\nListModels\x12\".rlhf.trainer.v1.ListModelsRequest\x1a#.rlhf.trainer.v1.ListModelsResponse\"/\xda\x41\x06parent\x82\xd3\xe4\x93\x02 \x12\x1e/v1/{parent=projects/*}/models\x12y\n\x0b\x44\x65leteModel\x12#.rlhf.trainer.v1.DeleteModelRequest\x1a\x16.google.protobuf.Empty\"-\xda\x41\x04name\x82\xd3\xe4\x93\x02 *\x1e/v1/{name=projects/*/models/*}\x12`\n\rDownloadModel\x12%.rlhf.trainer.v1.DownloadModelRequest\x1a&.rlhf.trainer.v1.DownloadModelResponse0\x01\x12\xbe\x01\n\x11\x43reateTrainingJob\x12).rlhf.trainer.v1.CreateTrainingJobRequest\x1a\x1c.rlhf.trainer.v1.TrainingJob\"`\xda\x41#parent,training_job,training_job_id\x82\xd3\xe4\x93\x02\x34\"$/v1/{parent=projects/*}/trainingJobs:\x0ctraining_job\x12\x8b\x01\n\x0eGetTrainingJob\x12&.rlhf.trainer.v1.GetTrainingJobRequest\x1a\x1c.rlhf.trainer.v1.TrainingJob\"3\xda\x41\x04name\x82\xd3\xe4\x93\x02&\x12$/v1/{name=projects/*/trainingJobs/*}\x12\x9e\x01\n\x10ListTrainingJobs\x12(.rlhf.trainer.v1.ListTrainingJobsRequest\x1a).rlhf.trainer.v1.ListTrainingJobsResponse\"5\xda\x41\x06parent\x82\xd3\xe4\x93\x02&\x12$/v1/{parent=projects/*}/trainingJobs\x12\x9b\x01\n\x11\x43\x61ncelTrainingJob\x12).rlhf.trainer.v1.CancelTrainingJobRequest\x1a\x1c.rlhf.trainer.v1.TrainingJob\"=\xda\x41\x04name\x82\xd3\xe4\x93\x02\x30\"+/v1/{name=projects/*/trainingJobs/*}:cancel:\x01*\x12\x8b\x01\n\x11\x44\x65leteTrainingJob\x12).rlhf.trainer.v1.DeleteTrainingJobRequest\x1a\x16.google.protobuf.Empty\"3\xda\x41\x04name\x82\xd3\xe4\x93\x02&*$/v1/{name=projects/*/trainingJobs/*}\x12\xa1\x01\n\x0fStreamJobEvents\x12\'.rlhf.trainer.v1.StreamJobEventsRequest\x1a(.rlhf.trainer.v1.StreamJobEventsResponse\"9\x82\xd3\xe4\x93\x02\x33\x12\x31/v1/{name=projects/*/trainingJobs/*}:streamEvents0\x01\x12\x9c\x01\n\rStreamMetrics\x12%.rlhf.trainer.v1.StreamMetricsRequest\x1a&.rlhf.trainer.v1.StreamMetricsResponse\":\x82\xd3\xe4\x93\x02\x34\x12\x32/v1/{name=projects/*/trainingJobs/*}:streamMetrics0\x01\x12\x90\x01\n\nStreamLogs\x12\".rlhf.trainer.v1.StreamLogsRequest\x1a#.rlhf.trainer.v1.StreamLogsResponse\"7\x82\xd3\xe4\x93\x02\x31\x12//v1/{name=projects/*/trainingJobs/*}:streamLogs0\x01\x12\x99\x01\n\x0bListSamples\x12#.rlhf.trainer.v1.ListSamplesRequest\x1a$.rlhf.trainer.v1.ListSamplesResponse\"?\xda\x41\x06parent\x82\xd3\xe4\x93\x02\x30\x12./v1/{parent=projects/*/trainingJobs/*}/samples\x12\x93\x01\n\rGetCheckpoint\x12%.rlhf.trainer.v1.GetCheckpointRequest\x1a\x18.rlhf.type.v1.Checkpoint\"A\xda\x41\x04name\x82\xd3\xe4\x93\x02\x34\x12\x32/v1/{name=projects/*/trainingJobs/*/checkpoints/*}\x12\xa9\x01\n\x0fListCheckpoints\x12\'.rlhf.trainer.v1.ListCheckpointsRequest\x1a(.rlhf.trainer.v1.ListCheckpointsResponse\"C\xda\x41\x06parent\x82\xd3\xe4\x93\x02\x34\x12\x32/v1/{parent=projects/*/trainingJobs/*}/checkpoints\x12\x99\x01\n\x10\x44\x65leteCheckpoint\x12(.rlhf.trainer.v1.DeleteCheckpointRequest\x1a\x18.rlhf.type.v1.Checkpoint\"A\xda\x41\x04name\x82\xd3\xe4\x93\x02\x34*2/v1/{name=projects/*/trainingJobs/*/checkpoints/*}\x12o\n\x12\x44ownloadCheckpoint\x12*.rlhf.trainer.v1.DownloadCheckpointRequest\x1a+.rlhf.trainer.v1.DownloadCheckpointResponse0\x01\x12y\n\x0eListAlgorithms\x12&.rlhf.trainer.v1.ListAlgorithmsRequest\x1a\'.rlhf.trainer.v1.ListAlgorithmsResponse\"\x16\x82\xd3\xe4\x93\x02\x10\x12\x0e/v1/algorithms\x12m\n\x0bListRewards\x12#.rlhf.trainer.v1.ListRewardsRequest\x1a$.rlhf.trainer.v1.ListRewardsResponse\"\x13\x82\xd3\xe4\x93\x02\r\x12\x0b/v1/rewards\x12\xa8\x01\n\nTestReward\x12\".rlhf.trainer.v1.TestRewardRequest\x1a#.rlhf.trainer.v1.TestRewardResponse\"Q\xda\x41\x1fparent,reward_id,params,samples\x82\xd3\xe4\x93\x02)\"$/v1/{parent=projects/*}/rewards:test:\x01*b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%rlhf/trainer/v1/trainer_service.proto\x12\x0frlhf.trainer.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x17google/api/client.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1bgoogle/api/field_info.proto\x1a\x19google/api/resource.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1brlhf/trainer/v1/model.proto\x1a#rlhf/trainer/v1/reward_sample.proto\x1a\"rlhf/trainer/v1/training_job.proto\x1a\x1drlhf/type/v1/checkpoint.proto\x1a\x1crlhf/type/v1/job_state.proto\x1a\x1erlhf/type/v1/job_warning.proto\x1a\x1brlhf/type/v1/log_line.proto\x1a\x1frlhf/type/v1/metric_point.proto\x1a\x1erlhf/type/v1/model_layer.proto\x1a\x19rlhf/type/v1/sample.proto\"\xc1\x01\n\x12ImportModelRequest\x12\'\n\x06parent\x18\x01 \x01(\tB\x17\xe2\x41\x01\x02\xfa\x41\x10\x12\x0erlhf.dev/Model\x12+\n\x05model\x18\x02 \x01(\x0b\x32\x16.rlhf.trainer.v1.ModelB\x04\xe2\x41\x01\x02\x12\x16\n\x08model_id\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x12 \n\nrequest_id\x18\x04 \x01(\tB\x0c\xe2\x41\x01\x01\xe2\x8c\xcf\xd7\x08\x02\x08\x01\x12\x1b\n\rvalidate_only\x18\x05 \x01(\x08\x42\x04\xe2\x41\x01\x01\"8\n\x0fGetModelRequest\x12%\n\x04name\x18\x01 \x01(\tB\x17\xe2\x41\x01\x02\xfa\x41\x10\n\x0erlhf.dev/Model\"S\n\x13ResolveModelRequest\x12\'\n\x06parent\x18\x01 \x01(\tB\x17\xe2\x41\x01\x02\xfa\x41\x10\x12\x0erlhf.dev/Model\x12\x13\n\x05model\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\"\x9c\x01\n\x14ResolveModelResponse\x12(\n\x06layers\x18\x01 \x03(\x0b\x32\x18.rlhf.type.v1.ModelLayer\x12)\n\x04kind\x18\x02 \x01(\x0e\x32\x1b.rlhf.trainer.v1.Model.Kind\x12\x17\n\x0fparameter_count\x18\x03 \x01(\x03\x12\x16\n\x0e\x63ontext_length\x18\x04 \x01(\x05\"o\n\x11ListModelsRequest\x12\'\n\x06parent\x18\x01 \x01(\tB\x17\xe2\x41\x01\x02\xfa\x41\x10\x12\x0erlhf.dev/Model\x12\x17\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\"U\n\x12ListModelsResponse\x12&\n\x06models\x18\x01 \x03(\x0b\x32\x16.rlhf.trainer.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"P\n\x12\x44\x65leteModelRequest\x12%\n\x04name\x18\x01 \x01(\tB\x17\xe2\x41\x01\x02\xfa\x41\x10\n\x0erlhf.dev/Model\x12\x13\n\x05\x66orce\x18\x02 \x01(\x08\x42\x04\xe2\x41\x01\x01\"m\n\x14\x44ownloadModelRequest\x12%\n\x04name\x18\x01 \x01(\tB\x17\xe2\x41\x01\x02\xfa\x41\x10\n\x0erlhf.dev/Model\x12\x12\n\x04path\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x1a\n\x0coffset_bytes\x18\x03 \x01(\x03\x42\x04\xe2\x41\x01\x01\"<\n\x15\x44ownloadModelResponse\x12\x14\n\x0coffset_bytes\x18\x01 \x01(\x03\x12\r\n\x05\x63hunk\x18\x02 \x01(\x0c\"\xe1\x01\n\x18\x43reateTrainingJobRequest\x12-\n\x06parent\x18\x01 \x01(\tB\x1d\xe2\x41\x01\x02\xfa\x41\x16\x12\x14rlhf.dev/TrainingJob\x12\x38\n\x0ctraining_job\x18\x02 \x01(\x0b\x32\x1c.rlhf.trainer.v1.TrainingJobB\x04\xe2\x41\x01\x02\x12\x1d\n\x0ftraining_job_id\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x12 \n\nrequest_id\x18\x04 \x01(\tB\x0c\xe2\x41\x01\x01\xe2\x8c\xcf\xd7\x08\x02\x08\x01\x12\x1b\n\rvalidate_only\x18\x05 \x01(\x08\x42\x04\xe2\x41\x01\x01\"D\n\x15GetTrainingJobRequest\x12+\n\x04name\x18\x01 \x01(\tB\x1d\xe2\x41\x01\x02\xfa\x41\x16\n\x14rlhf.dev/TrainingJob\"\xa9\x01\n\x17ListTrainingJobsRequest\x12-\n\x06parent\x18\x01 \x01(\tB\x1d\xe2\x41\x01\x02\xfa\x41\x16\x12\x14rlhf.dev/TrainingJob\x12\x17\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x12,\n\x06states\x18\x04 \x03(\x0e\x32\x16.rlhf.type.v1.JobStateB\x04\xe2\x41\x01\x01\"h\n\x18ListTrainingJobsResponse\x12\x33\n\rtraining_jobs\x18\x01 \x03(\x0b\x32\x1c.rlhf.trainer.v1.TrainingJob\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"G\n\x18\x43\x61ncelTrainingJobRequest\x12+\n\x04name\x18\x01 \x01(\tB\x1d\xe2\x41\x01\x02\xfa\x41\x16\n\x14rlhf.dev/TrainingJob\"\\\n\x18\x44\x65leteTrainingJobRequest\x12+\n\x04name\x18\x01 \x01(\tB\x1d\xe2\x41\x01\x02\xfa\x41\x16\n\x14rlhf.dev/TrainingJob\x12\x13\n\x05\x66orce\x18\x02 \x01(\x08\x42\x04\xe2\x41\x01\x01\"~\n\x16StreamJobEventsRequest\x12+\n\x04name\x18\x01 \x01(\tB\x1d\xe2\x41\x01\x02\xfa\x41\x16\n\x14rlhf.dev/TrainingJob\x12\x1c\n\x0e\x61\x66ter_sequence\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x01\x12\x19\n\x0bstored_only\x18\x03 \x01(\x08\x42\x04\xe2\x41\x01\x01\"\xfc\x01\n\x17StreamJobEventsResponse\x12\x34\n\x0ctraining_job\x18\x01 \x01(\x0b\x32\x1c.rlhf.trainer.v1.TrainingJobH\x00\x12.\n\ncheckpoint\x18\x02 \x01(\x0b\x32\x18.rlhf.type.v1.CheckpointH\x00\x12.\n\tjob_error\x18\x03 \x01(\x0b\x32\x19.rlhf.trainer.v1.JobErrorH\x00\x12+\n\x07warning\x18\x05 \x01(\x0b\x32\x18.rlhf.type.v1.JobWarningH\x00\x12\x15\n\rlast_sequence\x18\x04 \x01(\x03\x42\x07\n\x05\x65vent\"\x92\x01\n\x14StreamMetricsRequest\x12+\n\x04name\x18\x01 \x01(\tB\x1d\xe2\x41\x01\x02\xfa\x41\x16\n\x14rlhf.dev/TrainingJob\x12\x1b\n\rafter_ordinal\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x01\x12\x15\n\x07metrics\x18\x03 \x03(\tB\x04\xe2\x41\x01\x01\x12\x19\n\x0bstored_only\x18\x04 \x01(\x08\x42\x04\xe2\x41\x01\x01\"X\n\x15StreamMetricsResponse\x12)\n\x06points\x18\x01 \x03(\x0b\x32\x19.rlhf.type.v1.MetricPoint\x12\x14\n\x0clast_ordinal\x18\x02 \x01(\x03\"x\n\x11StreamLogsRequest\x12+\n\x04name\x18\x01 \x01(\tB\x1d\xe2\x41\x01\x02\xfa\x41\x16\n\x14rlhf.dev/TrainingJob\x12\x1b\n\rafter_ordinal\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x01\x12\x19\n\x0bstored_only\x18\x03 \x01(\x08\x42\x04\xe2\x41\x01\x01\"P\n\x12StreamLogsResponse\x12$\n\x05lines\x18\x01 \x03(\x0b\x32\x15.rlhf.type.v1.LogLine\x12\x14\n\x0clast_ordinal\x18\x02 \x01(\x03\"\xad\x01\n\x12ListSamplesRequest\x12-\n\x06parent\x18\x01 \x01(\tB\x1d\xe2\x41\x01\x02\xfa\x41\x16\n\x14rlhf.dev/TrainingJob\x12\x17\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x12\x17\n\x04step\x18\x04 \x01(\x03\x42\x04\xe2\x41\x01\x01H\x00\x88\x01\x01\x12\x13\n\x05split\x18\x05 \x01(\tB\x04\xe2\x41\x01\x01\x42\x07\n\x05_step\"U\n\x13ListSamplesResponse\x12%\n\x07samples\x18\x01 \x03(\x0b\x32\x14.rlhf.type.v1.Sample\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"B\n\x14GetCheckpointRequest\x12*\n\x04name\x18\x01 \x01(\tB\x1c\xe2\x41\x01\x02\xfa\x41\x15\n\x13rlhf.dev/Checkpoint\"z\n\x16ListCheckpointsRequest\x12-\n\x06parent\x18\x01 \x01(\tB\x1d\xe2\x41\x01\x02\xfa\x41\x16\n\x14rlhf.dev/TrainingJob\x12\x17\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\"a\n\x17ListCheckpointsResponse\x12-\n\x0b\x63heckpoints\x18\x01 \x03(\x0b\x32\x18.rlhf.type.v1.Checkpoint\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"Z\n\x17\x44\x65leteCheckpointRequest\x12*\n\x04name\x18\x01 \x01(\tB\x1c\xe2\x41\x01\x02\xfa\x41\x15\n\x13rlhf.dev/Checkpoint\x12\x13\n\x05\x66orce\x18\x02 \x01(\x08\x42\x04\xe2\x41\x01\x01\"\x94\x01\n\x19\x44ownloadCheckpointRequest\x12*\n\x04name\x18\x01 \x01(\tB\x1c\xe2\x41\x01\x02\xfa\x41\x15\n\x13rlhf.dev/Checkpoint\x12\x12\n\x04path\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x1a\n\x0coffset_bytes\x18\x03 \x01(\x03\x42\x04\xe2\x41\x01\x01\x12\x1b\n\rallow_corrupt\x18\x04 \x01(\x08\x42\x04\xe2\x41\x01\x01\"A\n\x1a\x44ownloadCheckpointResponse\x12\x14\n\x0coffset_bytes\x18\x01 \x01(\x03\x12\r\n\x05\x63hunk\x18\x02 \x01(\x0c\"\x17\n\x15ListAlgorithmsRequest\"H\n\x16ListAlgorithmsResponse\x12.\n\nalgorithms\x18\x01 \x03(\x0b\x32\x1a.rlhf.trainer.v1.Algorithm\"\x14\n\x12ListRewardsRequest\"?\n\x13ListRewardsResponse\x12(\n\x07rewards\x18\x01 \x03(\x0b\x32\x17.rlhf.trainer.v1.Reward\"\xc0\x01\n\x11TestRewardRequest\x12-\n\x06parent\x18\x01 \x01(\tB\x1d\xe2\x41\x01\x02\xfa\x41\x16\x12\x14rlhf.dev/TrainingJob\x12\x17\n\treward_id\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12-\n\x06params\x18\x03 \x01(\x0b\x32\x17.google.protobuf.StructB\x04\xe2\x41\x01\x01\x12\x34\n\x07samples\x18\x04 \x03(\x0b\x32\x1d.rlhf.trainer.v1.RewardSampleB\x04\xe2\x41\x01\x02\"_\n\x12TestRewardResponse\x12\x30\n\x08verdicts\x18\x01 \x03(\x0b\x32\x1e.rlhf.trainer.v1.RewardVerdict\x12\x17\n\x0f\x65lapsed_seconds\x18\x02 \x01(\x01\x32\x91\x19\n\x0eTrainerService\x12\x94\x01\n\x0bImportModel\x12#.rlhf.trainer.v1.ImportModelRequest\x1a\x16.rlhf.trainer.v1.Model\"H\xda\x41\x15parent,model,model_id\x82\xd3\xe4\x93\x02*\"%/v1/{parent=projects/*}/models:import:\x01*\x12s\n\x08GetModel\x12 .rlhf.trainer.v1.GetModelRequest\x1a\x16.rlhf.trainer.v1.Model\"-\xda\x41\x04name\x82\xd3\xe4\x93\x02 \x12\x1e/v1/{name=projects/*/models/*}\x12\x86\x01\n\nListModels\x12\".rlhf.trainer.v1.ListModelsRequest\x1a#.rlhf.trainer.v1.ListModelsResponse\"/\xda\x41\x06parent\x82\xd3\xe4\x93\x02 \x12\x1e/v1/{parent=projects/*}/models\x12y\n\x0b\x44\x65leteModel\x12#.rlhf.trainer.v1.DeleteModelRequest\x1a\x16.google.protobuf.Empty\"-\xda\x41\x04name\x82\xd3\xe4\x93\x02 *\x1e/v1/{name=projects/*/models/*}\x12\x9a\x01\n\x0cResolveModel\x12$.rlhf.trainer.v1.ResolveModelRequest\x1a%.rlhf.trainer.v1.ResolveModelResponse\"=\xda\x41\x0cparent,model\x82\xd3\xe4\x93\x02(\x12&/v1/{parent=projects/*}/models:resolve\x12`\n\rDownloadModel\x12%.rlhf.trainer.v1.DownloadModelRequest\x1a&.rlhf.trainer.v1.DownloadModelResponse0\x01\x12\xbe\x01\n\x11\x43reateTrainingJob\x12).rlhf.trainer.v1.CreateTrainingJobRequest\x1a\x1c.rlhf.trainer.v1.TrainingJob\"`\xda\x41#parent,training_job,training_job_id\x82\xd3\xe4\x93\x02\x34\"$/v1/{parent=projects/*}/trainingJobs:\x0ctraining_job\x12\x8b\x01\n\x0eGetTrainingJob\x12&.rlhf.trainer.v1.GetTrainingJobRequest\x1a\x1c.rlhf.trainer.v1.TrainingJob\"3\xda\x41\x04name\x82\xd3\xe4\x93\x02&\x12$/v1/{name=projects/*/trainingJobs/*}\x12\x9e\x01\n\x10ListTrainingJobs\x12(.rlhf.trainer.v1.ListTrainingJobsRequest\x1a).rlhf.trainer.v1.ListTrainingJobsResponse\"5\xda\x41\x06parent\x82\xd3\xe4\x93\x02&\x12$/v1/{parent=projects/*}/trainingJobs\x12\x9b\x01\n\x11\x43\x61ncelTrainingJob\x12).rlhf.trainer.v1.CancelTrainingJobRequest\x1a\x1c.rlhf.trainer.v1.TrainingJob\"=\xda\x41\x04name\x82\xd3\xe4\x93\x02\x30\"+/v1/{name=projects/*/trainingJobs/*}:cancel:\x01*\x12\x8b\x01\n\x11\x44\x65leteTrainingJob\x12).rlhf.trainer.v1.DeleteTrainingJobRequest\x1a\x16.google.protobuf.Empty\"3\xda\x41\x04name\x82\xd3\xe4\x93\x02&*$/v1/{name=projects/*/trainingJobs/*}\x12\xa1\x01\n\x0fStreamJobEvents\x12\'.rlhf.trainer.v1.StreamJobEventsRequest\x1a(.rlhf.trainer.v1.StreamJobEventsResponse\"9\x82\xd3\xe4\x93\x02\x33\x12\x31/v1/{name=projects/*/trainingJobs/*}:streamEvents0\x01\x12\x9c\x01\n\rStreamMetrics\x12%.rlhf.trainer.v1.StreamMetricsRequest\x1a&.rlhf.trainer.v1.StreamMetricsResponse\":\x82\xd3\xe4\x93\x02\x34\x12\x32/v1/{name=projects/*/trainingJobs/*}:streamMetrics0\x01\x12\x90\x01\n\nStreamLogs\x12\".rlhf.trainer.v1.StreamLogsRequest\x1a#.rlhf.trainer.v1.StreamLogsResponse\"7\x82\xd3\xe4\x93\x02\x31\x12//v1/{name=projects/*/trainingJobs/*}:streamLogs0\x01\x12\x99\x01\n\x0bListSamples\x12#.rlhf.trainer.v1.ListSamplesRequest\x1a$.rlhf.trainer.v1.ListSamplesResponse\"?\xda\x41\x06parent\x82\xd3\xe4\x93\x02\x30\x12./v1/{parent=projects/*/trainingJobs/*}/samples\x12\x93\x01\n\rGetCheckpoint\x12%.rlhf.trainer.v1.GetCheckpointRequest\x1a\x18.rlhf.type.v1.Checkpoint\"A\xda\x41\x04name\x82\xd3\xe4\x93\x02\x34\x12\x32/v1/{name=projects/*/trainingJobs/*/checkpoints/*}\x12\xa9\x01\n\x0fListCheckpoints\x12\'.rlhf.trainer.v1.ListCheckpointsRequest\x1a(.rlhf.trainer.v1.ListCheckpointsResponse\"C\xda\x41\x06parent\x82\xd3\xe4\x93\x02\x34\x12\x32/v1/{parent=projects/*/trainingJobs/*}/checkpoints\x12\x99\x01\n\x10\x44\x65leteCheckpoint\x12(.rlhf.trainer.v1.DeleteCheckpointRequest\x1a\x18.rlhf.type.v1.Checkpoint\"A\xda\x41\x04name\x82\xd3\xe4\x93\x02\x34*2/v1/{name=projects/*/trainingJobs/*/checkpoints/*}\x12o\n\x12\x44ownloadCheckpoint\x12*.rlhf.trainer.v1.DownloadCheckpointRequest\x1a+.rlhf.trainer.v1.DownloadCheckpointResponse0\x01\x12y\n\x0eListAlgorithms\x12&.rlhf.trainer.v1.ListAlgorithmsRequest\x1a\'.rlhf.trainer.v1.ListAlgorithmsResponse\"\x16\x82\xd3\xe4\x93\x02\x10\x12\x0e/v1/algorithms\x12m\n\x0bListRewards\x12#.rlhf.trainer.v1.ListRewardsRequest\x1a$.rlhf.trainer.v1.ListRewardsResponse\"\x13\x82\xd3\xe4\x93\x02\r\x12\x0b/v1/rewards\x12\xa8\x01\n\nTestReward\x12\".rlhf.trainer.v1.TestRewardRequest\x1a#.rlhf.trainer.v1.TestRewardResponse\"Q\xda\x41\x1fparent,reward_id,params,samples\x82\xd3\xe4\x93\x02)\"$/v1/{parent=projects/*}/rewards:test:\x01*b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -59,6 +60,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_IMPORTMODELREQUEST'].fields_by_name['validate_only']._serialized_options = b'\342A\001\001'
   _globals['_GETMODELREQUEST'].fields_by_name['name']._loaded_options = None
   _globals['_GETMODELREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002\372A\020\n\016rlhf.dev/Model'
+  _globals['_RESOLVEMODELREQUEST'].fields_by_name['parent']._loaded_options = None
+  _globals['_RESOLVEMODELREQUEST'].fields_by_name['parent']._serialized_options = b'\342A\001\002\372A\020\022\016rlhf.dev/Model'
+  _globals['_RESOLVEMODELREQUEST'].fields_by_name['model']._loaded_options = None
+  _globals['_RESOLVEMODELREQUEST'].fields_by_name['model']._serialized_options = b'\342A\001\002'
   _globals['_LISTMODELSREQUEST'].fields_by_name['parent']._loaded_options = None
   _globals['_LISTMODELSREQUEST'].fields_by_name['parent']._serialized_options = b'\342A\001\002\372A\020\022\016rlhf.dev/Model'
   _globals['_LISTMODELSREQUEST'].fields_by_name['page_size']._loaded_options = None
@@ -167,6 +172,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TRAINERSERVICE'].methods_by_name['ListModels']._serialized_options = b'\332A\006parent\202\323\344\223\002 \022\036/v1/{parent=projects/*}/models'
   _globals['_TRAINERSERVICE'].methods_by_name['DeleteModel']._loaded_options = None
   _globals['_TRAINERSERVICE'].methods_by_name['DeleteModel']._serialized_options = b'\332A\004name\202\323\344\223\002 *\036/v1/{name=projects/*/models/*}'
+  _globals['_TRAINERSERVICE'].methods_by_name['ResolveModel']._loaded_options = None
+  _globals['_TRAINERSERVICE'].methods_by_name['ResolveModel']._serialized_options = b'\332A\014parent,model\202\323\344\223\002(\022&/v1/{parent=projects/*}/models:resolve'
   _globals['_TRAINERSERVICE'].methods_by_name['CreateTrainingJob']._loaded_options = None
   _globals['_TRAINERSERVICE'].methods_by_name['CreateTrainingJob']._serialized_options = b'\332A#parent,training_job,training_job_id\202\323\344\223\0024\"$/v1/{parent=projects/*}/trainingJobs:\014training_job'
   _globals['_TRAINERSERVICE'].methods_by_name['GetTrainingJob']._loaded_options = None
@@ -197,72 +204,76 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TRAINERSERVICE'].methods_by_name['ListRewards']._serialized_options = b'\202\323\344\223\002\r\022\013/v1/rewards'
   _globals['_TRAINERSERVICE'].methods_by_name['TestReward']._loaded_options = None
   _globals['_TRAINERSERVICE'].methods_by_name['TestReward']._serialized_options = b'\332A\037parent,reward_id,params,samples\202\323\344\223\002)\"$/v1/{parent=projects/*}/rewards:test:\001*'
-  _globals['_IMPORTMODELREQUEST']._serialized_start=546
-  _globals['_IMPORTMODELREQUEST']._serialized_end=739
-  _globals['_GETMODELREQUEST']._serialized_start=741
-  _globals['_GETMODELREQUEST']._serialized_end=797
-  _globals['_LISTMODELSREQUEST']._serialized_start=799
-  _globals['_LISTMODELSREQUEST']._serialized_end=910
-  _globals['_LISTMODELSRESPONSE']._serialized_start=912
-  _globals['_LISTMODELSRESPONSE']._serialized_end=997
-  _globals['_DELETEMODELREQUEST']._serialized_start=999
-  _globals['_DELETEMODELREQUEST']._serialized_end=1079
-  _globals['_DOWNLOADMODELREQUEST']._serialized_start=1081
-  _globals['_DOWNLOADMODELREQUEST']._serialized_end=1190
-  _globals['_DOWNLOADMODELRESPONSE']._serialized_start=1192
-  _globals['_DOWNLOADMODELRESPONSE']._serialized_end=1252
-  _globals['_CREATETRAININGJOBREQUEST']._serialized_start=1255
-  _globals['_CREATETRAININGJOBREQUEST']._serialized_end=1480
-  _globals['_GETTRAININGJOBREQUEST']._serialized_start=1482
-  _globals['_GETTRAININGJOBREQUEST']._serialized_end=1550
-  _globals['_LISTTRAININGJOBSREQUEST']._serialized_start=1553
-  _globals['_LISTTRAININGJOBSREQUEST']._serialized_end=1722
-  _globals['_LISTTRAININGJOBSRESPONSE']._serialized_start=1724
-  _globals['_LISTTRAININGJOBSRESPONSE']._serialized_end=1828
-  _globals['_CANCELTRAININGJOBREQUEST']._serialized_start=1830
-  _globals['_CANCELTRAININGJOBREQUEST']._serialized_end=1901
-  _globals['_DELETETRAININGJOBREQUEST']._serialized_start=1903
-  _globals['_DELETETRAININGJOBREQUEST']._serialized_end=1995
-  _globals['_STREAMJOBEVENTSREQUEST']._serialized_start=1997
-  _globals['_STREAMJOBEVENTSREQUEST']._serialized_end=2123
-  _globals['_STREAMJOBEVENTSRESPONSE']._serialized_start=2126
-  _globals['_STREAMJOBEVENTSRESPONSE']._serialized_end=2378
-  _globals['_STREAMMETRICSREQUEST']._serialized_start=2381
-  _globals['_STREAMMETRICSREQUEST']._serialized_end=2527
-  _globals['_STREAMMETRICSRESPONSE']._serialized_start=2529
-  _globals['_STREAMMETRICSRESPONSE']._serialized_end=2617
-  _globals['_STREAMLOGSREQUEST']._serialized_start=2619
-  _globals['_STREAMLOGSREQUEST']._serialized_end=2739
-  _globals['_STREAMLOGSRESPONSE']._serialized_start=2741
-  _globals['_STREAMLOGSRESPONSE']._serialized_end=2821
-  _globals['_LISTSAMPLESREQUEST']._serialized_start=2824
-  _globals['_LISTSAMPLESREQUEST']._serialized_end=2997
-  _globals['_LISTSAMPLESRESPONSE']._serialized_start=2999
-  _globals['_LISTSAMPLESRESPONSE']._serialized_end=3084
-  _globals['_GETCHECKPOINTREQUEST']._serialized_start=3086
-  _globals['_GETCHECKPOINTREQUEST']._serialized_end=3152
-  _globals['_LISTCHECKPOINTSREQUEST']._serialized_start=3154
-  _globals['_LISTCHECKPOINTSREQUEST']._serialized_end=3276
-  _globals['_LISTCHECKPOINTSRESPONSE']._serialized_start=3278
-  _globals['_LISTCHECKPOINTSRESPONSE']._serialized_end=3375
-  _globals['_DELETECHECKPOINTREQUEST']._serialized_start=3377
-  _globals['_DELETECHECKPOINTREQUEST']._serialized_end=3467
-  _globals['_DOWNLOADCHECKPOINTREQUEST']._serialized_start=3470
-  _globals['_DOWNLOADCHECKPOINTREQUEST']._serialized_end=3618
-  _globals['_DOWNLOADCHECKPOINTRESPONSE']._serialized_start=3620
-  _globals['_DOWNLOADCHECKPOINTRESPONSE']._serialized_end=3685
-  _globals['_LISTALGORITHMSREQUEST']._serialized_start=3687
-  _globals['_LISTALGORITHMSREQUEST']._serialized_end=3710
-  _globals['_LISTALGORITHMSRESPONSE']._serialized_start=3712
-  _globals['_LISTALGORITHMSRESPONSE']._serialized_end=3784
-  _globals['_LISTREWARDSREQUEST']._serialized_start=3786
-  _globals['_LISTREWARDSREQUEST']._serialized_end=3806
-  _globals['_LISTREWARDSRESPONSE']._serialized_start=3808
-  _globals['_LISTREWARDSRESPONSE']._serialized_end=3871
-  _globals['_TESTREWARDREQUEST']._serialized_start=3874
-  _globals['_TESTREWARDREQUEST']._serialized_end=4066
-  _globals['_TESTREWARDRESPONSE']._serialized_start=4068
-  _globals['_TESTREWARDRESPONSE']._serialized_end=4163
-  _globals['_TRAINERSERVICE']._serialized_start=4166
-  _globals['_TRAINERSERVICE']._serialized_end=7226
+  _globals['_IMPORTMODELREQUEST']._serialized_start=578
+  _globals['_IMPORTMODELREQUEST']._serialized_end=771
+  _globals['_GETMODELREQUEST']._serialized_start=773
+  _globals['_GETMODELREQUEST']._serialized_end=829
+  _globals['_RESOLVEMODELREQUEST']._serialized_start=831
+  _globals['_RESOLVEMODELREQUEST']._serialized_end=914
+  _globals['_RESOLVEMODELRESPONSE']._serialized_start=917
+  _globals['_RESOLVEMODELRESPONSE']._serialized_end=1073
+  _globals['_LISTMODELSREQUEST']._serialized_start=1075
+  _globals['_LISTMODELSREQUEST']._serialized_end=1186
+  _globals['_LISTMODELSRESPONSE']._serialized_start=1188
+  _globals['_LISTMODELSRESPONSE']._serialized_end=1273
+  _globals['_DELETEMODELREQUEST']._serialized_start=1275
+  _globals['_DELETEMODELREQUEST']._serialized_end=1355
+  _globals['_DOWNLOADMODELREQUEST']._serialized_start=1357
+  _globals['_DOWNLOADMODELREQUEST']._serialized_end=1466
+  _globals['_DOWNLOADMODELRESPONSE']._serialized_start=1468
+  _globals['_DOWNLOADMODELRESPONSE']._serialized_end=1528
+  _globals['_CREATETRAININGJOBREQUEST']._serialized_start=1531
+  _globals['_CREATETRAININGJOBREQUEST']._serialized_end=1756
+  _globals['_GETTRAININGJOBREQUEST']._serialized_start=1758
+  _globals['_GETTRAININGJOBREQUEST']._serialized_end=1826
+  _globals['_LISTTRAININGJOBSREQUEST']._serialized_start=1829
+  _globals['_LISTTRAININGJOBSREQUEST']._serialized_end=1998
+  _globals['_LISTTRAININGJOBSRESPONSE']._serialized_start=2000
+  _globals['_LISTTRAININGJOBSRESPONSE']._serialized_end=2104
+  _globals['_CANCELTRAININGJOBREQUEST']._serialized_start=2106
+  _globals['_CANCELTRAININGJOBREQUEST']._serialized_end=2177
+  _globals['_DELETETRAININGJOBREQUEST']._serialized_start=2179
+  _globals['_DELETETRAININGJOBREQUEST']._serialized_end=2271
+  _globals['_STREAMJOBEVENTSREQUEST']._serialized_start=2273
+  _globals['_STREAMJOBEVENTSREQUEST']._serialized_end=2399
+  _globals['_STREAMJOBEVENTSRESPONSE']._serialized_start=2402
+  _globals['_STREAMJOBEVENTSRESPONSE']._serialized_end=2654
+  _globals['_STREAMMETRICSREQUEST']._serialized_start=2657
+  _globals['_STREAMMETRICSREQUEST']._serialized_end=2803
+  _globals['_STREAMMETRICSRESPONSE']._serialized_start=2805
+  _globals['_STREAMMETRICSRESPONSE']._serialized_end=2893
+  _globals['_STREAMLOGSREQUEST']._serialized_start=2895
+  _globals['_STREAMLOGSREQUEST']._serialized_end=3015
+  _globals['_STREAMLOGSRESPONSE']._serialized_start=3017
+  _globals['_STREAMLOGSRESPONSE']._serialized_end=3097
+  _globals['_LISTSAMPLESREQUEST']._serialized_start=3100
+  _globals['_LISTSAMPLESREQUEST']._serialized_end=3273
+  _globals['_LISTSAMPLESRESPONSE']._serialized_start=3275
+  _globals['_LISTSAMPLESRESPONSE']._serialized_end=3360
+  _globals['_GETCHECKPOINTREQUEST']._serialized_start=3362
+  _globals['_GETCHECKPOINTREQUEST']._serialized_end=3428
+  _globals['_LISTCHECKPOINTSREQUEST']._serialized_start=3430
+  _globals['_LISTCHECKPOINTSREQUEST']._serialized_end=3552
+  _globals['_LISTCHECKPOINTSRESPONSE']._serialized_start=3554
+  _globals['_LISTCHECKPOINTSRESPONSE']._serialized_end=3651
+  _globals['_DELETECHECKPOINTREQUEST']._serialized_start=3653
+  _globals['_DELETECHECKPOINTREQUEST']._serialized_end=3743
+  _globals['_DOWNLOADCHECKPOINTREQUEST']._serialized_start=3746
+  _globals['_DOWNLOADCHECKPOINTREQUEST']._serialized_end=3894
+  _globals['_DOWNLOADCHECKPOINTRESPONSE']._serialized_start=3896
+  _globals['_DOWNLOADCHECKPOINTRESPONSE']._serialized_end=3961
+  _globals['_LISTALGORITHMSREQUEST']._serialized_start=3963
+  _globals['_LISTALGORITHMSREQUEST']._serialized_end=3986
+  _globals['_LISTALGORITHMSRESPONSE']._serialized_start=3988
+  _globals['_LISTALGORITHMSRESPONSE']._serialized_end=4060
+  _globals['_LISTREWARDSREQUEST']._serialized_start=4062
+  _globals['_LISTREWARDSREQUEST']._serialized_end=4082
+  _globals['_LISTREWARDSRESPONSE']._serialized_start=4084
+  _globals['_LISTREWARDSRESPONSE']._serialized_end=4147
+  _globals['_TESTREWARDREQUEST']._serialized_start=4150
+  _globals['_TESTREWARDREQUEST']._serialized_end=4342
+  _globals['_TESTREWARDRESPONSE']._serialized_start=4344
+  _globals['_TESTREWARDRESPONSE']._serialized_end=4439
+  _globals['_TRAINERSERVICE']._serialized_start=4442
+  _globals['_TRAINERSERVICE']._serialized_end=7659
 # @@protoc_insertion_point(module_scope)

@@ -16,6 +16,7 @@ from rlhf.type.v1 import job_state_pb2 as job_state_pb2
 from rlhf.type.v1 import job_warning_pb2 as job_warning_pb2
 from rlhf.type.v1 import log_line_pb2 as log_line_pb2
 from rlhf.type.v1 import metric_point_pb2 as metric_point_pb2
+from rlhf.type.v1 import model_layer_pb2 as model_layer_pb2
 from rlhf.type.v1 import sample_pb2 as sample_pb2
 import builtins as builtins
 import sys
@@ -76,6 +77,59 @@ class GetModelRequest(message.Message):
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
     _ClearFieldArgType: _TypeAlias = typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class ResolveModelRequest(message.Message):
+    DESCRIPTOR: descriptor.Descriptor
+
+    PARENT_FIELD_NUMBER: builtins.int
+    MODEL_FIELD_NUMBER: builtins.int
+    parent: builtins.str
+    """Format: `projects/{project}`."""
+    model: builtins.str
+    """Model reference: the name of a model, or of a checkpoint."""
+    def __init__(
+        self,
+        *,
+        parent: builtins.str = ...,
+        model: builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["model", b"model", "parent", b"parent"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class ResolveModelResponse(message.Message):
+    DESCRIPTOR: descriptor.Descriptor
+
+    LAYERS_FIELD_NUMBER: builtins.int
+    KIND_FIELD_NUMBER: builtins.int
+    PARAMETER_COUNT_FIELD_NUMBER: builtins.int
+    CONTEXT_LENGTH_FIELD_NUMBER: builtins.int
+    kind: model_pb2.Model.Kind.ValueType
+    parameter_count: builtins.int
+    """Of the full weights."""
+    context_length: builtins.int
+    """Positions the model was made for, in tokens; 0 where that is not known."""
+    @builtins.property
+    def layers(self) -> containers.RepeatedCompositeFieldContainer[model_layer_pb2.ModelLayer]:
+        """The full weights first, then each adapter over what comes before it."""
+
+    def __init__(
+        self,
+        *,
+        layers: abc.Iterable[model_layer_pb2.ModelLayer] | None = ...,
+        kind: model_pb2.Model.Kind.ValueType = ...,
+        parameter_count: builtins.int = ...,
+        context_length: builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["context_length", b"context_length", "kind", b"kind", "layers", b"layers", "parameter_count", b"parameter_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

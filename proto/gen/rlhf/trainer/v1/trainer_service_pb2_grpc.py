@@ -59,6 +59,11 @@ class TrainerServiceStub(object):
                 request_serializer=rlhf_dot_trainer_dot_v1_dot_trainer__service__pb2.DeleteModelRequest.SerializeToString,
                 response_deserializer=google_dot_protobuf_dot_empty__pb2.Empty.FromString,
                 _registered_method=True)
+        self.ResolveModel = channel.unary_unary(
+                '/rlhf.trainer.v1.TrainerService/ResolveModel',
+                request_serializer=rlhf_dot_trainer_dot_v1_dot_trainer__service__pb2.ResolveModelRequest.SerializeToString,
+                response_deserializer=rlhf_dot_trainer_dot_v1_dot_trainer__service__pb2.ResolveModelResponse.FromString,
+                _registered_method=True)
         self.DownloadModel = channel.unary_stream(
                 '/rlhf.trainer.v1.TrainerService/DownloadModel',
                 request_serializer=rlhf_dot_trainer_dot_v1_dot_trainer__service__pb2.DownloadModelRequest.SerializeToString,
@@ -173,6 +178,14 @@ class TrainerServiceServicer(object):
     def DeleteModel(self, request, context):
         """Forgets a model. FAILED_PRECONDITION while it is being imported, and unless forced while something uses it: a job
         that has not ended, a checkpoint that is an adapter over it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResolveModel(self, request, context):
+        """Says what a model or checkpoint is made of, for whoever loads it: an adapter's weights lie in more than one place.
+        INVALID_ARGUMENT where it cannot be loaded: it is not READY, its files are damaged, or what it lies over is gone.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -328,6 +341,11 @@ def add_TrainerServiceServicer_to_server(servicer, server):
                     servicer.DeleteModel,
                     request_deserializer=rlhf_dot_trainer_dot_v1_dot_trainer__service__pb2.DeleteModelRequest.FromString,
                     response_serializer=google_dot_protobuf_dot_empty__pb2.Empty.SerializeToString,
+            ),
+            'ResolveModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResolveModel,
+                    request_deserializer=rlhf_dot_trainer_dot_v1_dot_trainer__service__pb2.ResolveModelRequest.FromString,
+                    response_serializer=rlhf_dot_trainer_dot_v1_dot_trainer__service__pb2.ResolveModelResponse.SerializeToString,
             ),
             'DownloadModel': grpc.unary_stream_rpc_method_handler(
                     servicer.DownloadModel,
@@ -524,6 +542,33 @@ class TrainerService(object):
             '/rlhf.trainer.v1.TrainerService/DeleteModel',
             rlhf_dot_trainer_dot_v1_dot_trainer__service__pb2.DeleteModelRequest.SerializeToString,
             google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResolveModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/rlhf.trainer.v1.TrainerService/ResolveModel',
+            rlhf_dot_trainer_dot_v1_dot_trainer__service__pb2.ResolveModelRequest.SerializeToString,
+            rlhf_dot_trainer_dot_v1_dot_trainer__service__pb2.ResolveModelResponse.FromString,
             options,
             channel_credentials,
             insecure,

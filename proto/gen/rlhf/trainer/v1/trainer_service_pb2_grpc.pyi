@@ -29,6 +29,10 @@ class TrainerServiceStub:
     """Forgets a model. FAILED_PRECONDITION while it is being imported, and unless forced while something uses it: a job
     that has not ended, a checkpoint that is an adapter over it.
     """
+    ResolveModel: aio.UnaryUnaryMultiCallable[trainer_service_pb2.ResolveModelRequest, trainer_service_pb2.ResolveModelResponse]
+    """Says what a model or checkpoint is made of, for whoever loads it: an adapter's weights lie in more than one place.
+    INVALID_ARGUMENT where it cannot be loaded: it is not READY, its files are damaged, or what it lies over is gone.
+    """
     DownloadModel: aio.UnaryStreamMultiCallable[trainer_service_pb2.DownloadModelRequest, trainer_service_pb2.DownloadModelResponse]
     """Sends one file of a READY model, from any byte on. Over HTTP: GET `/v1/{name}:download?path=P`, with Range."""
     CreateTrainingJob: aio.UnaryUnaryMultiCallable[trainer_service_pb2.CreateTrainingJobRequest, training_job_pb2.TrainingJob]
@@ -115,6 +119,16 @@ class TrainerServiceServicer(metaclass=abc_1.ABCMeta):
     ) -> abc.Awaitable[empty_pb2.Empty]:
         """Forgets a model. FAILED_PRECONDITION while it is being imported, and unless forced while something uses it: a job
         that has not ended, a checkpoint that is an adapter over it.
+        """
+
+    @abc_1.abstractmethod
+    def ResolveModel(
+        self,
+        request: trainer_service_pb2.ResolveModelRequest,
+        context: aio.ServicerContext[trainer_service_pb2.ResolveModelRequest, abc.Awaitable[trainer_service_pb2.ResolveModelResponse]],
+    ) -> abc.Awaitable[trainer_service_pb2.ResolveModelResponse]:
+        """Says what a model or checkpoint is made of, for whoever loads it: an adapter's weights lie in more than one place.
+        INVALID_ARGUMENT where it cannot be loaded: it is not READY, its files are damaged, or what it lies over is gone.
         """
 
     @abc_1.abstractmethod
