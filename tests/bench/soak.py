@@ -1,9 +1,11 @@
 """A mesh at work whose parts are killed at random: `python tests/bench/soak.py [--minutes 5] [--seed 0] [--pause 12]`.
 
-Three things go on at once in a home of its own, as a user would do them: files are uploaded, small SFT jobs are trained
-and watched. Meanwhile a process chosen at random, by the seed, is killed with SIGKILL or stopped with SIGSTOP every few
-seconds: services, workers, gateway, PostgreSQL, NATS, Ray, a training, the supervisor (then `rlhf up` is called again).
-What fails for that is done again, as a user would. After the time all is left alone until every job has ended.
+Three things go on at once in a home of its own, as a user would do them: files are uploaded, small jobs of SFT, GRPO
+and PPO are trained and watched. Meanwhile a process chosen at random, by the seed, is killed with SIGKILL or stopped
+with SIGSTOP every few seconds: services, workers, gateway, PostgreSQL, NATS, Ray, a training, one of a training's
+actors, the supervisor (then `rlhf up` is called again). A training, Ray and an actor, killed and stopped, are hit in
+every soak. What fails for that is done again, as a user would. After the time all is left alone until every job has
+ended.
 
 Then it is looked whether what was accepted is there, once, and nothing else. Prints a table of what was done and every
 invariant that does not hold; exit code 1 when there is one.
@@ -35,13 +37,33 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from services.cli.supervisor import leftovers, state
 from services.mesh.embedded import Home, procfs
+from services.trainer.runners import processes
 from tests.fix_live import LiveMesh, live_home
 
-STEPS = 80
-PARAMS = {"batch_size": 16, "max_length": 32, "learning_rate": 1e-2, "validation__max_new_tokens": 6}
+_ROLLOUT = {
+    "prompts_per_step": 8,
+    "max_prompt_length": 16,
+    "max_response_length": 6,
+    "learning_rate": 1e-3,
+    # Which an untrained model meets now and then: of a job that learns nothing would be said so in the end.
+    "reward__name": "regex",
+    "reward__params__pattern": "1",
+    "reward__params__mode": "search",
+    "steps": 24,
+    "save_every_steps": 6,
+}
+_SFT = {"batch_size": 16, "max_length": 32, "learning_rate": 1e-2, "steps": 80, "save_every_steps": 20}
+# By algorithm: its dataset, a metric of every step, and parameters.
+JOBS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "sft": ("examples", "train/loss", _SFT),
+    "grpo": ("prompts", "reward/mean", {**_ROLLOUT, "samples_per_prompt": 4}),
+    "ppo": ("prompts", "reward/mean", _ROLLOUT),
+}
 SERVICES = ("dataset", "dataset.worker", "trainer", "trainer.worker", "gateway", "nats", "postgres")
 # How often each is chosen: what costs a whole attempt of a training is rarer.
-VICTIMS = (*SERVICES, *SERVICES, "stop", "stop", "run", "ray", "supervisor")
+VICTIMS = (*SERVICES, *SERVICES, "stop", "stop", "run", "ray", "actor", "stop actor", "supervisor")
+# In every soak, whatever the seed chooses.
+ALWAYS = ("run", "ray", "actor", "stop actor")
 OUTCOMES = ("JOB_STATE_SUCCEEDED", "JOB_STATE_FAILED")
 
 
@@ -86,16 +108,18 @@ class Soak:
 
     def train(self) -> None:
         while not self.over.is_set():
-            job = f"s{len(self.jobs)}"
+            job = f"{list(JOBS)[len(self.jobs) % len(JOBS)]}-{len(self.jobs)}"
             self.again("train", lambda job=job: self._create(job))
             self.jobs.append(job)
             self.again("watch", lambda job=job: self._watch(job), tries=200)
 
     def _create(self, job: str) -> None:
-        data = ("--model", "tiny", "--dataset", "examples", "--validation", "held-out", "--name", job)
-        settings = {**PARAMS, "steps": STEPS, "save_every_steps": 20, "epochs": 100}
+        algorithm = job.partition("-")[0]
+        dataset, _, params = JOBS[algorithm]
+        data = ("--model", "tiny", "--dataset", dataset, "--validation", "held-out", "--name", job)
+        settings = {**params, "epochs": 100, "validation__max_new_tokens": 6}
         words = [f"--set={key.replace('__', '.')}={json.dumps(value)}" for key, value in settings.items()]
-        done = self.mesh.rlhf("train", "sft", *data, *words, check=False)
+        done = self.mesh.rlhf("train", algorithm, *data, *words, check=False)
         # Accepted, though the answer was lost on its way.
         if done.returncode and "exists already" not in done.stdout + done.stderr:
             raise AssertionError(done.stderr)
@@ -106,11 +130,15 @@ class Soak:
 
     def kill(self) -> None:
         numbers = random.Random(f"{self.seed} kill")
+        due = numbers.sample(ALWAYS, len(ALWAYS))
         while not self.over.wait(numbers.uniform(0.5, 1.5) * self.pause_seconds):
-            victim = numbers.choice(VICTIMS)
+            # One that is due every other time, until there is one of its kind to be hit.
+            victim = due[0] if due and numbers.random() < 0.5 else numbers.choice(VICTIMS)
             with contextlib.suppress(ProcessLookupError, KeyError, ValueError, OSError, AssertionError):
                 self._hit(victim, numbers)
                 self.counts[f"{victim} hit"] += 1
+                due = [each for each in due if each != victim]
+        self.expect(not due, f"nothing was hit of {due}: the soak was too short")
 
     def _hit(self, victim: str, numbers: random.Random) -> None:
         if victim == "supervisor":
@@ -122,6 +150,9 @@ class Soak:
         elif victim == "run":
             runs = [json.loads(path.read_text())["pid"] for path in self._runs()]
             os.kill(numbers.choice([pid for pid in runs if procfs.identify(pid)] or [0x7FFFFFFF]), signal.SIGKILL)
+        elif victim.endswith("actor"):
+            actors = [each.id.pid for path in self._runs() for each in processes.read(path.parent)]
+            os.kill(numbers.choice(actors or [0x7FFFFFFF]), signal.SIGSTOP if "stop" in victim else signal.SIGKILL)
         else:
             name = numbers.choice(SERVICES[:-1]) if victim == "stop" else victim
             os.kill(self._pids()[name], signal.SIGSTOP if victim == "stop" else signal.SIGKILL)
@@ -157,11 +188,13 @@ class Soak:
         if found["state"] == "JOB_STATE_FAILED":
             self.expect("tried 4 times" in found["error"]["message"], f"{job}: {found['error']['message']}")
             return
-        text = self.mesh.rlhf("job", "metrics", job, "--metric", "train/loss", "-o", "csv").stdout
+        _, metric, params = JOBS[job.partition("-")[0]]
+        text = self.mesh.rlhf("job", "metrics", job, "--metric", metric, "-o", "csv").stdout
         steps = [int(row["step"]) for row in csv.DictReader(io.StringIO(text))]
-        self.expect(steps == list(range(1, STEPS + 1)), f"{job} has the steps {steps}")
+        self.expect(steps == list(range(1, params["steps"] + 1)), f"{job} has the steps {steps}")
         last = self.mesh.json("checkpoint", "list", job)[0]
-        self.expect((last["step"], last["state"]) == (str(STEPS), "STATE_READY"), f"{job} ends with {last}")
+        wanted = (str(params["steps"]), "STATE_READY")
+        self.expect((last["step"], last["state"]) == wanted, f"{job} ends with {last}")
 
     def _check_events(self) -> None:
         url = json.loads(Home(self.mesh.home).endpoints.read_text())["postgres_url"]
