@@ -17,11 +17,13 @@ _SETTINGS = b"\0\0\0\4\0\0\0\0\0" + b"\0\0\0\4\1\0\0\0\0"
 
 @dataclass
 class Rogue:
-    """`received` is what came in, after the handshake where it speaks TLS; `refused` counts handshakes that failed."""
+    """`received` is what came in, after the handshake where it speaks TLS; of the handshakes some are `refused`, and
+    some not."""
 
     received: bytearray = field(default_factory=bytearray)
     connections: int = 0
     refused: int = 0
+    accepted: int = 0
 
     def heard(self, secret: str) -> bool:
         return secret.encode() in self.received
@@ -84,6 +86,7 @@ def _listen_to(connection: socket.socket, context: ssl.SSLContext | None, found:
             except OSError:
                 found.refused += 1
                 return
+            found.accepted += 1
         connection.sendall(_SETTINGS)
         while part := connection.recv(1 << 16):
             found.received += part

@@ -243,7 +243,12 @@ _GPT2 = {
     "max_position_embeddings": "n_positions",
     "num_key_value_heads": "",
 }
-_CODE = {"AutoModelForCausalLM": "modeling_phi3.Phi3ForCausalLM"}
+_CODE = {
+    # The order and the names of some hubs, by which verl would build another class.
+    "AutoModel": "people/theirs--modeling_phi3.Phi3ForCausalLM",
+    "AutoModelForCausalLM": "people/theirs--modeling_phi3.Phi3ForCausalLM",
+    "AutoModelForSequenceClassification": "people/theirs--modeling_phi3.Phi3ForSequenceClassification",
+}
 ARCHITECTURES: dict[str, Architecture] = {
     "llama": Architecture("llama"),
     "qwen2": Architecture("qwen2", spare=13),

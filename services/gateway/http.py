@@ -130,10 +130,12 @@ class Api:
         """Every service behind is serving, or which is not; `degraded` where one says what it lacks."""
         states = {upstream.name: "SERVING" if upstream.serving else "NOT_SERVING" for upstream in self._upstreams.all}
         ready = all(upstream.serving for upstream in self._upstreams.all)
+        # One that stops says of everything that it does not serve it.
+        serving = [upstream for upstream in self._upstreams.all if upstream.serving]
         lacking = [
             meaning.format(services=", ".join(names))
             for name, meaning in _LACKING.items()
-            if (names := [upstream.name for upstream in self._upstreams.all if name in upstream.lacking])
+            if (names := [upstream.name for upstream in serving if name in upstream.lacking])
         ]
         status = HTTPStatus.OK if ready else HTTPStatus.SERVICE_UNAVAILABLE
         body = {"status": ("degraded" if lacking else "ready") if ready else "not ready", "services": states}

@@ -51,8 +51,8 @@ def _least_free(folders: Sequence[Path]) -> tuple[int, Path] | None:
     """Bytes that a user may still write, and where; None where that cannot be found out."""
     found = []
     for folder in folders:
-        existing = next((each for each in (folder, *folder.parents) if each.exists()), folder)
         try:
+            existing = next((each for each in (folder, *folder.parents) if each.exists()), folder)
             found.append((shutil.disk_usage(existing).free, folder))
         except OSError:
             continue

@@ -15,19 +15,24 @@ from services.mesh.postgres import Connection
 # a lease it is at least so many times its length, as workers may differ in that.
 LONGEST_DELAY_SECONDS = 600.0
 _LONGEST_LEASES = 10
-# How many jobs that precede a row of `jobs` have run and wait for their next attempt.
-_PAUSING_AHEAD = """
-SELECT count(*) FROM jobs AS ahead
-WHERE ahead.kind = jobs.kind AND ahead.state = 'QUEUED' AND ahead.start_time IS NOT NULL
-  AND ahead.not_before > now() AND ahead.not_before <= now() + make_interval(secs => %(longest_delay)s)
-  AND (-ahead.priority, ahead.create_time, ahead.uid) < (-jobs.priority, jobs.create_time, jobs.uid)
+# Jobs between two attempts. Their places are kept for as long as one pause may last, and not for whoever waits for ever
+# for what an attempt needs.
+_PAUSING = """
+SELECT kind, priority, create_time, uid FROM jobs
+WHERE end_time IS NULL AND state = 'QUEUED' AND not_before > now()
+  AND not_before <= now() + make_interval(secs => %(longest_delay)s)
+  AND EXISTS (SELECT FROM job_attempts AS attempt WHERE attempt.job_uid = jobs.uid
+              AND attempt.end_time > now() - make_interval(secs => %(longest_delay)s))
 """
 # The row that a worker takes next: who waits and whose time has come, or whose holder's lease ran out.
 NEXT = f"""
-kind = ANY(%(kinds)s) AND end_time IS NULL AND (
+WITH pausing AS MATERIALIZED ({_PAUSING})
+SELECT {{columns}} FROM jobs WHERE kind = ANY(%(kinds)s) AND end_time IS NULL AND (
   (state = 'QUEUED'
    AND (not_before <= now() OR not_before > now() + make_interval(secs => %(longest_delay)s))
-   AND (%(places)s::integer IS NULL OR ({_PAUSING_AHEAD}) < %(places)s))
+   AND (%(places)s::integer IS NULL OR %(places)s > (
+     SELECT count(*) FROM pausing AS ahead WHERE ahead.kind = jobs.kind
+     AND (-ahead.priority, ahead.create_time, ahead.uid) < (-jobs.priority, jobs.create_time, jobs.uid))))
   OR
   (state IN ('RUNNING', 'CANCELLING')
    AND (lease_expires_at < now() OR lease_expires_at > now() + make_interval(secs => %(longest_lease)s))))

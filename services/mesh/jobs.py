@@ -161,16 +161,13 @@ class Jobs:
     ) -> Lease | None:
         """The most urgent job that waits or whose holder's lease ran out; None when there is nothing to do.
 
-        With `places`, how many more jobs the worker takes, one is left to each job that pauses before another attempt:
-        no job that comes after it gets that place meanwhile.
+        With `places`, how many more jobs the worker takes, one is left to each job that pauses between two attempts:
+        no job of its kind that comes after it gets that place meanwhile.
         """
         token = uuid.uuid4()
         async with self._database.transaction() as connection:
-            job = await self._one(
-                connection,
-                f"SELECT {_COLUMNS} FROM jobs WHERE {NEXT}",
-                next_parameters(kinds, lease_seconds, places),
-            )
+            parameters = next_parameters(kinds, lease_seconds, places)
+            job = await self._one(connection, NEXT.format(columns=_COLUMNS), parameters)
             if job is None:
                 return None
             await connection.execute(

@@ -146,9 +146,12 @@ class Server(Process):
         self._states[service] = True
 
     def watch_disk(self, *folders: Path) -> None:
-        """Let health say, under a name of its own, whether the disks of the home and of `folders` have room."""
+        """Let health say, under a name of its own, whether the disks of the home, of the artifact store and of
+        `folders` have room."""
         told = functools.partial(self.set_serving, DISK)
-        space = DiskSpace((self._settings.home, *folders), self._settings.disk_low_bytes, told)
+        store = self._settings.artifacts_folder
+        watched = (self._settings.home, *([store] if store else []), *folders)
+        space = DiskSpace(watched, self._settings.disk_low_bytes, told)
         self.add_routine("disk space", space.run)
 
     async def set_serving(self, service: str, serving: bool) -> None:

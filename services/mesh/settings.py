@@ -227,6 +227,12 @@ class MeshSettings:
     # With fewer free bytes a disk counts as nearly full.
     disk_low_bytes: int = 2 << 30
 
+    @property
+    def artifacts_folder(self) -> Path | None:
+        """Where the artifact store lies on this machine; None where it is elsewhere."""
+        scheme, _, path = self.artifacts_url.partition("://")
+        return Path(path) if scheme == "file" else None
+
     @classmethod
     def read(cls, environment: Environment, service: str, *, worker: bool = False) -> MeshSettings:
         home = default_home(environment)

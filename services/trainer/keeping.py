@@ -65,10 +65,14 @@ class Keeper:
         return False
 
     async def resume_point(self, lease: Lease) -> ResumePoint | None:
-        """The newest training state that still is what was saved; those that are not are marked and stepped over."""
+        """The newest training state that still is what was saved; those that are not are marked and stepped over.
+
+        So is one of a step that the run did not live to tell of: its metrics would be of no attempt.
+        """
         async with self._database.transaction() as connection:
             candidates = await store.resumable(connection, lease.job.uid)
-        for checkpoint in candidates:
+        told = lease.job.progress.get("step_count", 0)
+        for checkpoint in (each for each in candidates if each.step <= told):
             path = Path(checkpoint.training_state_path)
             if await asyncio.to_thread(_hash_or_nothing, path) == checkpoint.training_state_sha256:
                 return ResumePoint(checkpoint.step, str(path))

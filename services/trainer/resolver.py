@@ -33,7 +33,8 @@ _WRONG_KIND = {
 
 
 class Resolver:
-    """Reads only. Of each kind of reference; raises InvalidArgument, or NotFound, with a text for the caller."""
+    """Look-ups of each kind of reference. Raise InvalidArgument, or NotFound, with a text for the caller; weights that
+    turn out to be damaged are marked as such."""
 
     def __init__(
         self,

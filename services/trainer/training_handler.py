@@ -211,7 +211,7 @@ class TrainingHandler:
         return Ending(State.FAILED, error)
 
     async def _died(self, lease: Lease, run: Run, reason: str, cancelled: asyncio.Event) -> Ending:
-        """Try again from the newest checkpoint, so often; while it waits the job holds neither slot nor worker."""
+        """Try again from the newest checkpoint, so often; while it waits the job holds neither slot nor lease."""
         if cancelled.is_set():
             return Ending(State.CANCELLED)
         async with self._database.transaction() as connection:

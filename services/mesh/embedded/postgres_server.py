@@ -48,12 +48,16 @@ _SSL_REQUEST = struct.pack("!II", 8, 80877103)
 # What PostgreSQL takes for the path of its data: whichever folder it was started in.
 _HERE = "/proc/self/cwd"
 _SETTINGS = {"listen_addresses": "127.0.0.1", "unix_socket_directories": "", "max_connections": "200"}
-# What to do about what PostgreSQL says before it ends, the more exact first.
+# What to do about what PostgreSQL says of a start that fails, the more exact first.
 _REMEDIES = (
     (
         "database files are incompatible|not compatible with this version",
         "The data were made by another PostgreSQL: start the version of rlhf-mesh that made them, save the home with "
         "`rlhf backup`, and `rlhf restore` it with this one.",
+    ),
+    (
+        "shared memory|Cannot allocate memory",
+        "The machine has no memory left for it, or none in /dev/shm: end what takes it, then `rlhf up` goes on.",
     ),
     ("No space left on device", "The disk of {data} is full: make room there, then `rlhf up` goes on."),
     (
@@ -61,16 +65,13 @@ _REMEDIES = (
         "Another program has port {port} of 127.0.0.1: end it. Its number is in run/ports.json of the home; without "
         "that file `rlhf up` chooses new ports.",
     ),
+    ("has invalid permissions", "Others may enter {data}: close it with `chmod 700`, then `rlhf up` goes on."),
     (
-        "Cannot allocate memory|could not create shared memory|could not map anonymous",
-        "The machine has no memory left for it: end what takes it, then `rlhf up` goes on.",
-    ),
-    (
-        "[Pp]ermission denied|wrong ownership|invalid permissions",
+        "FATAL:.*(Permission denied|wrong ownership)",
         "Files under {data} belong to somebody else: give them to the user who starts the mesh (`chown -R`).",
     ),
     (
-        "pg_control|checkpoint record|incorrect checksum|invalid page|PANIC|could not (open|read|access)",
+        "pg_control|checkpoint record|checksum|invalid page|(FATAL|PANIC):.*No such file or directory",
         "Its files are damaged. Keep a copy of {folder}, then restore the home from a backup: `rlhf restore`.",
     ),
 )
@@ -127,6 +128,14 @@ class Postgres:
 
     def program(self, log: Path) -> Program:
         settings = {**_SETTINGS, "port": str(self.port)}
+        # Where in the log the newest start begins: what is before tells of others.
+        begun = 0
+
+        async def prepare() -> None:
+            nonlocal begun
+            begun = _size(log)
+            await self.prepare()
+
         if not self.durable:
             settings |= {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
         return Program(
@@ -138,13 +147,13 @@ class Postgres:
             ),
             environment=self._child_environment(),
             log=log,
-            prepare=self.prepare,
+            prepare=prepare,
             ready=self.is_ready,
             answers=self.answers,
             # SIGINT is PostgreSQL's fast shutdown: open transactions are rolled back, nothing committed is lost.
             stop_signal=signal.SIGINT,
             stop_seconds=30.0,
-            remedy=self.remedy,
+            remedy=lambda: self.remedy(log.read_bytes()[begun:].decode(errors="replace")),
             death_signal=signal.SIGINT,
             user=self.user,
             folder=self.data,
@@ -152,7 +161,7 @@ class Postgres:
         )
 
     def remedy(self, log: str) -> str:
-        """What to do about a server that has ended with these last words; empty where they are not known."""
+        """What to do about a start of which this is the log; empty where that is not known."""
         found = next((each for words, each in _REMEDIES if re.search(words, log)), "")
         return found.format(data=self.data, folder=self.folder.resolve(), port=self.port)
 
@@ -227,6 +236,14 @@ class Postgres:
 
     def _child_environment(self) -> dict[str, str]:
         return {**self.environment, "LC_ALL": "C.UTF-8"}
+
+
+def _size(path: Path) -> int:
+    """In bytes; 0 of what is not there."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def scram_verifier(password: str) -> str:

@@ -76,10 +76,6 @@ async def _nothing() -> None:
     return
 
 
-def _unknown(log: str) -> str:
-    return ""
-
-
 @dataclass(frozen=True)
 class User:
     """The user to run as instead of root."""
@@ -103,8 +99,8 @@ class Program:
     # Asked again and again after a start until it says yes; an exception counts as no.
     ready: Callable[[], Awaitable[bool]] = _at_once
     ready_seconds: float = 60.0
-    # What to do about a start that failed, by the last lines of its log; empty where that is not known.
-    remedy: Callable[[str], str] = _unknown
+    # What to do about a start that failed; empty where that is not known.
+    remedy: Callable[[], str] = str
     # How often it is started before it is given up that it comes up at all.
     first_starts: int = 1
     # Asked from time to time while it runs; None asks `ready`. It must not fail merely because there is much to do.
@@ -175,9 +171,8 @@ async def until_ready(program: Program, process: Running) -> None:
 
 def _reasons(program: Program) -> str:
     """The end of its log, and what to do about it where that is known."""
-    tail = log_tail(program.log)
-    remedy = program.remedy(tail)
-    return f"\n{tail}" + (f"\n{remedy}" if remedy else "")
+    remedy = program.remedy()
+    return f"\n{log_tail(program.log)}" + (f"\n{remedy}" if remedy else "")
 
 
 async def stop(program: Program, process: Running) -> bool:

@@ -121,8 +121,7 @@ def engines(module: Any) -> None:
     from services.trainer.verl.fingerprints import watch_engine
     from services.trainer.verl.weight_changes import watch_updates
 
-    model_patches.mend_critic_configs(module)
-    model_patches.leave_out_dropout(module)
+    model_patches.mend_building(module)
     lora_dropout(module)
     mend_adapters(module)
     learning_rate(module)
@@ -289,6 +288,7 @@ ENGINES: dict[str, Hook] = {
     "verl.workers.engine.utils": micro_batches,
     "verl.workers.engine.fsdp.transformer_impl": engines,
     "verl.utils.model": critic_model,
+    "verl.workers.config.model": model_patches.leave_out_auto_map,
     "verl.utils.checkpoint.fsdp_checkpoint_manager": model_patches.mend_saving,
     "verl.models.transformers.monkey_patch": model_patches.mend_model_patches,
     "verl.workers.rollout.replica": transformers_replica,

@@ -45,23 +45,44 @@ def mend_model_classes(module: Any) -> None:
 
 
 def mend_saving(module: Any) -> None:
-    """A hook on verl's checkpoints: it exports models by the same parts of their names. And beside one whose
-    configuration has `auto_map` it puts the source of its class, which is transformers' and not the model's own.
+    """A hook on verl's checkpoints: it exports models by the same parts of their names. What is exported has the
+    dropout that its base had, and names no code of a tokenizer's own.
     """
-    module.custom_object_save = lambda *_, **__: []
     save = module.FSDPCheckpointManager.save_checkpoint
 
     def save_under_newer_name(manager: Any, *args: Any, **kwargs: Any) -> None:
         config = manager.model.config
         names = config.architectures
         config.architectures = [name.replace(_OLDER, _NEWER) for name in names or []]
+        getattr(manager.processing_class, "init_kwargs", {}).pop("auto_map", None)
         try:
-            save(manager, *args, **kwargs)
+            with own_dropout(config):
+                save(manager, *args, **kwargs)
         finally:
             # transformers writes the name of the class that it exports.
             config.architectures = names
 
     module.FSDPCheckpointManager.save_checkpoint = save_under_newer_name
+
+
+def leave_out_auto_map(module: Any) -> None:
+    """A hook on verl's configuration of a model. `auto_map` names code that came with the model before transformers had
+    its architecture. verl chooses a class by it even where no such code may run, puts the source of that class beside
+    each checkpoint, and would pass on to whoever loads one from where to fetch the code.
+    """
+    finish = module.HFModelConfig.__post_init__
+
+    def finish_without(config: Any) -> None:
+        finish(config)
+        vars(config.hf_config).pop("auto_map", None)
+
+    module.HFModelConfig.__post_init__ = finish_without
+
+
+def mend_building(module: Any) -> None:
+    """All hooks on how verl's FSDP engine builds a model."""
+    mend_critic_configs(module)
+    leave_out_dropout(module)
 
 
 def mend_critic_configs(module: Any) -> None:
@@ -93,17 +114,38 @@ def leave_out_dropout(module: Any) -> None:
     module.FSDPEngine._build_module = build_without
 
 
+# Of each configuration that dropout was taken from, by its id: what it said.
+_own_dropout: dict[int, dict[str, float]] = {}
+
+
 def without_dropout(model: Any) -> None:
-    """Set every probability of dropout in a torch module to 0; its configuration, which is saved with it, stays."""
+    """Set every probability by which a torch module drops something to 0, and those of its configuration, which some
+    models read as they go; `own_dropout` brings these back."""
     from torch import nn
 
     for part in model.modules():
         if isinstance(part, nn.Dropout):
             part.p = 0.0
-        # What attention is called with.
-        for name in ("attention_dropout", "dropout", "dropout_p"):
-            if isinstance(getattr(part, name, None), float):
-                setattr(part, name, 0.0)
+        vars(part).update(dict.fromkeys(_drops(part), 0.0))
+    _own_dropout[id(model.config)] = _drops(model.config)
+    vars(model.config).update(dict.fromkeys(_drops(model.config), 0.0))
+
+
+def _drops(owner: object) -> dict[str, float]:
+    """`attention_dropout`, `resid_pdrop`, `layerdrop`, `dropout_p` and whatever else they are called."""
+    return {name: value for name, value in vars(owner).items() if "drop" in name and isinstance(value, float)}
+
+
+@contextmanager
+def own_dropout(config: Any) -> Iterator[None]:
+    """Within it a configuration says what it did before its model's dropout was left out."""
+    kept = _own_dropout.get(id(config), {})
+    left_out = {name: getattr(config, name) for name in kept}
+    vars(config).update(kept)
+    try:
+        yield
+    finally:
+        vars(config).update(left_out)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -54,7 +55,8 @@ def main(folder: Path) -> int:
             environment.apply(variables)
             # Before anything imports the queue.
             hooks.install_common()
-            end = _run(folder, plan, spool, variables)
+            is_left = plan.start_step < plan.total_steps
+            end = _run(folder, plan, spool, variables) if is_left else _nothing_left(plan.start_step, spool)
     except BaseException as error:
         end = _failed(error, 0)
     spool.append(end)
@@ -87,18 +89,18 @@ def _run(folder: Path, plan: LaunchPlan, spool: SpoolWriter, variables: dict[str
     reporter = StepReporter(plan, spool, control)
     reporter.take_up()
     publisher = CheckpointPublisher(plan, spool, side)
-    start = plan.start_step
-    if start >= plan.total_steps:
-        message = f"step {start} was the last; nothing is left to train"
-        spool.append(Problem(severity="info", reason="NOTHING_LEFT", message=message, step=start))
-        return End(outcome="succeeded", step=start)
 
     def verify() -> None:
         spool.append(Phase(phase="verifying", step=reporter.last_step, total_steps=plan.total_steps))
         side.finish()
 
+    # Taken for good by who ends the run: the training, or who watches it. The other may come to its end meanwhile.
+    ending = threading.Lock()
+
     def give_up(loss: Exception) -> None:
         """Of a training that does not come back from what it waits for: keep its stacks, and end as it would have."""
+        if not ending.acquire(blocking=False):
+            return
         stacks.write(folder)
         verify()
         spool.append(_failed(loss, reporter.last_step))
@@ -108,12 +110,20 @@ def _run(folder: Path, plan: LaunchPlan, spool: SpoolWriter, variables: dict[str
     try:
         _train(RunContext(plan, spool, reporter, publisher), control, variables, give_up)
     except StopRequestedError:
-        if reporter.last_step == start:
-            return End(outcome="stopped", step=start, reason="STOP_REQUESTED")
+        if reporter.last_step == plan.start_step:
+            failure = End(outcome="stopped", step=plan.start_step, reason="STOP_REQUESTED")
     except BaseException as error:
         failure = _failed(error, reporter.last_step)
-    verify()
+    ending.acquire()
+    if failure is None or failure.outcome != "stopped":
+        verify()
     return failure or _outcome(plan, spool, reporter, side.doubt(publisher.last_step))
+
+
+def _nothing_left(step: int, spool: SpoolWriter) -> End:
+    message = f"step {step} was the last; nothing is left to train"
+    spool.append(Problem(severity="info", reason="NOTHING_LEFT", message=message, step=step))
+    return End(outcome="succeeded", step=step)
 
 
 def _failed(error: BaseException, step: int) -> End:

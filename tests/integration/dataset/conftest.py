@@ -30,6 +30,8 @@ def environment(home: Path, postgres_url: str, nats_url: str, **changes: str) ->
         "RLHF_DATASET_LEASE_SECONDS": "1",
         "RLHF_DATASET_SWEEP_SECONDS": "0.2",
         "RLHF_DATASET_HEARTBEAT_SECONDS": "0.3",
+        # Whatever the machine has.
+        "RLHF_DISK_LOW_BYTES": "0",
         **changes,
     }
 

@@ -173,6 +173,14 @@ async def test_postgres_that_cannot_start_says_what_to_do(
     assert remedy in caught.value.message.splitlines()[-1]
 
 
+async def test_what_an_earlier_start_said_leads_to_nothing(tmp_path: Path) -> None:
+    server = embedded.Postgres(tmp_path / "postgres", embedded.free_port(), durable=False)
+    program = server.program(tmp_path / "log")
+    (tmp_path / "log").write_text("FATAL:  could not write: No space left on device\n")
+    async with process.running(program):
+        assert program.remedy() == ""
+
+
 async def test_postgres_whose_port_is_taken_names_it(tmp_path: Path) -> None:
     server = embedded.Postgres(tmp_path / "postgres", embedded.free_port(), durable=False)
     with socket.socket() as other:
@@ -189,6 +197,10 @@ async def test_postgres_whose_port_is_taken_names_it(tmp_path: Path) -> None:
         ('FATAL:  could not write lock file "postmaster.pid": No space left on device', "is full: make room"),
         ("FATAL:  could not map anonymous shared memory: Cannot allocate memory", "no memory left"),
         ('FATAL:  data directory "/proc/self/cwd" has wrong ownership', "belong to somebody else"),
+        ("FATAL:  could not create shared memory segment: No space left on device", "none in /dev/shm"),
+        ('FATAL:  data directory "/proc/self/cwd" has invalid permissions', "chmod 700"),
+        ('FATAL:  could not open file "base/1/2": Too many open files', ""),
+        ("ERROR:  permission denied for table jobs", ""),
         ("FATAL:  something that nobody has seen", ""),
     ],
 )
@@ -301,7 +313,6 @@ async def test_secrets_are_for_the_owner_only_and_in_no_command_line(tmp_path: P
 async def test_postgres_of_an_ordinary_user(tmp_path: Path) -> None:
     code = """
 import asyncio, os, sys
-from collections.abc import Callable
 from pathlib import Path
 import psycopg
 from services.mesh import embedded

@@ -117,13 +117,20 @@ async def test_a_retry_waits_until_its_time(database: Database, jobs: Jobs) -> N
     assert again.job.start_time == lease.job.start_time
 
 
-async def test_a_job_between_two_attempts_keeps_its_place_from_those_that_come_after_it(
-    database: Database, jobs: Jobs
-) -> None:
+async def died(database: Database, jobs: Jobs) -> None:
+    """A job whose first attempt has ended, and that waits for its second."""
     await new_job(database, jobs, "died")
     lease = await claim(jobs)
     async with database.transaction() as connection:
+        await jobs.begin_attempt(connection, lease)
+        await jobs.end_attempt(connection, lease, "it died")
         await jobs.move(connection, await jobs.held(connection, lease), State.QUEUED, delay_seconds=300)
+
+
+async def test_a_job_between_two_attempts_keeps_its_place_from_those_that_come_after_it(
+    database: Database, jobs: Jobs
+) -> None:
+    await died(database, jobs)
     for id_, priority, kind in (("younger", 0, "work"), ("urgent", 5, "work"), ("other", 0, "other")):
         await new_job(database, jobs, id_, kind=kind, priority=priority)
 
@@ -139,11 +146,25 @@ async def test_a_job_between_two_attempts_keeps_its_place_from_those_that_come_a
     assert [await taken(1), await taken(1)] == ["died", "younger"]
 
 
-async def test_a_job_between_two_attempts_keeps_one_place_and_no_more(database: Database, jobs: Jobs) -> None:
-    await new_job(database, jobs, "died")
-    lease = await claim(jobs)
+@pytest.mark.parametrize(
+    "change",
+    ["DELETE FROM job_attempts", "UPDATE job_attempts SET end_time = end_time - interval '11 minutes'"],
+    ids=["before its first attempt", "long after its last"],
+)
+async def test_a_job_that_waits_for_what_an_attempt_needs_keeps_no_place(
+    database: Database, jobs: Jobs, change: str
+) -> None:
+    await died(database, jobs)
+    await new_job(database, jobs, "younger")
+    assert await jobs.claim(["work"], "one", 60, 1) is None
     async with database.transaction() as connection:
-        await jobs.move(connection, await jobs.held(connection, lease), State.QUEUED, delay_seconds=300)
+        await connection.execute(change.encode())
+    found = await jobs.claim(["work"], "one", 60, 1)
+    assert found is not None and found.job.name.endswith("younger")
+
+
+async def test_a_job_between_two_attempts_keeps_one_place_and_no_more(database: Database, jobs: Jobs) -> None:
+    await died(database, jobs)
     await new_job(database, jobs, "younger")
     found = await jobs.claim(["work"], "one", 60, 2)
     assert found is not None and found.job.name.endswith("younger")

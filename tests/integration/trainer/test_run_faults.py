@@ -39,10 +39,10 @@ def test_pauses_double_and_differ() -> None:
         assert middle * 0.5 <= min(pauses) < max(pauses) <= middle * 1.5
 
 
-async def test_job_that_waits_for_its_next_try_holds_neither_worker_nor_lease(
+async def test_job_that_waits_for_its_next_try_holds_no_lease_and_lets_the_more_urgent_pass(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With room for one job a second one runs in the pause of the first."""
+    """With room for one job a more urgent one runs in the pause of the first, and a younger one does not."""
     monkeypatch.setattr(training_handler, "retry_seconds", lambda deaths: 500.0)
     bench.values["RLHF_TRAINER_CONCURRENCY"] = "1"
     await bench.start_worker({"die_at": 2}, monkeypatch)
@@ -53,12 +53,15 @@ async def test_job_that_waits_for_its_next_try_holds_neither_worker_nor_lease(
     assert "died" in waiting.attempts[0].end_reason
     await bench.workers.pop().stop()
     await bench.start_worker({}, monkeypatch)
-    assert (await bench.ended(await bench.create())).state == SUCCEEDED
+    younger = await bench.create()
+    assert (await bench.ended(await bench.create(priority=1))).state == SUCCEEDED
     async with await psycopg.AsyncConnection.connect(bench.database_url) as connection:
         cursor = await connection.execute("SELECT lease_owner, lease_token FROM trainer.jobs WHERE name = %s", (first,))
         assert await cursor.fetchone() == (None, None)
         await connection.execute("UPDATE trainer.jobs SET not_before = now() WHERE name = %s", (first,))
-    assert (await bench.ended(first)).state == SUCCEEDED
+    ended = await bench.ended(first)
+    assert ended.state == SUCCEEDED
+    assert (await bench.ended(younger)).start_time.ToDatetime() >= ended.end_time.ToDatetime()
 
 
 @pytest.mark.parametrize("reason", ["WORKER_DIED", "NODE_DIED", "RAY_UNREACHABLE"])

@@ -76,12 +76,15 @@ class Bench:
         self.workers.append(worker)
         return worker
 
-    async def create(self, base_model: str = f"{PARENT}/models/base", validation: str = "", **params: Any) -> str:
+    async def create(
+        self, base_model: str = f"{PARENT}/models/base", validation: str = "", priority: int = 0, **params: Any
+    ) -> str:
         job = training_job_pb2.TrainingJob(
             algorithm="sft",
             base_model=base_model,
             dataset_version=f"{PARENT}/datasets/d/versions/latest",
             validation_dataset_version=validation,
+            priority=priority,
         )
         job.params.update({"batch_size": 8, "max_length": 32, "steps": 6, **params})
         request = pb.CreateTrainingJobRequest(parent=PARENT, training_job=job, request_id=str(names.uuid7()))

@@ -185,7 +185,8 @@ class TrainerServiceServicer(object):
 
     def ResolveModel(self, request, context):
         """Says what a model or checkpoint is made of, for whoever loads it: an adapter's weights lie in more than one place.
-        INVALID_ARGUMENT where it cannot be loaded: it is not READY, its files are damaged, or what it lies over is gone.
+        NOT_FOUND, or INVALID_ARGUMENT where it cannot be loaded: it is not READY, its files are damaged (they are marked so),
+        or what it lies over is gone.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

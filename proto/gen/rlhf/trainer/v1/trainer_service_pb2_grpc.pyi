@@ -31,7 +31,8 @@ class TrainerServiceStub:
     """
     ResolveModel: aio.UnaryUnaryMultiCallable[trainer_service_pb2.ResolveModelRequest, trainer_service_pb2.ResolveModelResponse]
     """Says what a model or checkpoint is made of, for whoever loads it: an adapter's weights lie in more than one place.
-    INVALID_ARGUMENT where it cannot be loaded: it is not READY, its files are damaged, or what it lies over is gone.
+    NOT_FOUND, or INVALID_ARGUMENT where it cannot be loaded: it is not READY, its files are damaged (they are marked so),
+    or what it lies over is gone.
     """
     DownloadModel: aio.UnaryStreamMultiCallable[trainer_service_pb2.DownloadModelRequest, trainer_service_pb2.DownloadModelResponse]
     """Sends one file of a READY model, from any byte on. Over HTTP: GET `/v1/{name}:download?path=P`, with Range."""
@@ -128,7 +129,8 @@ class TrainerServiceServicer(metaclass=abc_1.ABCMeta):
         context: aio.ServicerContext[trainer_service_pb2.ResolveModelRequest, abc.Awaitable[trainer_service_pb2.ResolveModelResponse]],
     ) -> abc.Awaitable[trainer_service_pb2.ResolveModelResponse]:
         """Says what a model or checkpoint is made of, for whoever loads it: an adapter's weights lie in more than one place.
-        INVALID_ARGUMENT where it cannot be loaded: it is not READY, its files are damaged, or what it lies over is gone.
+        NOT_FOUND, or INVALID_ARGUMENT where it cannot be loaded: it is not READY, its files are damaged (they are marked so),
+        or what it lies over is gone.
         """
 
     @abc_1.abstractmethod
