@@ -13,7 +13,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from rlhf.type.v1 import job_state_pb2
+from rlhf.type.v1 import checkpoint_pb2, job_state_pb2
 
 from services.mesh.artifacts import ArtifactStore, Manifest
 from services.mesh.errors import ResourceExhausted
@@ -62,6 +62,23 @@ async def test_job_that_waits_for_its_next_try_holds_no_lease_and_lets_the_more_
     ended = await bench.ended(first)
     assert ended.state == SUCCEEDED
     assert (await bench.ended(younger)).start_time.ToDatetime() >= ended.end_time.ToDatetime()
+
+
+async def test_a_step_whose_metrics_died_with_the_run_is_taken_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though its checkpoint is READY: each step has its metrics, and none of them twice in an attempt."""
+    monkeypatch.setattr(training_handler, "_RETRY_SECONDS", 0.05)
+    await bench.start_worker({"save_at": [2, 4], "die_untold_at": 4}, monkeypatch)
+    name = await bench.create()
+    job = await bench.ended(name)
+    assert job.state == SUCCEEDED
+    assert [attempt.resumed_from_step for attempt in job.attempts] == [0, 2]
+    loss = [(point.attempt, point.step) for point in await bench.metrics(name, "train/loss")]
+    assert loss == [(1, 1), (1, 2), (1, 3), (2, 3), (2, 4), (2, 5), (2, 6)]
+    assert [(one.step, one.state) for one in await bench.checkpoints(name)] == [
+        (step, checkpoint_pb2.Checkpoint.STATE_READY) for step in (4, 2)
+    ]
 
 
 @pytest.mark.parametrize("reason", ["WORKER_DIED", "NODE_DIED", "RAY_UNREACHABLE"])
