@@ -79,7 +79,7 @@ class LiveMesh:
             ready = self.pids()
             return all(ready.get(process, old[process]) != old[process] for process in processes)
 
-        wait_until(are_back, f"{', '.join(processes)} to be back", 120)
+        wait_until(are_back, f"{', '.join(processes)} to be back", 300)
 
     def train(self, algorithm: str, *arguments: str, **params: Any) -> str:
         """The id of a new job."""
