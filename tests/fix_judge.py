@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 import time
@@ -61,16 +62,14 @@ def start(judge: FakeJudge, port: int = 0) -> ThreadingHTTPServer:
                 judge.at_once += 1
                 judge.most_at_once = max(judge.at_once, judge.most_at_once)
                 answer = judge.first.pop(0) if judge.first else judge.answer(body)
-            try:
+            time.sleep(answer.seconds)
+            # Before whoever asked has the answer, and asks again.
+            with judge.lock:
+                judge.at_once -= 1
+            with contextlib.suppress(OSError):  # whoever asked has gone
                 self._send(answer)
-            except OSError:
-                pass  # whoever asked has gone
-            finally:
-                with judge.lock:
-                    judge.at_once -= 1
 
         def _send(self, answer: Answer) -> None:
-            time.sleep(answer.seconds)
             data = answer.body if isinstance(answer.body, bytes) else json.dumps(answer.body).encode()
             self.send_response(answer.status)
             for name, value in answer.headers.items():

@@ -363,7 +363,8 @@ def test_ledgers_in_several_threads_lose_nothing(tmp_path: Path) -> None:
 def test_so_many_at_a_time_and_at_a_pace(fake_judge: FakeJudge, site: RewardSite) -> None:
     fake_judge.answer = lambda body: replace(honest(body), seconds=0.1)
     score(fake_judge, site, concurrency=2)
-    assert fake_judge.most_at_once == 2
+    # That there are as many, too, is what the test with the barrier shows.
+    assert 1 <= fake_judge.most_at_once <= 2
     began = time.monotonic()
     score(fake_judge, site, requests_per_minute=300)
     assert time.monotonic() - began >= 2 * 60 / 300
