@@ -1,4 +1,4 @@
-"""Whether the disk of a service's files is nearly full: said by health before writes begin to fail."""
+"""A look at the disk of a service's files, by which health says that it is nearly full before writes fail."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ SELECT uid, name, state, waits_for_slots, retry_time, place FROM (
 
 
 def next_parameters(kinds: Iterable[str], lease_seconds: float, places: int | None) -> dict[str, Any]:
-    """Of NEXT, for a worker that takes `places` more jobs; None leaves no place to jobs that pause."""
+    """Parameters of NEXT, for a worker that takes `places` more jobs; None leaves no place to jobs that pause."""
     return {
         "kinds": list(kinds),
         "places": places,

@@ -161,7 +161,7 @@ class Postgres:
         )
 
     def remedy(self, log: str) -> str:
-        """What to do about a start of which this is the log; empty where that is not known."""
+        """Say what to do about a start of which this is the log; nothing where that is not known."""
         found = next((each for words, each in _REMEDIES if re.search(words, log)), "")
         return found.format(data=self.data, folder=self.folder.resolve(), port=self.port)
 

@@ -45,7 +45,7 @@ def _replace_agents() -> None:
     make = services._build_python_executable_command_memory_profileable
 
     def command(component: str, *arguments: Any, **options: Any) -> list[str]:
-        """What Ray puts before the file of one of its Python processes, with ours in front of that file."""
+        """Build the words before the file of one of Ray's Python processes, with ours in front of that file."""
         return [*make(component, *arguments, **options), *filter(None, [files.get(component)])]
 
     services._build_python_executable_command_memory_profileable = command
