@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import os
 import signal
@@ -41,10 +42,19 @@ class HeldPort:
     """A port that nobody else finds free until `release`: other tests look for ports while the services start."""
 
     def __init__(self) -> None:
-        self._socket = socket.socket()
-        # Without SO_REUSEADDR, so that nobody binds it beside this.
-        self._socket.bind(("127.0.0.1", free_port()))
-        self.number: int = self._socket.getsockname()[1]
+        # Without SO_REUSEADDR, so that nobody binds it beside this. Such a bind also fails on a port with connections
+        # in TIME_WAIT, which `free_port` calls free, since the servers it is for set SO_REUSEADDR: then the next one.
+        refused: set[int] = set()
+        while True:
+            self._socket = socket.socket()
+            self.number = free_port(refused)
+            try:
+                self._socket.bind(("127.0.0.1", self.number))
+                return
+            except OSError as error:
+                self._socket.close()
+                if error.errno != errno.EADDRINUSE:
+                    raise
 
     def release(self) -> None:
         self._socket.close()
