@@ -27,9 +27,9 @@ def list_algorithms(context: typer.Context, output_format: DocumentOption = "tab
     """
     found = run(context, lambda client: client.algorithms.list())
     columns = [
-        Column("ALGORITHM", lambda item: item.algorithm_id, whole=True),
+        Column("ALGORITHM", lambda item: item.entry.id, whole=True),
         Column("DATASETS", lambda item: ", ".join(item.dataset_formats)),
-        Column("SUMMARY", lambda item: item.summary),
+        Column("SUMMARY", lambda item: item.entry.summary),
     ]
     output.show_list(found, columns, output_format, "no algorithms")
 
@@ -64,7 +64,7 @@ def list_overrides(
     from google.protobuf.json_format import MessageToDict
 
     found = run(context, lambda client: client.algorithms.get(algorithm))
-    settings = schemas.collection(MessageToDict(found.params_schema), OVERRIDES)
+    settings = schemas.collection(MessageToDict(found.entry.params_schema), OVERRIDES)
     if output_format == "json":
         output.write_json(settings)
         return
@@ -86,8 +86,8 @@ def list_rewards(context: typer.Context, output_format: DocumentOption = "table"
     """
     found = run(context, lambda client: client.rewards.list())
     columns = [
-        Column("REWARD", lambda item: item.reward_id, whole=True),
-        Column("SUMMARY", lambda item: item.summary),
+        Column("REWARD", lambda item: item.entry.id, whole=True),
+        Column("SUMMARY", lambda item: item.entry.summary),
     ]
     output.show_list(found, columns, output_format, "no rewards")
 
@@ -124,7 +124,7 @@ def _show(item: Any, output_format: str, hint: str) -> None:
     if output_format == "json":
         output.write_json(output.as_json(item))
         return
-    output.show(output.paragraphs(item.description or item.summary))
+    output.show(output.paragraphs(item.entry.description or item.entry.summary))
     output.show()
-    output.show(parameter_table(item.params_schema))
+    output.show(parameter_table(item.entry.params_schema))
     output.hint(hint)

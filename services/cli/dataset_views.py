@@ -30,9 +30,9 @@ VERSIONS = (
     Column("SHA-256", lambda version: version.sha256[:12]),
 )
 FORMATS = (
-    Column("FORMAT", lambda item: item.format_id, whole=True),
+    Column("FORMAT", lambda item: item.entry.id, whole=True),
     Column("SPELLINGS", lambda item: ", ".join(item.spellings)),
-    Column("A ROW IS", lambda item: item.summary),
+    Column("A ROW IS", lambda item: item.entry.summary),
 )
 _FINDINGS = (
     Column("LINE", lambda finding: str(finding.line or ""), right=True),

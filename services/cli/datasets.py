@@ -214,7 +214,7 @@ async def ensure(client: AsyncClient, name: str, row_format: str, labels: dict[s
         found = await client.datasets.get(name)
     except NotFound:
         if not row_format:
-            known = ", ".join(each.format_id for each in await client.datasets.formats())
+            known = ", ".join(each.entry.id for each in await client.datasets.formats())
             message = f"{references.short(name)} is new: say what its rows are, one of {known}"
             raise InvalidArgument.of("--format", message) from None
         return await client.datasets.create(name, row_format, labels=labels), True

@@ -14,7 +14,7 @@ from services.cli.session import run
 from services.mesh.errors import InvalidArgument, Violation
 
 if TYPE_CHECKING:
-    from rlhf.trainer.v1.reward_sample_pb2 import RewardSample, RewardVerdict
+    from rlhf.type.v1.scoring_pb2 import ScoringSample, ScoringVerdict
 
 # Loading a model takes most of it.
 TIMEOUT_SECONDS = 300.0
@@ -108,14 +108,15 @@ def _problem(row: Any) -> str:
     return "" if turns or isinstance(prompt, str) else "must have a text or messages as its prompt"
 
 
-def _sample(row: dict[str, Any]) -> RewardSample:
-    from rlhf.trainer.v1.reward_sample_pb2 import ChatTurn, RewardSample
+def _sample(row: dict[str, Any]) -> ScoringSample:
+    from rlhf.type.v1.chat_turn_pb2 import ChatTurn
+    from rlhf.type.v1.scoring_pb2 import ScoringSample
 
     from services.mesh.messages import to_struct
 
     prompt = row.get("prompt") or []
     turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    return RewardSample(
+    return ScoringSample(
         prompt=[ChatTurn(role=turn["role"], content=turn["content"]) for turn in turns],
         completion=row["completion"],
         answer=row.get("answer"),
@@ -123,7 +124,7 @@ def _sample(row: dict[str, Any]) -> RewardSample:
     )
 
 
-def _show(samples: list[RewardSample], verdicts: Any) -> None:
+def _show(samples: list[ScoringSample], verdicts: Any) -> None:
     """A column a part; what can't be judged says why under the table."""
     parts = next((sorted(verdict.parts) for verdict in verdicts if not verdict.HasField("error")), [])
     columns = [Column("SAMPLE", lambda item: str(item[0]), right=True)]
@@ -141,7 +142,7 @@ def _part_column(part: str) -> Column:
     return Column(part, lambda item: _number(item[2], item[2].parts.get(part, 0.0)), right=True)
 
 
-def _number(verdict: RewardVerdict, value: float) -> str:
+def _number(verdict: ScoringVerdict, value: float) -> str:
     return "-" if verdict.HasField("error") else f"{value:.6g}"
 
 

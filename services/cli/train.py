@@ -33,7 +33,7 @@ class AlgorithmGroup(TyperGroup):
     """Its commands are the algorithms of the mesh; each is the template below, with the algorithm's own help."""
 
     def list_commands(self, ctx: Any) -> list[str]:
-        return [algorithm.algorithm_id for algorithm in _registry(options_of(ctx)).algorithms]
+        return [algorithm.entry.id for algorithm in _registry(options_of(ctx)).algorithms]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         command = copy.copy(super().get_command(ctx, _TEMPLATE))
@@ -56,12 +56,13 @@ class AlgorithmCommand(TyperCommand):
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         registry = _registry(options_of(ctx))
-        found = [item for item in registry.algorithms if item.algorithm_id == ctx.info_name]
+        found = [item for item in registry.algorithms if item.entry.id == ctx.info_name]
         if found:
-            self.help = f"{found[0].description or found[0].summary}\n\n{_example(found[0], str(self.help))}"
+            entry = found[0].entry
+            self.help = f"{entry.description or entry.summary}\n\n{_example(found[0], str(self.help))}"
         super().format_help(ctx, formatter)
         if found:
-            output.show(catalogue.parameter_table(found[0].params_schema))
+            output.show(catalogue.parameter_table(found[0].entry.params_schema))
             output.hint(f"settings of verl besides: rlhf algorithm overrides {ctx.info_name}")
         else:
             output.hint(registry.problem or f"the mesh has no algorithm {ctx.info_name!r}")
@@ -70,7 +71,7 @@ class AlgorithmCommand(TyperCommand):
 def _example(algorithm: Algorithm, text: str) -> str:
     """The template's examples, of this algorithm and a dataset of a format that it takes."""
     dataset = next((_DATASETS[kind] for kind in algorithm.dataset_formats if kind in _DATASETS), "data")
-    return text.replace(_TEMPLATE, algorithm.algorithm_id).replace("DATASET", dataset)
+    return text.replace(_TEMPLATE, algorithm.entry.id).replace("DATASET", dataset)
 
 
 app = typer.Typer(
@@ -190,7 +191,7 @@ class _Registry:
     problem: str = ""
 
     def summary(self, algorithm_id: str) -> str:
-        return next((item.summary for item in self.algorithms if item.algorithm_id == algorithm_id), "")
+        return next((item.entry.summary for item in self.algorithms if item.entry.id == algorithm_id), "")
 
 
 @functools.cache

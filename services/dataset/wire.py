@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import base64
+import inspect
 import json
 
 import msgspec
 from rlhf.dataset.v1 import dataset_pb2
 from rlhf.dataset.v1 import dataset_service_pb2 as pb
 from rlhf.event.v1 import dataset_version_created_pb2, training_job_changed_pb2
-from rlhf.type.v1 import job_state_pb2
+from rlhf.type.v1 import job_state_pb2, registry_entry_pb2
 
 from services.dataset import uploads, versions
 from services.dataset.datasets import DatasetChange, NewDataset
@@ -163,8 +164,9 @@ def download(piece: versions.Piece) -> pb.DownloadDatasetResponse:
 
 def format_(name: str, entry: type[Format]) -> dataset_pb2.Format:
     return dataset_pb2.Format(
-        format_id=name,
-        summary=registry.summary(entry),
+        entry=registry_entry_pb2.RegistryEntry(
+            id=name, summary=registry.summary(entry), description=inspect.getdoc(entry) or ""
+        ),
         row_schema=to_struct(msgspec.json.schema(entry.row)),
         spellings=[spelling.name for spelling in entry.spellings],
     )

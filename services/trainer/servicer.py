@@ -159,9 +159,9 @@ class Servicer(TrainerServiceServicer):
         return pb.ListRewardsResponse(rewards=(wire.reward(*item) for item in rewards.items()))
 
     async def TestReward(self, request: pb.TestRewardRequest, context: Any) -> pb.TestRewardResponse:
-        samples = [wire.reward_sample(sample) for sample in request.samples]
+        samples = [wire.scoring_sample(sample) for sample in request.samples]
         trial = await self._trials.test(request.parent, request.reward_id, struct(request.params), samples)
-        verdicts = map(wire.reward_verdict, trial.verdicts)
+        verdicts = map(wire.scoring_verdict, trial.verdicts)
         return pb.TestRewardResponse(verdicts=verdicts, elapsed_seconds=trial.elapsed_seconds)
 
     def _once(self, batch: Batch[T], make: Callable[[Batch[T]], M]) -> M:

@@ -8,12 +8,16 @@ from typing import Any
 
 from google.rpc import error_details_pb2
 from rlhf.event.v1 import checkpoint_changed_pb2, training_job_changed_pb2, training_job_warned_pb2
-from rlhf.trainer.v1 import reward_sample_pb2, trainer_service_pb2, training_job_pb2
+from rlhf.trainer.v1 import trainer_service_pb2, training_job_pb2
 from rlhf.type.v1 import (
     checkpoint_pb2,
+    job_attempt_pb2,
+    job_error_pb2,
     job_state_pb2,
     job_warning_pb2,
     placement_pb2,
+    registry_entry_pb2,
+    scoring_pb2,
 )
 
 from services.mesh import params, registry
@@ -116,19 +120,19 @@ def job_event(event: StoredEvent) -> list[trainer_service_pb2.StreamJobEventsRes
     return sent
 
 
-def _job_error(job: training_job_pb2.TrainingJob, at: datetime) -> training_job_pb2.JobError | None:
+def _job_error(job: training_job_pb2.TrainingJob, at: datetime) -> job_error_pb2.JobError | None:
     """Why the job failed, or why its last attempt did when that is what sent it back to the queue."""
-    last = job.attempts[-1] if job.attempts else training_job_pb2.JobAttempt()
+    last = job.attempts[-1] if job.attempts else job_attempt_pb2.JobAttempt()
     if job.state == job_state_pb2.JOB_STATE_FAILED:
         info = error_details_pb2.ErrorInfo()
         remedy = next((info.metadata.get("remedy", "") for detail in job.error.details if detail.Unpack(info)), "")
-        return training_job_pb2.JobError(status=job.error, remedy=remedy, attempt=last.number)
+        return job_error_pb2.JobError(status=job.error, remedy=remedy, attempt=last.number)
     # Both are the time of the one transaction that wrote them; an earlier attempt has another.
     ended_now = last.end_reason and last.end_time == timestamp(at)
     if job.state != job_state_pb2.JOB_STATE_QUEUED or not ended_now:
         return None
     why = status({"code": "ABORTED", "reason": "ATTEMPT_ENDED", "message": last.end_reason})
-    return training_job_pb2.JobError(status=why, attempt=last.number, retried=True)
+    return job_error_pb2.JobError(status=why, attempt=last.number, retried=True)
 
 
 def checked_job(spec: TrainingSpec) -> training_job_pb2.TrainingJob:
@@ -170,8 +174,8 @@ def warning(found: JobWarning) -> job_warning_pb2.JobWarning:
     )
 
 
-def _attempt(attempt: Attempt) -> training_job_pb2.JobAttempt:
-    return training_job_pb2.JobAttempt(
+def _attempt(attempt: Attempt) -> job_attempt_pb2.JobAttempt:
+    return job_attempt_pb2.JobAttempt(
         number=attempt.number,
         start_time=timestamp(attempt.start_time),
         end_time=timestamp(attempt.end_time),
@@ -201,10 +205,7 @@ def checkpoint(row: Checkpoint, manifest: Manifest | None = None) -> checkpoint_
 
 def algorithm(name: str, entry: type[Algorithm]) -> training_job_pb2.Algorithm:
     return training_job_pb2.Algorithm(
-        algorithm_id=name,
-        summary=registry.summary(entry),
-        description=inspect.getdoc(entry) or "",
-        params_schema=to_struct(describing.schema(name)),
+        entry=_entry(name, entry, describing.schema(name)),
         dataset_formats=entry.dataset_formats,
         validation_formats=entry.validation_formats,
         headline_metrics=[
@@ -214,23 +215,27 @@ def algorithm(name: str, entry: type[Algorithm]) -> training_job_pb2.Algorithm:
 
 
 def reward(name: str, entry: type[Reward]) -> training_job_pb2.Reward:
-    return training_job_pb2.Reward(
-        reward_id=name,
+    return training_job_pb2.Reward(entry=_entry(name, entry, params.schema(entry.Params)))
+
+
+def _entry(name: str, entry: type[Any], params_schema: dict[str, Any]) -> registry_entry_pb2.RegistryEntry:
+    return registry_entry_pb2.RegistryEntry(
+        id=name,
         summary=registry.summary(entry),
         description=inspect.getdoc(entry) or "",
-        params_schema=to_struct(params.schema(entry.Params)),
+        params_schema=to_struct(params_schema),
     )
 
 
-def reward_sample(message: reward_sample_pb2.RewardSample) -> RewardSample:
+def scoring_sample(message: scoring_pb2.ScoringSample) -> RewardSample:
     prompt = [{"role": turn.role, "content": turn.content} for turn in message.prompt]
     answer = message.answer if message.HasField("answer") else None
     return RewardSample(prompt, message.completion, answer, struct(message.metadata))
 
 
-def reward_verdict(verdict: RewardVerdict) -> reward_sample_pb2.RewardVerdict:
+def scoring_verdict(verdict: RewardVerdict) -> scoring_pb2.ScoringVerdict:
     error = status(verdict.error) if verdict.error else None
-    return reward_sample_pb2.RewardVerdict(score=verdict.score, parts=verdict.parts, error=error)
+    return scoring_pb2.ScoringVerdict(score=verdict.score, parts=verdict.parts, error=error)
 
 
 def job_state(state: State) -> job_state_pb2.JobState.ValueType:

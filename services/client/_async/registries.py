@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rlhf.trainer.v1 import trainer_service_pb2 as rpc
-from rlhf.trainer.v1.reward_sample_pb2 import RewardSample
 from rlhf.trainer.v1.training_job_pb2 import Algorithm, Reward
+from rlhf.type.v1.scoring_pb2 import ScoringSample
 
 from services.client._async.resource import AsyncResource
 from services.client._async.training_jobs import AsyncTrainingJobs
@@ -16,7 +16,7 @@ from services.mesh.messages import to_struct
 
 
 class AsyncAlgorithms(AsyncResource):
-    """`params_schema` of each is the JSON Schema of its parameters."""
+    """`entry.params_schema` of each is the JSON Schema of its parameters."""
 
     async def list(self) -> Sequence[Algorithm]:
         return (
@@ -25,7 +25,7 @@ class AsyncAlgorithms(AsyncResource):
 
     async def get(self, algorithm_id: str) -> Algorithm:
         """Raises NotFound."""
-        found = {each.algorithm_id: each for each in await self.list()}
+        found = {each.entry.id: each for each in await self.list()}
         if algorithm_id not in found:
             known = ", ".join(found)
             raise NotFound("ALGORITHM_NOT_FOUND", f"there is no algorithm {algorithm_id!r}; there are {known}")
@@ -33,20 +33,20 @@ class AsyncAlgorithms(AsyncResource):
 
 
 class AsyncRewards(AsyncResource):
-    """`params_schema` of each is the JSON Schema of its parameters."""
+    """`entry.params_schema` of each is the JSON Schema of its parameters."""
 
     async def list(self) -> Sequence[Reward]:
         return (await self._calls.call("ListRewards", rpc.ListRewardsRequest(), rpc.ListRewardsResponse)).rewards
 
     async def get(self, reward_id: str) -> Reward:
         """Raises NotFound."""
-        found = {each.reward_id: each for each in await self.list()}
+        found = {each.entry.id: each for each in await self.list()}
         if reward_id not in found:
             raise NotFound("REWARD_NOT_FOUND", f"there is no reward {reward_id!r}; there are {', '.join(found)}")
         return found[reward_id]
 
     async def test(
-        self, reward_id: str, samples: Iterable[RewardSample], params: Mapping[str, Any] | None = None
+        self, reward_id: str, samples: Iterable[ScoringSample], params: Mapping[str, Any] | None = None
     ) -> rpc.TestRewardResponse:
         """Score samples as a training would: one verdict each, in order, with an error of its own where it can't be
         judged. A reward that loads a model takes a while: see `with_timeout`.

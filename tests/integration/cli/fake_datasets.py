@@ -11,6 +11,7 @@ from typing import Any
 from rlhf.dataset.v1 import dataset_pb2 as types
 from rlhf.dataset.v1 import dataset_service_pb2 as rpc
 from rlhf.dataset.v1.dataset_service_pb2_grpc import DatasetServiceServicer
+from rlhf.type.v1.registry_entry_pb2 import RegistryEntry
 
 from services.mesh.errors import InvalidArgument, NotFound, OutOfRange, Unavailable
 
@@ -153,9 +154,11 @@ class FakeDatasets(DatasetServiceServicer):
                 raise Unavailable("UNAVAILABLE", "the test breaks the connection here")
 
     async def ListFormats(self, request: rpc.ListFormatsRequest, context: Any) -> rpc.ListFormatsResponse:
+        messages = RegistryEntry(id="messages", summary="a conversation")
+        prompt = RegistryEntry(id="prompt", summary="a question with an answer")
         formats = [
-            types.Format(format_id="messages", summary="a conversation", spellings=["openai", "sharegpt"]),
-            types.Format(format_id="prompt", summary="a question with an answer", spellings=["trl", "verl"]),
+            types.Format(entry=messages, spellings=["openai", "sharegpt"]),
+            types.Format(entry=prompt, spellings=["trl", "verl"]),
         ]
         return rpc.ListFormatsResponse(formats=formats)
 

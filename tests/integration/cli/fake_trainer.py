@@ -16,6 +16,7 @@ from rlhf.trainer.v1 import model_pb2, training_job_pb2
 from rlhf.trainer.v1 import trainer_service_pb2 as rpc
 from rlhf.trainer.v1.trainer_service_pb2_grpc import TrainerServiceServicer
 from rlhf.type.v1 import checkpoint_pb2, job_state_pb2, job_warning_pb2, log_line_pb2, metric_point_pb2, sample_pb2
+from rlhf.type.v1.registry_entry_pb2 import RegistryEntry
 
 from services.mesh import params, registry
 from services.mesh.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Unavailable
@@ -230,23 +231,21 @@ class FakeTrainer(TrainerServiceServicer):
         answer = rpc.ListAlgorithmsResponse()
         for name, entry in algorithms.items():
             added = answer.algorithms.add(
-                algorithm_id=name,
-                summary=registry.summary(entry),
-                description=entry.__doc__,
+                entry=RegistryEntry(id=name, summary=registry.summary(entry), description=entry.__doc__ or ""),
                 dataset_formats=entry.dataset_formats,
                 validation_formats=entry.validation_formats,
             )
             for one in entry.headline_metrics:
                 added.headline_metrics.add(metric=one.metric, title=one.title)
-            added.params_schema.update(describing.schema(name))
+            added.entry.params_schema.update(describing.schema(name))
         return answer
 
     async def ListRewards(self, request: Any, context: Any) -> rpc.ListRewardsResponse:
         answer = rpc.ListRewardsResponse()
         for name, entry in rewards.items():
-            added = answer.rewards.add(reward_id=name, summary=registry.summary(entry))
-            added.description = inspect.getdoc(entry) or ""
-            added.params_schema.update(params.schema(entry.Params))
+            added = answer.rewards.add(entry=RegistryEntry(id=name, summary=registry.summary(entry)))
+            added.entry.description = inspect.getdoc(entry) or ""
+            added.entry.params_schema.update(params.schema(entry.Params))
         return answer
 
     def _find(self, name: str) -> Running:

@@ -82,4 +82,4 @@ def test_the_rewards(mesh: Mesh, tmp_path: Path) -> None:
 
 def test_the_page_of_rewards_has_them_all(client: Client) -> None:
     page = REWARDS.read_text()
-    assert [reward.reward_id for reward in client.rewards.list() if f"`{reward.reward_id}`" not in page] == []
+    assert [reward.entry.id for reward in client.rewards.list() if f"`{reward.entry.id}`" not in page] == []

@@ -135,11 +135,11 @@ def test_models_and_registries(client: Client) -> None:
     with pytest.raises(InvalidArgument) as caught:
         client.models.import_model("outside", "/etc")
     assert caught.value.violations[0].field == "model.source.path"
-    assert {"sft", "grpo"} <= {algorithm.algorithm_id for algorithm in client.algorithms.list()}
-    assert client.rewards.get("exact").params_schema.fields
+    assert {"sft", "grpo"} <= {algorithm.entry.id for algorithm in client.algorithms.list()}
+    assert client.rewards.get("exact").entry.params_schema.fields
     with pytest.raises(NotFound, match="there are"):
         client.algorithms.get("absent")
-    assert "messages" in [each.format_id for each in client.datasets.formats()]
+    assert "messages" in [each.entry.id for each in client.datasets.formats()]
 
 
 async def test_the_asynchronous_client_does_the_same_at_once(

@@ -11,7 +11,8 @@ from typing import Any
 
 import httpx
 import pytest
-from rlhf.trainer.v1.reward_sample_pb2 import ChatTurn, RewardSample
+from rlhf.type.v1.chat_turn_pb2 import ChatTurn
+from rlhf.type.v1.scoring_pb2 import ScoringSample
 
 from services.client import Client
 from services.mesh.errors import InvalidArgument, NotFound
@@ -22,12 +23,12 @@ SUM = {"components": [{"name": "numeric"}, {"name": "format_tags", "weight": 0.5
 RLHF = str(Path(sys.executable).with_name("rlhf"))
 
 
-def samples() -> list[RewardSample]:
+def samples() -> list[ScoringSample]:
     prompt = [ChatTurn(role="user", content="6 · 7?")]
     return [
-        RewardSample(prompt=prompt, completion="<a>42</a>", answer="42"),
-        RewardSample(prompt=prompt, completion="42", answer="42"),
-        RewardSample(prompt=prompt, completion="", answer="42"),
+        ScoringSample(prompt=prompt, completion="<a>42</a>", answer="42"),
+        ScoringSample(prompt=prompt, completion="42", answer="42"),
+        ScoringSample(prompt=prompt, completion="", answer="42"),
     ]
 
 
@@ -44,12 +45,12 @@ def test_over_grpc(client: Client) -> None:
 
 
 def test_an_answer_that_is_missing_is_not_an_empty_one(client: Client) -> None:
-    found = client.rewards.test("exact", [RewardSample(completion=""), RewardSample(completion="", answer="")])
+    found = client.rewards.test("exact", [ScoringSample(completion=""), ScoringSample(completion="", answer="")])
     assert [verdict.score for verdict in found.verdicts] == [0, 1]
 
 
 def test_everything_that_is_wrong_at_once(client: Client) -> None:
-    odd = RewardSample(prompt=[ChatTurn(role="robot", content="x")], completion="x")
+    odd = ScoringSample(prompt=[ChatTurn(role="robot", content="x")], completion="x")
     with pytest.raises(InvalidArgument) as caught:
         client.rewards.test("weighted", [odd], {"components": [{"name": "regex", "params": {"pattern": "("}}]})
     assert {violation.field for violation in caught.value.violations} == {
@@ -64,11 +65,11 @@ def test_everything_that_is_wrong_at_once(client: Client) -> None:
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ([RewardSample(completion="x")] * 257, "1 to 256"),
-        ([RewardSample(completion="x" * (1 << 20))], "bytes together"),
+        ([ScoringSample(completion="x")] * 257, "1 to 256"),
+        ([ScoringSample(completion="x" * (1 << 20))], "bytes together"),
     ],
 )
-def test_no_more_than_a_trial_takes(client: Client, given: list[RewardSample], says: str) -> None:
+def test_no_more_than_a_trial_takes(client: Client, given: list[ScoringSample], says: str) -> None:
     with pytest.raises(InvalidArgument, match=says):
         client.rewards.test("exact", given)
 

@@ -186,8 +186,9 @@ async def test_uploads_are_listed_newest_first_and_deleted(caller: Caller) -> No
 
 async def test_formats_are_listed(caller: Caller) -> None:
     reply = await call(caller.stub.ListFormats(pb.ListFormatsRequest()))
-    formats = {entry.format_id: entry for entry in reply.formats}
+    formats = {entry.entry.id: entry for entry in reply.formats}
     assert {"messages", "preference", "prompt"} <= formats.keys()
     assert "openai" in formats["messages"].spellings
-    assert formats["prompt"].summary
+    assert formats["prompt"].entry.summary
+    assert formats["prompt"].entry.description.startswith(formats["prompt"].entry.summary)
     assert "PromptRow" in json.dumps(dict(formats["prompt"].row_schema["$defs"]), default=str)

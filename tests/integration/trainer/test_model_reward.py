@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from google.protobuf import struct_pb2
 from rlhf.trainer.v1 import model_pb2, trainer_service_pb2
-from rlhf.trainer.v1.reward_sample_pb2 import ChatTurn
-from rlhf.trainer.v1.reward_sample_pb2 import RewardSample as RewardSampleMessage
 from rlhf.trainer.v1.trainer_service_pb2_grpc import TrainerServiceStub
+from rlhf.type.v1.chat_turn_pb2 import ChatTurn
+from rlhf.type.v1.scoring_pb2 import ScoringSample
 
 from services.mesh import client
 from services.mesh.errors import InvalidArgument
@@ -155,7 +155,7 @@ async def tried(trainer: TrainerServiceStub, model: str) -> trainer_service_pb2.
     params = struct_pb2.Struct()
     params.update({"model": model})
     samples = [
-        RewardSampleMessage(prompt=[ChatTurn(role="user", content="31")], completion=one.completion) for one in SAMPLES
+        ScoringSample(prompt=[ChatTurn(role="user", content="31")], completion=one.completion) for one in SAMPLES
     ]
     request = trainer_service_pb2.TestRewardRequest(parent=PARENT, reward_id="model", params=params, samples=samples)
     return await client.call(trainer.TestReward(request, timeout=120))

@@ -202,8 +202,8 @@ async def test_what_is_not_there_is_not_found(trainer: TrainerServiceStub) -> No
 
 async def test_the_registries_are_listed_with_their_schemas(trainer: TrainerServiceStub) -> None:
     algorithms = await client.call(trainer.ListAlgorithms(trainer_service_pb2.ListAlgorithmsRequest()))
-    assert {"sft", "grpo"} <= {algorithm.algorithm_id for algorithm in algorithms.algorithms}
+    assert {"sft", "grpo"} <= {algorithm.entry.id for algorithm in algorithms.algorithms}
     for algorithm in algorithms.algorithms:
-        assert algorithm.summary and "learning_rate" in algorithm.params_schema["properties"]
+        assert algorithm.entry.summary and "learning_rate" in algorithm.entry.params_schema["properties"]
     rewards = await client.call(trainer.ListRewards(trainer_service_pb2.ListRewardsRequest()))
-    assert {reward.reward_id for reward in rewards.rewards} >= {"exact", "numeric", "regex", "math"}
+    assert {reward.entry.id for reward in rewards.rewards} >= {"exact", "numeric", "regex", "math"}

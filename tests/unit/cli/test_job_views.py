@@ -4,8 +4,9 @@ import math
 
 from hypothesis import given
 from hypothesis import strategies as st
-from rlhf.trainer.v1.training_job_pb2 import JobAttempt, TrainingJob
+from rlhf.trainer.v1.training_job_pb2 import TrainingJob
 from rlhf.type.v1.checkpoint_pb2 import Checkpoint, Provenance
+from rlhf.type.v1.job_attempt_pb2 import JobAttempt
 from rlhf.type.v1.job_state_pb2 import JOB_STATE_FAILED, JOB_STATE_QUEUED
 from rlhf.type.v1.metric_point_pb2 import MetricPoint
 from rlhf.type.v1.sample_pb2 import Sample

@@ -10,6 +10,7 @@ from google.protobuf import struct_pb2 as struct_pb2
 from google.protobuf import timestamp_pb2 as timestamp_pb2
 from google.protobuf.internal import containers as containers
 from google.protobuf.internal import enum_type_wrapper as enum_type_wrapper
+from rlhf.type.v1 import registry_entry_pb2 as registry_entry_pb2
 import builtins as builtins
 import sys
 import typing as typing
@@ -554,12 +555,13 @@ class Format(message.Message):
 
     DESCRIPTOR: descriptor.Descriptor
 
-    FORMAT_ID_FIELD_NUMBER: builtins.int
-    SUMMARY_FIELD_NUMBER: builtins.int
+    ENTRY_FIELD_NUMBER: builtins.int
     ROW_SCHEMA_FIELD_NUMBER: builtins.int
     SPELLINGS_FIELD_NUMBER: builtins.int
-    format_id: builtins.str
-    summary: builtins.str
+    @builtins.property
+    def entry(self) -> registry_entry_pb2.RegistryEntry:
+        """A format has no parameters."""
+
     @builtins.property
     def row_schema(self) -> struct_pb2.Struct:
         """JSON Schema of a canonical row."""
@@ -571,13 +573,12 @@ class Format(message.Message):
     def __init__(
         self,
         *,
-        format_id: builtins.str = ...,
-        summary: builtins.str = ...,
+        entry: registry_entry_pb2.RegistryEntry | None = ...,
         row_schema: struct_pb2.Struct | None = ...,
         spellings: abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = typing.Literal["row_schema", b"row_schema"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["entry", b"entry", "row_schema", b"row_schema"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["format_id", b"format_id", "row_schema", b"row_schema", "spellings", b"spellings", "summary", b"summary"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["entry", b"entry", "row_schema", b"row_schema", "spellings", b"spellings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...

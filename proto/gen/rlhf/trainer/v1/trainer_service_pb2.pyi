@@ -9,15 +9,16 @@ from google.protobuf import message as message
 from google.protobuf import struct_pb2 as struct_pb2
 from google.protobuf.internal import containers as containers
 from rlhf.trainer.v1 import model_pb2 as model_pb2
-from rlhf.trainer.v1 import reward_sample_pb2 as reward_sample_pb2
 from rlhf.trainer.v1 import training_job_pb2 as training_job_pb2
 from rlhf.type.v1 import checkpoint_pb2 as checkpoint_pb2
+from rlhf.type.v1 import job_error_pb2 as job_error_pb2
 from rlhf.type.v1 import job_state_pb2 as job_state_pb2
 from rlhf.type.v1 import job_warning_pb2 as job_warning_pb2
 from rlhf.type.v1 import log_line_pb2 as log_line_pb2
 from rlhf.type.v1 import metric_point_pb2 as metric_point_pb2
 from rlhf.type.v1 import model_layer_pb2 as model_layer_pb2
 from rlhf.type.v1 import sample_pb2 as sample_pb2
+from rlhf.type.v1 import scoring_pb2 as scoring_pb2
 import builtins as builtins
 import sys
 import typing as typing
@@ -429,7 +430,7 @@ class StreamJobEventsResponse(message.Message):
         """A checkpoint as it was just after it was written (VERIFYING) or verified (READY, CORRUPT)."""
 
     @builtins.property
-    def job_error(self) -> training_job_pb2.JobError:
+    def job_error(self) -> job_error_pb2.JobError:
         """Why an attempt failed. The change of state that it led to comes next, with a later sequence; who resumes between
         the two is sent the error again.
         """
@@ -443,7 +444,7 @@ class StreamJobEventsResponse(message.Message):
         *,
         training_job: training_job_pb2.TrainingJob | None = ...,
         checkpoint: checkpoint_pb2.Checkpoint | None = ...,
-        job_error: training_job_pb2.JobError | None = ...,
+        job_error: job_error_pb2.JobError | None = ...,
         warning: job_warning_pb2.JobWarning | None = ...,
         last_sequence: builtins.int = ...,
     ) -> None: ...
@@ -821,7 +822,7 @@ class TestRewardRequest(message.Message):
         """As `reward.params` of a job."""
 
     @builtins.property
-    def samples(self) -> containers.RepeatedCompositeFieldContainer[reward_sample_pb2.RewardSample]:
+    def samples(self) -> containers.RepeatedCompositeFieldContainer[scoring_pb2.ScoringSample]:
         """At most 256, of 1 MiB together."""
 
     def __init__(
@@ -830,7 +831,7 @@ class TestRewardRequest(message.Message):
         parent: builtins.str = ...,
         reward_id: builtins.str = ...,
         params: struct_pb2.Struct | None = ...,
-        samples: abc.Iterable[reward_sample_pb2.RewardSample] | None = ...,
+        samples: abc.Iterable[scoring_pb2.ScoringSample] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["params", b"params"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
@@ -847,13 +848,13 @@ class TestRewardResponse(message.Message):
     elapsed_seconds: builtins.float
     """Of scoring alone; what a reward needs to start is left out."""
     @builtins.property
-    def verdicts(self) -> containers.RepeatedCompositeFieldContainer[reward_sample_pb2.RewardVerdict]:
+    def verdicts(self) -> containers.RepeatedCompositeFieldContainer[scoring_pb2.ScoringVerdict]:
         """One a sample, in order."""
 
     def __init__(
         self,
         *,
-        verdicts: abc.Iterable[reward_sample_pb2.RewardVerdict] | None = ...,
+        verdicts: abc.Iterable[scoring_pb2.ScoringVerdict] | None = ...,
         elapsed_seconds: builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015

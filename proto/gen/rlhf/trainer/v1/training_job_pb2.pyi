@@ -10,10 +10,12 @@ from google.protobuf import struct_pb2 as struct_pb2
 from google.protobuf import timestamp_pb2 as timestamp_pb2
 from google.protobuf.internal import containers as containers
 from google.rpc import status_pb2 as status_pb2
+from rlhf.type.v1 import job_attempt_pb2 as job_attempt_pb2
 from rlhf.type.v1 import job_state_pb2 as job_state_pb2
 from rlhf.type.v1 import job_warning_pb2 as job_warning_pb2
 from rlhf.type.v1 import placement_pb2 as placement_pb2
 from rlhf.type.v1 import queue_position_pb2 as queue_position_pb2
+from rlhf.type.v1 import registry_entry_pb2 as registry_entry_pb2
 import builtins as builtins
 import sys
 import typing as typing
@@ -138,7 +140,7 @@ class TrainingJob(message.Message):
         """Set when state is FAILED."""
 
     @builtins.property
-    def attempts(self) -> containers.RepeatedCompositeFieldContainer[JobAttempt]:
+    def attempts(self) -> containers.RepeatedCompositeFieldContainer[job_attempt_pb2.JobAttempt]:
         """Every try, oldest first."""
 
     @builtins.property
@@ -185,7 +187,7 @@ class TrainingJob(message.Message):
         resume_from: builtins.str = ...,
         state: job_state_pb2.JobState.ValueType = ...,
         error: status_pb2.Status | None = ...,
-        attempts: abc.Iterable[JobAttempt] | None = ...,
+        attempts: abc.Iterable[job_attempt_pb2.JobAttempt] | None = ...,
         phase: builtins.str = ...,
         step_count: builtins.int = ...,
         total_step_count: builtins.int = ...,
@@ -439,94 +441,19 @@ class TokenQuantiles(message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 @typing.final
-class JobAttempt(message.Message):
-    """One try at a job."""
-
-    DESCRIPTOR: descriptor.Descriptor
-
-    NUMBER_FIELD_NUMBER: builtins.int
-    START_TIME_FIELD_NUMBER: builtins.int
-    END_TIME_FIELD_NUMBER: builtins.int
-    END_REASON_FIELD_NUMBER: builtins.int
-    RESUMED_FROM_STEP_FIELD_NUMBER: builtins.int
-    number: builtins.int
-    """From 1."""
-    end_reason: builtins.str
-    """Why it ended, for a person; empty while it runs and after success."""
-    resumed_from_step: builtins.int
-    """The step it resumed from; 0 for a fresh start."""
-    @builtins.property
-    def start_time(self) -> timestamp_pb2.Timestamp: ...
-    @builtins.property
-    def end_time(self) -> timestamp_pb2.Timestamp: ...
-    def __init__(
-        self,
-        *,
-        number: builtins.int = ...,
-        start_time: timestamp_pb2.Timestamp | None = ...,
-        end_time: timestamp_pb2.Timestamp | None = ...,
-        end_reason: builtins.str = ...,
-        resumed_from_step: builtins.int = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["end_reason", b"end_reason", "end_time", b"end_time", "number", b"number", "resumed_from_step", b"resumed_from_step", "start_time", b"start_time"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-@typing.final
-class JobError(message.Message):
-    """Why an attempt at a job failed."""
-
-    DESCRIPTOR: descriptor.Descriptor
-
-    STATUS_FIELD_NUMBER: builtins.int
-    REMEDY_FIELD_NUMBER: builtins.int
-    ATTEMPT_FIELD_NUMBER: builtins.int
-    RETRIED_FIELD_NUMBER: builtins.int
-    remedy: builtins.str
-    """What to do about it; empty where nothing is known."""
-    attempt: builtins.int
-    """JobAttempt.number; 0 when it failed before any attempt."""
-    retried: builtins.bool
-    """The job is queued again, and another attempt will be made."""
-    @builtins.property
-    def status(self) -> status_pb2.Status: ...
-    def __init__(
-        self,
-        *,
-        status: status_pb2.Status | None = ...,
-        remedy: builtins.str = ...,
-        attempt: builtins.int = ...,
-        retried: builtins.bool = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = typing.Literal["status", b"status"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["attempt", b"attempt", "remedy", b"remedy", "retried", b"retried", "status", b"status"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-@typing.final
 class Algorithm(message.Message):
     """Something a job can be trained with."""
 
     DESCRIPTOR: descriptor.Descriptor
 
-    ALGORITHM_ID_FIELD_NUMBER: builtins.int
-    SUMMARY_FIELD_NUMBER: builtins.int
-    DESCRIPTION_FIELD_NUMBER: builtins.int
-    PARAMS_SCHEMA_FIELD_NUMBER: builtins.int
+    ENTRY_FIELD_NUMBER: builtins.int
     DATASET_FORMATS_FIELD_NUMBER: builtins.int
     VALIDATION_FORMATS_FIELD_NUMBER: builtins.int
     HEADLINE_METRICS_FIELD_NUMBER: builtins.int
-    algorithm_id: builtins.str
-    summary: builtins.str
-    description: builtins.str
-    """Formula, source, when not to use it."""
     @builtins.property
-    def params_schema(self) -> struct_pb2.Struct:
-        """JSON Schema of TrainingJob.params. `verl_overrides` has a property for each setting of verl that a job may change; a
-        text of format `reward-model` names a model that scores.
+    def entry(self) -> registry_entry_pb2.RegistryEntry:
+        """Its `params_schema` is that of TrainingJob.params. `verl_overrides` has a property for each setting of verl that a job
+        may change; a text of format `reward-model` names a model that scores.
         """
 
     @builtins.property
@@ -544,17 +471,14 @@ class Algorithm(message.Message):
     def __init__(
         self,
         *,
-        algorithm_id: builtins.str = ...,
-        summary: builtins.str = ...,
-        description: builtins.str = ...,
-        params_schema: struct_pb2.Struct | None = ...,
+        entry: registry_entry_pb2.RegistryEntry | None = ...,
         dataset_formats: abc.Iterable[builtins.str] | None = ...,
         validation_formats: abc.Iterable[builtins.str] | None = ...,
         headline_metrics: abc.Iterable[HeadlineMetric] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = typing.Literal["params_schema", b"params_schema"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["entry", b"entry"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["algorithm_id", b"algorithm_id", "dataset_formats", b"dataset_formats", "description", b"description", "headline_metrics", b"headline_metrics", "params_schema", b"params_schema", "summary", b"summary", "validation_formats", b"validation_formats"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["dataset_formats", b"dataset_formats", "entry", b"entry", "headline_metrics", b"headline_metrics", "validation_formats", b"validation_formats"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -588,27 +512,18 @@ class Reward(message.Message):
 
     DESCRIPTOR: descriptor.Descriptor
 
-    REWARD_ID_FIELD_NUMBER: builtins.int
-    SUMMARY_FIELD_NUMBER: builtins.int
-    DESCRIPTION_FIELD_NUMBER: builtins.int
-    PARAMS_SCHEMA_FIELD_NUMBER: builtins.int
-    reward_id: builtins.str
-    summary: builtins.str
-    description: builtins.str
+    ENTRY_FIELD_NUMBER: builtins.int
     @builtins.property
-    def params_schema(self) -> struct_pb2.Struct:
-        """JSON Schema of the reward's params."""
+    def entry(self) -> registry_entry_pb2.RegistryEntry:
+        """Its `params_schema` is that of `reward.params` of a job."""
 
     def __init__(
         self,
         *,
-        reward_id: builtins.str = ...,
-        summary: builtins.str = ...,
-        description: builtins.str = ...,
-        params_schema: struct_pb2.Struct | None = ...,
+        entry: registry_entry_pb2.RegistryEntry | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = typing.Literal["params_schema", b"params_schema"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["entry", b"entry"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["description", b"description", "params_schema", b"params_schema", "reward_id", b"reward_id", "summary", b"summary"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["entry", b"entry"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...

@@ -16,7 +16,7 @@ export function listDatasets(pages: number, pageSize = 50): Promise<Page<Dataset
 }
 
 export async function listFormats(): Promise<Format[]> {
-  return (await answer(api.GET("/v1/formats", {}))).formats;
+  return (await answer(api.GET("/v1/formats", {}))).formats as Format[];
 }
 
 function path(dataset: string): { project: string; dataset: string } {

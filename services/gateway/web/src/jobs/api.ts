@@ -86,11 +86,11 @@ export function listSamples(job: string, step: string, pages: number): Promise<P
 }
 
 export async function listAlgorithms(): Promise<Algorithm[]> {
-  return (await answer(api.GET("/v1/algorithms", {}))).algorithms;
+  return (await answer(api.GET("/v1/algorithms", {}))).algorithms as Algorithm[];
 }
 
 export async function listRewards(): Promise<Reward[]> {
-  return (await answer(api.GET("/v1/rewards", {}))).rewards;
+  return (await answer(api.GET("/v1/rewards", {}))).rewards as Reward[];
 }
 
 /** Where a job's stream of that kind is read. */

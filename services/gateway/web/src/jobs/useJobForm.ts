@@ -65,9 +65,9 @@ export function useJobForm(): JobForm {
   const busy = ref(false);
   let requestId = crypto.randomUUID();
 
-  const algorithm = computed(() => algorithms.value.find((one) => one.algorithmId === job.algorithm));
+  const algorithm = computed(() => algorithms.value.find((one) => one.entry.id === job.algorithm));
   const fields = computed<Field[]>(() => {
-    const found = fieldsOf((algorithm.value?.paramsSchema ?? {}) as JsonSchema, BASIC);
+    const found = fieldsOf((algorithm.value?.entry.paramsSchema ?? {}) as JsonSchema, BASIC);
     const judged = REWARDS.reduce((fields, key) => withReward(fields, key, rewards.value, values), found);
     return mapFields(judged, (field) => (field.format === "reward-model" ? { ...field, suggestions: judges.value } : field));
   });
@@ -105,7 +105,7 @@ export function useJobForm(): JobForm {
       [rewards.value, versions.value] = await Promise.all([listRewards(), newestVersions()]);
       algorithms.value = known;
       models.value = ready.filter((model) => !scores(model));
-      job.algorithm ||= algorithms.value.find((one) => one.algorithmId === "sft")?.algorithmId ?? algorithms.value[0]?.algorithmId ?? "";
+      job.algorithm ||= algorithms.value.find((one) => one.entry.id === "sft")?.entry.id ?? algorithms.value[0]?.entry.id ?? "";
       job.baseModel ||= models.value[0]?.name ?? "";
       loaded.value = true;
       const left = await recentCheckpoints();
@@ -119,7 +119,7 @@ export function useJobForm(): JobForm {
   function fillFrom(other: TrainingJob): void {
     const { algorithm: name, baseModel, datasetVersion, validationDatasetVersion } = other;
     const slots = other.placement?.resources?.gpuCount;
-    const known = algorithms.value.find((one) => one.algorithmId === name);
+    const known = algorithms.value.find((one) => one.entry.id === name);
     // An older version is not in the list, and fits: the job was taken with it.
     for (const [version, format] of [[datasetVersion, known?.datasetFormats[0]], [validationDatasetVersion, known?.validationFormats[0]]] as const) {
       if (version && !versions.value.some((one) => one.name === version)) versions.value = [...versions.value, { name: version, format: format ?? "" }];
@@ -199,10 +199,10 @@ function keysOf(fields: readonly Field[]): string[] {
 function withReward(fields: Field[], key: string, rewards: readonly Reward[], values: Values): Field[] {
   const name = fields.find((field) => field.key === key)?.children.find((field) => field.key === `${key}.name`);
   if (name === undefined || rewards.length === 0) return fields;
-  const chosen = rewards.find((reward) => reward.rewardId === (values[`${key}.name`] ?? name.fallback));
-  const choosing = replaceField(fields, `${key}.name`, (field) => ({ ...field, kind: "choice", choices: rewards.map((reward) => reward.rewardId), description: chosen?.summary ?? field.description }));
+  const chosen = rewards.find((reward) => reward.entry.id === (values[`${key}.name`] ?? name.fallback));
+  const choosing = replaceField(fields, `${key}.name`, (field) => ({ ...field, kind: "choice", choices: rewards.map((reward) => reward.entry.id), description: chosen?.entry.summary ?? field.description }));
   if (chosen === undefined) return choosing;
-  const schema = chosen.paramsSchema as JsonSchema;
+  const schema = chosen.entry.paramsSchema as JsonSchema;
   return replaceField(choosing, `${key}.params`, (field) => ({ ...field, kind: "object", nullable: false, children: fieldsOf(schema, [], `${key}.params`, schema) }));
 }
 

@@ -9,6 +9,7 @@ from google.protobuf import message as message
 from google.protobuf import struct_pb2 as struct_pb2
 from google.protobuf.internal import containers as containers
 from google.rpc import status_pb2 as status_pb2
+from rlhf.type.v1 import chat_turn_pb2 as chat_turn_pb2
 import builtins as builtins
 import sys
 import typing as typing
@@ -21,8 +22,8 @@ else:
 DESCRIPTOR: descriptor.FileDescriptor
 
 @typing.final
-class RewardSample(message.Message):
-    """A completion to judge, as a row of a dataset of format prompt with an answer of the model."""
+class ScoringSample(message.Message):
+    """A completion to score, as a row of a dataset of format prompt with an answer of the model."""
 
     DESCRIPTOR: descriptor.Descriptor
 
@@ -34,7 +35,7 @@ class RewardSample(message.Message):
     answer: builtins.str
     """The reference. A rule that compares with one scores 0 without it."""
     @builtins.property
-    def prompt(self) -> containers.RepeatedCompositeFieldContainer[ChatTurn]:
+    def prompt(self) -> containers.RepeatedCompositeFieldContainer[chat_turn_pb2.ChatTurn]:
         """The conversation that was answered."""
 
     @builtins.property
@@ -42,7 +43,7 @@ class RewardSample(message.Message):
     def __init__(
         self,
         *,
-        prompt: abc.Iterable[ChatTurn] | None = ...,
+        prompt: abc.Iterable[chat_turn_pb2.ChatTurn] | None = ...,
         completion: builtins.str = ...,
         answer: builtins.str | None = ...,
         metadata: struct_pb2.Struct | None = ...,
@@ -56,29 +57,8 @@ class RewardSample(message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__answer) -> _WhichOneofReturnType__answer | None: ...
 
 @typing.final
-class ChatTurn(message.Message):
-    DESCRIPTOR: descriptor.Descriptor
-
-    ROLE_FIELD_NUMBER: builtins.int
-    CONTENT_FIELD_NUMBER: builtins.int
-    role: builtins.str
-    """`system`, `user` or `assistant`."""
-    content: builtins.str
-    def __init__(
-        self,
-        *,
-        role: builtins.str = ...,
-        content: builtins.str = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["content", b"content", "role", b"role"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-@typing.final
-class RewardVerdict(message.Message):
-    """What a reward makes of one sample."""
+class ScoringVerdict(message.Message):
+    """What scoring makes of one sample."""
 
     DESCRIPTOR: descriptor.Descriptor
 
