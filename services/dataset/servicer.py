@@ -70,10 +70,12 @@ class Servicer(DatasetServiceServicer):
     async def CommitUpload(self, request: pb.CommitUploadRequest, context: Any) -> dataset_pb2.Upload:
         return wire.upload(await self._uploads.commit(request.name))
 
-    async def WatchUpload(self, request: pb.WatchUploadRequest, context: Any) -> AsyncIterator[pb.WatchUploadResponse]:
+    async def StreamUploadEvents(
+        self, request: pb.StreamUploadEventsRequest, context: Any
+    ) -> AsyncIterator[pb.StreamUploadEventsResponse]:
         async with aclosing(self._uploads.watch(request.name)) as changes:
             async for upload in changes:
-                yield wire.watched(upload)
+                yield wire.upload_event(upload)
 
     async def DeleteUpload(self, request: pb.DeleteUploadRequest, context: Any) -> empty_pb2.Empty:
         await self._uploads.delete(request.name)

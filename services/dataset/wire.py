@@ -128,9 +128,9 @@ def piece(message: pb.WriteUploadRequest) -> uploads.Piece:
     return uploads.Piece(message.name, message.offset_bytes, message.chunk)
 
 
-def watched(row: Upload | None) -> pb.WatchUploadResponse:
+def upload_event(row: Upload | None) -> pb.StreamUploadEventsResponse:
     """None is a heartbeat."""
-    return pb.WatchUploadResponse(upload=upload(row) if row else None)
+    return pb.StreamUploadEventsResponse(upload=upload(row) if row else None)
 
 
 def version(row: DatasetVersion) -> dataset_pb2.DatasetVersion:

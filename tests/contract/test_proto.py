@@ -44,6 +44,8 @@ EVENTS: list[FileDescriptor] = [
 ]
 # Served by hand over HTTP, as the comment of each says: bytes go in or come out.
 BY_HAND = {"WriteUpload", "DownloadDataset", "DownloadCheckpoint", "DownloadModel"}
+# Its first message is the resource as it stands, so that nothing is missed by who comes back.
+WITHOUT_CURSOR = {"StreamUploadEvents"}
 OUTPUT_ONLY, REQUIRED, OPTIONAL = (
     field_behavior_pb2.FieldBehavior.Value(name) for name in ("OUTPUT_ONLY", "REQUIRED", "OPTIONAL")
 )
@@ -125,7 +127,7 @@ def test_routes_are_distinct() -> None:
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.full_name)
 def test_verbs_mean_what_they_say(method: MethodDescriptor) -> None:
     verb, _, body = rule(method)
-    expected = {"Get": "get", "List": "get", "Watch": "get", "Stream": "get", "Delete": "delete", "Update": "patch"}
+    expected = {"Get": "get", "List": "get", "Stream": "get", "Delete": "delete", "Update": "patch"}
     for prefix, wanted in expected.items():
         if method.name.startswith(prefix):
             assert (verb, bool(body)) == (wanted, wanted == "patch")
@@ -169,6 +171,17 @@ def test_standard_calls_have_standard_fields(method: MethodDescriptor) -> None:
         assert list(request) == ["name"]
 
 
+@pytest.mark.parametrize("method", [m for m in METHODS if m.server_streaming], ids=lambda m: m.full_name)
+def test_one_word_for_what_is_followed(method: MethodDescriptor) -> None:
+    """`Stream` of a resource, `Download` of bytes, and the path says the same."""
+    if method.name in BY_HAND:
+        assert method.name.startswith("Download")
+    else:
+        assert method.name.startswith("Stream")
+        kind = re.sub("Job|Upload", "", method.name)
+        assert rule(method)[1].endswith(f":{kind[0].lower()}{kind[1:]}")
+
+
 @pytest.mark.parametrize("method", [m for m in METHODS if m.server_streaming and rule(m)[0]], ids=lambda m: m.full_name)
 def test_a_stream_that_resumes_has_one_cursor(method: MethodDescriptor) -> None:
     """`after_X` in the request, `last_X` in the answer: by this the gateway knows it."""
@@ -177,7 +190,7 @@ def test_a_stream_that_resumes_has_one_cursor(method: MethodDescriptor) -> None:
     assert len(after) <= 1
     assert [f"after_{field.name.removeprefix('last_')}" for field in last] == [field.name for field in after]
     assert all(field.cpp_type == FieldDescriptor.CPPTYPE_INT64 and not field.is_repeated for field in after + last)
-    if method.name.startswith("Stream"):
+    if method.name not in WITHOUT_CURSOR:
         assert after and "stored_only" in method.input_type.fields_by_name
     assert len(method.output_type.fields) > len(last), "a message without anything but its cursor is a heartbeat"
     taken = {"error", "id", "result"} & set(method.output_type.fields_by_name)

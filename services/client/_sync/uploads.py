@@ -100,16 +100,17 @@ class Uploads(Resource):
         """Have the rows checked. Again returns the upload as it stands."""
         return self._calls.call("CommitUpload", rpc.CommitUploadRequest(name=name), Upload)
 
-    def watch(self, name: str, *, timeout_seconds: float | None = None) -> Iterator[Upload]:
+    def events(self, name: str, *, timeout_seconds: float | None = None) -> Iterator[Upload]:
         """The upload now and after each change, until it has ended; goes on after a broken connection. Raises
         DeadlineExceeded after `timeout_seconds`."""
         deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
 
-        def request() -> rpc.WatchUploadRequest:
-            return rpc.WatchUploadRequest(name=name)
+        def request() -> rpc.StreamUploadEventsRequest:
+            return rpc.StreamUploadEventsRequest(name=name)
 
         last: Upload | None = None
-        with closing(self._calls.resume("WatchUpload", request, rpc.WatchUploadResponse, deadline)) as replies:
+        opened = self._calls.resume("StreamUploadEvents", request, rpc.StreamUploadEventsResponse, deadline)
+        with closing(opened) as replies:
             for reply in replies:
                 if reply.HasField("upload") and reply.upload != last:
                     last = reply.upload
@@ -121,7 +122,7 @@ class Uploads(Resource):
         """The upload once it has SUCCEEDED or FAILED. Raises DeadlineExceeded after `timeout_seconds`."""
         found = self.get(name)
         if found.state not in _ENDED:
-            for found in self.watch(name, timeout_seconds=timeout_seconds):
+            for found in self.events(name, timeout_seconds=timeout_seconds):
                 on_progress(Progress("checking", found.validated_row_count, 0))
         return found
 

@@ -46,7 +46,7 @@ async function unary(): Promise<void> {
 
 async function serverStream(): Promise<void> {
   const counts: string[] = [];
-  for await (const reply of datasets.watchUpload({ name: "u" })) {
+  for await (const reply of datasets.streamUploadEvents({ name: "u" })) {
     counts.push(String(reply.upload?.receivedBytes));
   }
   seen["serverStream"] = counts;
@@ -78,7 +78,7 @@ async function cancellation(): Promise<void> {
   const controller = new AbortController();
   const counts: string[] = [];
   const error = await refused(async () => {
-    for await (const reply of datasets.watchUpload({ name: "endless" }, { signal: controller.signal })) {
+    for await (const reply of datasets.streamUploadEvents({ name: "endless" }, { signal: controller.signal })) {
       counts.push(String(reply.upload?.receivedBytes));
       if (counts.length === 3) {
         controller.abort();

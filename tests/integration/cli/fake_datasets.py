@@ -105,15 +105,15 @@ class FakeDatasets(DatasetServiceServicer):
         upload.state = types.Upload.STATE_VALIDATING
         return upload
 
-    async def WatchUpload(
-        self, request: rpc.WatchUploadRequest, context: Any
-    ) -> AsyncIterator[rpc.WatchUploadResponse]:
+    async def StreamUploadEvents(
+        self, request: rpc.StreamUploadEventsRequest, context: Any
+    ) -> AsyncIterator[rpc.StreamUploadEventsResponse]:
         upload = self.uploads[request.name]
-        yield rpc.WatchUploadResponse(upload=upload)
-        yield rpc.WatchUploadResponse()  # a heartbeat
+        yield rpc.StreamUploadEventsResponse(upload=upload)
+        yield rpc.StreamUploadEventsResponse()  # a heartbeat
         await asyncio.sleep(0.05)
         self._validate(upload)
-        yield rpc.WatchUploadResponse(upload=upload)
+        yield rpc.StreamUploadEventsResponse(upload=upload)
 
     async def GetDatasetVersion(self, request: rpc.GetDatasetVersionRequest, context: Any) -> types.DatasetVersion:
         dataset = self.datasets.get(request.name.partition("/versions/")[0])

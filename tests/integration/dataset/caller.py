@@ -127,7 +127,7 @@ class Caller:
     async def ended(self, upload: str) -> dataset_pb2.Upload:
         """Watch until it has ended."""
         last = None
-        async for reply in stream(self.stub.WatchUpload(pb.WatchUploadRequest(name=upload))):
+        async for reply in stream(self.stub.StreamUploadEvents(pb.StreamUploadEventsRequest(name=upload))):
             last = reply.upload if reply.HasField("upload") else last
         assert last is not None and last.state in ENDED
         return last

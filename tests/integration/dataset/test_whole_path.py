@@ -145,7 +145,7 @@ async def test_watch_tells_of_the_way_and_ends(caller: Caller) -> None:
     upload = await caller.announce((await caller.dataset()).name, data)
     seen: list[tuple[int, int]] = []
     heartbeats = 0
-    async for reply in stream(caller.stub.WatchUpload(pb.WatchUploadRequest(name=upload.name))):
+    async for reply in stream(caller.stub.StreamUploadEvents(pb.StreamUploadEventsRequest(name=upload.name))):
         if not reply.HasField("upload"):
             heartbeats += 1
             if heartbeats == 1:

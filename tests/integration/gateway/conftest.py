@@ -125,10 +125,10 @@ class DatasetServicer(dataset_service_pb2_grpc.DatasetServiceServicer):
                 self.seen.upload_ended.set()
         return dataset_pb2.Upload(name=name, received_bytes=len(self.seen.uploaded))
 
-    async def WatchUpload(self, request: Any, context: Any) -> AsyncIterator[Any]:
+    async def StreamUploadEvents(self, request: Any, context: Any) -> AsyncIterator[Any]:
         self.seen.note(request, context)
         for count in range(3):
-            yield dataset_service_pb2.WatchUploadResponse(upload=dataset_pb2.Upload(received_bytes=count))
+            yield dataset_service_pb2.StreamUploadEventsResponse(upload=dataset_pb2.Upload(received_bytes=count))
         if request.name.endswith("fails"):
             raise FailedPrecondition("BROKEN", "in mid-stream")
         if request.name.endswith("endless"):

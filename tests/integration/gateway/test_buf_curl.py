@@ -63,7 +63,7 @@ async def test_a_unary_call(buf: Buf) -> None:
 
 
 async def test_a_server_stream(buf: Buf) -> None:
-    code, out, err = await buf(f"/{DATASETS}/WatchUpload", "-d", '{"name": "u"}')
+    code, out, err = await buf(f"/{DATASETS}/StreamUploadEvents", "-d", '{"name": "u"}')
     assert code == 0, err
     decoder, found, rest = json.JSONDecoder(), [], out.strip()
     while rest:

@@ -80,7 +80,7 @@ async def test_any_other_origin_is_refused(open_http: httpx.AsyncClient, origin:
 
 @pytest.mark.parametrize("origin", [APP, "https://evil.example"])
 async def test_websocket_of_a_page_is_held_to_the_same_origins(open_http: httpx.AsyncClient, origin: str) -> None:
-    address = str(open_http.base_url.join(f"{DATASET}/uploads/u:watch")).replace("http:", "ws:")
+    address = str(open_http.base_url.join(f"{DATASET}/uploads/u:streamEvents")).replace("http:", "ws:")
     opening = connect(address, origin=origin, additional_headers=AUTHORIZATION)  # pyright: ignore[reportArgumentType]
     if origin == APP:
         async with opening as socket:

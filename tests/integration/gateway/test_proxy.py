@@ -52,15 +52,15 @@ async def test_client_stream_arrives_in_order(stub: Any, seen: Any) -> None:
 
 
 async def test_server_stream(stub: Any) -> None:
-    request = dataset_service_pb2.WatchUploadRequest(name="u")
-    replies = [reply.upload.received_bytes async for reply in stub.WatchUpload(request, metadata=METADATA)]
+    request = dataset_service_pb2.StreamUploadEventsRequest(name="u")
+    replies = [reply.upload.received_bytes async for reply in stub.StreamUploadEvents(request, metadata=METADATA)]
     assert replies == [0, 1, 2]
 
 
 async def test_unknown_shape_is_passed_on_as_both_streams(channel: grpc.aio.Channel) -> None:
     """No method of the contract streams both ways; the proxy passes every stream on so, and this caller uses it so."""
-    call = channel.stream_stream("/rlhf.dataset.v1.DatasetService/WatchUpload")(metadata=METADATA)
-    await call.write(dataset_service_pb2.WatchUploadRequest(name="u").SerializeToString())
+    call = channel.stream_stream("/rlhf.dataset.v1.DatasetService/StreamUploadEvents")(metadata=METADATA)
+    await call.write(dataset_service_pb2.StreamUploadEventsRequest(name="u").SerializeToString())
     await call.done_writing()
     assert len([reply async for reply in call]) == 3
 
@@ -102,7 +102,9 @@ async def test_status_details_arrive(stub: Any) -> None:
 async def test_error_in_mid_stream_comes_after_what_was_sent(stub: Any) -> None:
     replies = []
     with pytest.raises(grpc.aio.AioRpcError) as refused:
-        async for reply in stub.WatchUpload(dataset_service_pb2.WatchUploadRequest(name="fails"), metadata=METADATA):
+        async for reply in stub.StreamUploadEvents(
+            dataset_service_pb2.StreamUploadEventsRequest(name="fails"), metadata=METADATA
+        ):
             replies.append(reply)
     assert len(replies) == 3
     assert (refused.value.code(), map_error(refused.value).reason) == (grpc.StatusCode.FAILED_PRECONDITION, "BROKEN")
@@ -138,7 +140,7 @@ async def test_call_without_a_deadline_gets_none(stub: Any, seen: Any) -> None:
 @pytest.mark.parametrize("streaming", [False, True])
 async def test_cancellation_reaches_the_service(stub: Any, seen: Any, streaming: bool) -> None:
     if streaming:
-        call = stub.WatchUpload(dataset_service_pb2.WatchUploadRequest(name="endless"), metadata=METADATA)
+        call = stub.StreamUploadEvents(dataset_service_pb2.StreamUploadEventsRequest(name="endless"), metadata=METADATA)
         await call.read()
     else:
         call = stub.GetDataset(get("slow"), metadata=METADATA)
@@ -148,7 +150,7 @@ async def test_cancellation_reaches_the_service(stub: Any, seen: Any, streaming:
 
 
 async def test_service_that_dies_ends_its_calls(stub: Any, services: Any) -> None:
-    call = stub.WatchUpload(dataset_service_pb2.WatchUploadRequest(name="endless"), metadata=METADATA)
+    call = stub.StreamUploadEvents(dataset_service_pb2.StreamUploadEventsRequest(name="endless"), metadata=METADATA)
     await call.read()
     await services.stop()
     with pytest.raises(grpc.aio.AioRpcError) as refused:
@@ -200,7 +202,9 @@ async def test_without_the_token_nothing_reaches_a_service(stub: Any, seen: Any,
     calls = [
         lambda: stub.GetDataset(get("d"), metadata=metadata),
         lambda: stub.WriteUpload(write(3), metadata=metadata),
-        lambda: stub.WatchUpload(dataset_service_pb2.WatchUploadRequest(name="u"), metadata=metadata).read(),
+        lambda: stub.StreamUploadEvents(
+            dataset_service_pb2.StreamUploadEventsRequest(name="u"), metadata=metadata
+        ).read(),
     ]
     for call in calls:
         with pytest.raises(grpc.aio.AioRpcError) as refused:

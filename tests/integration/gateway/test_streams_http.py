@@ -49,9 +49,11 @@ async def test_lines_are_one_object_each(http: httpx.AsyncClient, accept: str) -
 
 
 async def test_every_stream_with_an_annotation_is_there(http: httpx.AsyncClient) -> None:
-    response = await http.get("/v1/projects/p/datasets/d/uploads/u:watch")
+    response = await http.get("/v1/projects/p/datasets/d/uploads/u:streamEvents")
     assert [line["upload"]["receivedBytes"] for line in lines(response)] == ["0", "1", "2"]
-    response = await http.get("/v1/projects/p/datasets/d/uploads/u:watch", headers=EVENTS | {"last-event-id": "x"})
+    response = await http.get(
+        "/v1/projects/p/datasets/d/uploads/u:streamEvents", headers=EVENTS | {"last-event-id": "x"}
+    )
     assert all("id" not in event for event in events(response.text)), "this one cannot resume"
 
 

@@ -186,7 +186,7 @@ async def test_a_message_that_is_no_command_is_answered(
 
 
 async def test_the_stream_of_another_resource_has_no_cancel(gateway: Any) -> None:
-    async with opening(gateway, "/v1/projects/p/datasets/d/uploads/endless:watch") as client:
+    async with opening(gateway, "/v1/projects/p/datasets/d/uploads/endless:streamEvents") as client:
         answer = await ask(client, {"id": 1, "cancel": {}})
         assert answer["error"]["reason"] == "COMMAND_UNKNOWN"
         assert "commit" in answer["error"]["detail"]

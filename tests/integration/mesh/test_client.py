@@ -46,8 +46,8 @@ class Flaky(DatasetServiceServicer):
         await self._answer(request, context)
         return pb.ListDatasetsResponse()
 
-    async def WatchUpload(self, request: Any, context: Any) -> AsyncIterator[pb.WatchUploadResponse]:
-        yield pb.WatchUploadResponse()
+    async def StreamUploadEvents(self, request: Any, context: Any) -> AsyncIterator[pb.StreamUploadEventsResponse]:
+        yield pb.StreamUploadEventsResponse()
         await self._answer(request, context)
         raise NotFound("UPLOAD_NOT_FOUND", "gone")
 
@@ -136,7 +136,7 @@ async def test_a_unary_call_has_a_deadline_and_a_stream_has_none(flaky: tuple[Fl
     servicer, stub = flaky
     await client.call(stub.GetDataset(pb.GetDatasetRequest()))
     with pytest.raises(NotFound):
-        async for _ in client.stream(stub.WatchUpload(pb.WatchUploadRequest())):
+        async for _ in client.stream(stub.StreamUploadEvents(pb.StreamUploadEventsRequest())):
             pass
     unary, stream = servicer.remaining_seconds
     assert unary is not None
@@ -166,7 +166,7 @@ async def test_a_call_that_is_abandoned_is_cancelled(home: Path) -> None:
 
 async def test_a_stream_that_is_abandoned_is_cancelled(flaky: tuple[Flaky, DatasetServiceStub]) -> None:
     _, stub = flaky
-    replies = stub.WatchUpload(pb.WatchUploadRequest())
+    replies = stub.StreamUploadEvents(pb.StreamUploadEventsRequest())
     stream = client.stream(replies)
     await anext(stream)
     await stream.aclose()

@@ -104,10 +104,12 @@ async def test_a_stream_is_logged_at_its_end(mesh: Mesh, lines: Lines, figure: F
 async def test_open_streams_are_counted_until_they_end(mesh: Mesh, figure: Figure) -> None:
     """In the gateway that passes it on and in the service that gives it, whoever ends it."""
     upload = await mesh.new_upload("d")
-    watch = {"rpc__method": "rlhf.dataset.v1.DatasetService/WatchUpload"}
+    watch = {"rpc__method": "rlhf.dataset.v1.DatasetService/StreamUploadEvents"}
     async with grpc.aio.insecure_channel(f"127.0.0.1:{mesh.gateway.port}") as channel:
         metadata = [("authorization", f"Bearer {mesh.token}")]
-        call = DatasetServiceStub(channel).WatchUpload(pb.WatchUploadRequest(name=upload), metadata=metadata)
+        call = DatasetServiceStub(channel).StreamUploadEvents(
+            pb.StreamUploadEventsRequest(name=upload), metadata=metadata
+        )
         assert (await anext(aiter(call))).upload.name == upload
         assert figure("rlhf.rpc.open_streams", **watch) == 2
         call.cancel()

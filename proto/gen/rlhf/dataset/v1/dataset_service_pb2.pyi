@@ -287,7 +287,7 @@ class CommitUploadRequest(message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 @typing.final
-class WatchUploadRequest(message.Message):
+class StreamUploadEventsRequest(message.Message):
     DESCRIPTOR: descriptor.Descriptor
 
     NAME_FIELD_NUMBER: builtins.int
@@ -304,7 +304,7 @@ class WatchUploadRequest(message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 @typing.final
-class WatchUploadResponse(message.Message):
+class StreamUploadEventsResponse(message.Message):
     DESCRIPTOR: descriptor.Descriptor
 
     UPLOAD_FIELD_NUMBER: builtins.int

@@ -87,10 +87,10 @@ class DatasetServiceStub(object):
                 request_serializer=rlhf_dot_dataset_dot_v1_dot_dataset__service__pb2.CommitUploadRequest.SerializeToString,
                 response_deserializer=rlhf_dot_dataset_dot_v1_dot_dataset__pb2.Upload.FromString,
                 _registered_method=True)
-        self.WatchUpload = channel.unary_stream(
-                '/rlhf.dataset.v1.DatasetService/WatchUpload',
-                request_serializer=rlhf_dot_dataset_dot_v1_dot_dataset__service__pb2.WatchUploadRequest.SerializeToString,
-                response_deserializer=rlhf_dot_dataset_dot_v1_dot_dataset__service__pb2.WatchUploadResponse.FromString,
+        self.StreamUploadEvents = channel.unary_stream(
+                '/rlhf.dataset.v1.DatasetService/StreamUploadEvents',
+                request_serializer=rlhf_dot_dataset_dot_v1_dot_dataset__service__pb2.StreamUploadEventsRequest.SerializeToString,
+                response_deserializer=rlhf_dot_dataset_dot_v1_dot_dataset__service__pb2.StreamUploadEventsResponse.FromString,
                 _registered_method=True)
         self.ListSkippedRows = channel.unary_unary(
                 '/rlhf.dataset.v1.DatasetService/ListSkippedRows',
@@ -204,7 +204,7 @@ class DatasetServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def WatchUpload(self, request, context):
+    def StreamUploadEvents(self, request, context):
         """Sends the upload at once, then after each change, and ends with a terminal state. A message without an upload is a
         heartbeat.
         """
@@ -314,10 +314,10 @@ def add_DatasetServiceServicer_to_server(servicer, server):
                     request_deserializer=rlhf_dot_dataset_dot_v1_dot_dataset__service__pb2.CommitUploadRequest.FromString,
                     response_serializer=rlhf_dot_dataset_dot_v1_dot_dataset__pb2.Upload.SerializeToString,
             ),
-            'WatchUpload': grpc.unary_stream_rpc_method_handler(
-                    servicer.WatchUpload,
-                    request_deserializer=rlhf_dot_dataset_dot_v1_dot_dataset__service__pb2.WatchUploadRequest.FromString,
-                    response_serializer=rlhf_dot_dataset_dot_v1_dot_dataset__service__pb2.WatchUploadResponse.SerializeToString,
+            'StreamUploadEvents': grpc.unary_stream_rpc_method_handler(
+                    servicer.StreamUploadEvents,
+                    request_deserializer=rlhf_dot_dataset_dot_v1_dot_dataset__service__pb2.StreamUploadEventsRequest.FromString,
+                    response_serializer=rlhf_dot_dataset_dot_v1_dot_dataset__service__pb2.StreamUploadEventsResponse.SerializeToString,
             ),
             'ListSkippedRows': grpc.unary_unary_rpc_method_handler(
                     servicer.ListSkippedRows,
@@ -637,7 +637,7 @@ class DatasetService(object):
             _registered_method=True)
 
     @staticmethod
-    def WatchUpload(request,
+    def StreamUploadEvents(request,
             target,
             options=(),
             channel_credentials=None,
@@ -650,9 +650,9 @@ class DatasetService(object):
         return grpc.experimental.unary_stream(
             request,
             target,
-            '/rlhf.dataset.v1.DatasetService/WatchUpload',
-            rlhf_dot_dataset_dot_v1_dot_dataset__service__pb2.WatchUploadRequest.SerializeToString,
-            rlhf_dot_dataset_dot_v1_dot_dataset__service__pb2.WatchUploadResponse.FromString,
+            '/rlhf.dataset.v1.DatasetService/StreamUploadEvents',
+            rlhf_dot_dataset_dot_v1_dot_dataset__service__pb2.StreamUploadEventsRequest.SerializeToString,
+            rlhf_dot_dataset_dot_v1_dot_dataset__service__pb2.StreamUploadEventsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -42,7 +42,7 @@ class DatasetServiceStub:
     """Checks size and hash, then has a worker check every row: the upload goes to VALIDATING and ends SUCCEEDED with a
     version or FAILED with findings. Nothing is visible before. Committing again returns the upload as it stands.
     """
-    WatchUpload: aio.UnaryStreamMultiCallable[dataset_service_pb2.WatchUploadRequest, dataset_service_pb2.WatchUploadResponse]
+    StreamUploadEvents: aio.UnaryStreamMultiCallable[dataset_service_pb2.StreamUploadEventsRequest, dataset_service_pb2.StreamUploadEventsResponse]
     """Sends the upload at once, then after each change, and ends with a terminal state. A message without an upload is a
     heartbeat.
     """
@@ -150,11 +150,11 @@ class DatasetServiceServicer(metaclass=abc_1.ABCMeta):
         """
 
     @abc_1.abstractmethod
-    def WatchUpload(
+    def StreamUploadEvents(
         self,
-        request: dataset_service_pb2.WatchUploadRequest,
-        context: aio.ServicerContext[dataset_service_pb2.WatchUploadRequest, abc.AsyncIterator[dataset_service_pb2.WatchUploadResponse]],
-    ) -> abc.AsyncIterator[dataset_service_pb2.WatchUploadResponse]:
+        request: dataset_service_pb2.StreamUploadEventsRequest,
+        context: aio.ServicerContext[dataset_service_pb2.StreamUploadEventsRequest, abc.AsyncIterator[dataset_service_pb2.StreamUploadEventsResponse]],
+    ) -> abc.AsyncIterator[dataset_service_pb2.StreamUploadEventsResponse]:
         """Sends the upload at once, then after each change, and ends with a terminal state. A message without an upload is a
         heartbeat.
         """

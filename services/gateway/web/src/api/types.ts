@@ -23,4 +23,4 @@ export type JobWarning = Schemas["JobWarning"];
 export type TrainingJob = Schemas["TrainingJob"];
 export type TrainingJobInput = Schemas["TrainingJobInput"];
 export type Upload = Schemas["Upload"];
-export type UploadChange = Schemas["WatchUploadResponse"];
+export type UploadChange = Schemas["StreamUploadEventsResponse"];

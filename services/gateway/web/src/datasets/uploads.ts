@@ -65,7 +65,7 @@ export const useUpload = defineStore("upload", () => {
 
   async function watchChecks(from: Upload, signal: AbortSignal): Promise<void> {
     await follow<UploadChange>({
-      path: `/v1/${from.name}:watch`,
+      path: `/v1/${from.name}:streamEvents`,
       headers: authorization,
       signal,
       onMessage: (message) => message.upload && (upload.value = message.upload),
