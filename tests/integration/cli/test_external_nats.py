@@ -50,7 +50,9 @@ def test_a_mesh_starts_and_works_without_its_nats(tmp_path: Path) -> None:
     server = embedded.Nats(tmp_path / "nats", embedded.free_port())
     rows = tmp_path / "rows.jsonl"
     rows.write_text(ROW)
-    with embedded_mesh(tmp_path / "home", RLHF_NATS_URL=server.url, RLHF_DISK_LOW_BYTES="0") as mesh:
+    # Nothing trains: Ray and what forks its workers would be most of the start.
+    settings = {"RLHF_NATS_URL": server.url, "RLHF_RAY_ADDRESS": "127.0.0.1:1", "RLHF_DISK_LOW_BYTES": "0"}
+    with embedded_mesh(tmp_path / "home", **settings) as mesh:
         done = mesh.rlhf("up")
         assert done.returncode == 0, done.stderr
         wait_until(lambda: readiness(mesh) == (200, "degraded"), "the gateway to say so", 20)

@@ -87,7 +87,9 @@ def test_the_supervisor_of_a_mesh_notices(disk: Path, tmp_path: Path) -> None:
     root = tmp_path  # `disk` is its folder `nats`
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"prompt": [{"role": "user", "content": "q"}], "answer": "a"}\n')
-    with embedded_mesh(root, RLHF_SUPERVISOR_PATIENCE_SECONDS="5") as mesh:
+    # Nothing trains: Ray and what forks its workers would be most of the start.
+    settings = {"RLHF_SUPERVISOR_PATIENCE_SECONDS": "5", "RLHF_RAY_ADDRESS": "127.0.0.1:1"}
+    with embedded_mesh(root, **settings) as mesh:
         done = mesh.rlhf("up")
         assert done.returncode == 0, done.stderr
         fill(disk / "ballast")
