@@ -94,8 +94,9 @@ class Learning:
         answers = [{"messages": [_turn("user", digit), _turn("assistant", said)]} for digit, said in shown]
         return self._run(name, "sft", seed, self.maker.model, answers, {**_SFT, **params})
 
-    def reinforced(self, algorithm: str, seed: int) -> Learnt:
-        return self._run(algorithm, algorithm, seed, self.base(seed), _prompts(26), PARAMS[algorithm])
+    def reinforced(self, algorithm: str, seed: int, **params: Any) -> Learnt:
+        """`params` replace those of PARAMS."""
+        return self._run(algorithm, algorithm, seed, self.base(seed), _prompts(26), {**PARAMS[algorithm], **params})
 
     def _run(
         self, name: str, algorithm: str, seed: int, model: Path, rows: list[dict[str, Any]], params: dict[str, Any]
