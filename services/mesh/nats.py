@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import ssl
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from nats.aio.client import Client
 from nats.js import JetStreamContext
 from nats.js.api import DiscardPolicy, StreamConfig
 
+from services.mesh.errors import Unauthenticated
 from services.mesh.nkeys import UserKey
 from services.mesh.outages import Outage
 
@@ -29,31 +31,54 @@ KEEP_SECONDS = 7 * 24 * 3600.0
 # Longer than any outage of the relay between publishing and marking.
 DUPLICATE_WINDOW_SECONDS = 3600.0
 _RECONNECT_SECONDS = 1.0
+_CLOSE_SECONDS = 1.0
 
 
-class _SigningClient(Client):
-    """Proves who it is by the key in place of a password, which whoever has the server's port would be told."""
+class _ProvenClient(Client):
+    """Proves who it is by the key in place of a password, and goes on only with the server of the certificate.
 
-    def __init__(self, key: UserKey) -> None:
+    A password would be told to whoever has the server's port, and events too.
+    """
+
+    def __init__(self, key: UserKey | None, server: ssl.SSLContext | None) -> None:
         super().__init__()
-        self.key = key
-        # What the client itself sets, from a seed that it reads by a package which we do without.
-        self._public_nkey = key.public
+        self.proofs: dict[str, Any] = {}
+        if key is not None:
+            self.proofs["signature_cb"] = key.sign
+            # What the client itself sets, from a seed that it reads by a package which we do without.
+            self._public_nkey = key.public
+        if server is not None:
+            # First, as otherwise what somebody says in plain text decides whether there is TLS at all.
+            self.proofs |= {"tls": server, "tls_handshake_first": True}
 
 
 def client_of(url: str) -> tuple[Client, str]:
     """A client for `url`, and the address that it is to `connect` to with the options of `signing`.
 
-    `nats://host:port?nkey=<file>` names a file with the seed of a key; other addresses are taken as they are. Raises
-    Unauthenticated where there is no such seed.
+    `nats://host:port?nkey=<file>&certificate=<file>` names a file with the seed of a key and one with the only
+    certificate that the server may have; other addresses are taken as they are. Raises Unauthenticated where there is
+    no such seed or certificate.
     """
     address, _, query = url.partition("?")
-    path = dict(parse_qsl(query)).get("nkey")
-    return (_SigningClient(UserKey.read(Path(path))), address) if path else (Client(), url)
+    files = dict(parse_qsl(query))
+    if not files.keys() & {"nkey", "certificate"}:
+        return Client(), url
+    key = UserKey.read(Path(files["nkey"])) if "nkey" in files else None
+    return _ProvenClient(key, _only(files["certificate"]) if "certificate" in files else None), address
+
+
+def _only(certificate: str) -> ssl.SSLContext:
+    """A context of clients that trusts nothing else. Its file may hold a key beside the certificate."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    try:
+        context.load_verify_locations(cafile=certificate)
+    except OSError:
+        raise Unauthenticated("NO_CERTIFICATE", f"{certificate} has no certificate of NATS", path=certificate) from None
+    return context
 
 
 def signing(client: Client) -> dict[str, Any]:
-    return {"signature_cb": client.key.sign} if isinstance(client, _SigningClient) else {}
+    return client.proofs if isinstance(client, _ProvenClient) else {}
 
 
 async def connect(url: str, **options: Any) -> Client:
@@ -78,6 +103,7 @@ class Bus:
         self._client = Client()
         self._connecting: asyncio.Task[None] | None = None
         self._outage = Outage(log, "NATS is away; events wait in the database, everything else goes on")
+        self._impostor = Outage(log, "the port of NATS is another's, who is told nothing; end what holds it")
 
     async def __aenter__(self) -> Bus:
         self._connecting = asyncio.create_task(self._stay_connected(), name="nats")
@@ -122,6 +148,7 @@ class Bus:
                 self._client, address = client_of(self._url)
                 await self._connect(self._client, address)
                 self._outage.over()
+                self._impostor.over()
                 await self.judge(of_use=True)
                 while self._client.is_connected:  # noqa: ASYNC110 - its callbacks tell, or do not
                     await asyncio.sleep(_RECONNECT_SECONDS)
@@ -129,8 +156,10 @@ class Bus:
             except Exception as error:
                 self._outage.failed(error)
             finally:
+                # After a TLS that did not come about, what it waits for does not come either (nats-py 2.16 on asyncio).
                 with contextlib.suppress(Exception):
-                    await self._client.close()
+                    async with asyncio.timeout(_CLOSE_SECONDS):
+                        await self._client.close()
             await self.judge(of_use=False)
             await asyncio.sleep(_RECONNECT_SECONDS)
 
@@ -138,6 +167,9 @@ class Bus:
         async def tell(error: Exception) -> None:
             if client.is_connected:
                 log.warning("nats: %s", error or type(error).__name__)
+            elif isinstance(error, ssl.SSLError):
+                # OpenSSL's own words say nothing of whose port it is.
+                self._impostor.failed(f"it lacks the certificate: {error.reason or error}")
             else:
                 self._outage.failed(error)
 
@@ -171,3 +203,11 @@ async def _ensure_stream(context: JetStreamContext, name: str, subjects: list[st
 
 async def _tell_nobody(connected: bool) -> None:
     """Nobody asked."""
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return "returning true from eof_received() has no effect" not in record.getMessage()
+
+
+# What asyncio says at the end of each connection whose TLS began after it was open, and a probe makes one a second.
+logging.getLogger("asyncio").addFilter(_is_news)

@@ -169,7 +169,7 @@ def talk(port: int, data: bytes) -> bytes:
 ENTER: dict[str, Callable[[Path, int], bool]] = {
     "token of the home": lambda _, port: enters_by_grpc(port) if _is_grpc(port) else enters_by_http(port),
     "password of PostgreSQL, which is never sent": lambda _, port: enters_postgres(port),
-    "key of NATS, which is never sent": lambda _, port: enters_nats(port),
+    "certificate of NATS, and its key, which is never sent": lambda _, port: enters_nats(port),
     "certificate and token of Ray": enters_ray,
     "token of Ray": lambda _, port: enters_rays_http(port),
     "certificate and token of Ray; key of the run": enters_ray_or(enters_the_queue),

@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from services.mesh import nkeys
+from services.mesh.embedded import ray_tls
 from services.mesh.embedded.home import write_private
 from services.mesh.embedded.ports import free_port
 from services.mesh.embedded.process import Program, StartFailed, running
@@ -19,6 +20,12 @@ from services.mesh.nats import connect
 _CONFIGURATION = """\
 server_name: rlhf
 listen: "127.0.0.1:{port}"
+# First, before a word in plain text. Clients know the certificate, and whoever takes the port hears nothing.
+tls {{
+  cert_file: "{certificate}"
+  key_file: "{certificate}"
+  handshake_first: true
+}}
 authorization {{ users: [ {{ nkey: "{key}" }} ] }}
 jetstream {{
   store_dir: "{store}"
@@ -39,7 +46,7 @@ def binary() -> Path:
 
 @dataclass(frozen=True)
 class Nats:
-    """A server in `folder`, which holds its configuration, the seed of its user and what JetStream stores."""
+    """A server in `folder`, which holds its configuration, certificate, the seed of its user and JetStream's files."""
 
     folder: Path
     port: int
@@ -47,13 +54,19 @@ class Nats:
 
     @property
     def url(self) -> str:
-        """With the file of the seed, not with it."""
+        """With the files of seed and certificate, not with them."""
         nkeys.ensure_seed(self.seed)
-        return f"nats://127.0.0.1:{self.port}?{urlencode({'nkey': self.seed})}"
+        ray_tls.ensure(self.certificate)
+        return f"nats://127.0.0.1:{self.port}?{urlencode({'nkey': self.seed, 'certificate': self.certificate})}"
 
     @property
     def seed(self) -> Path:
         return self.folder.resolve() / "seed"
+
+    @property
+    def certificate(self) -> Path:
+        """Its key and the certificate that its clients look for, in PEM."""
+        return self.folder.resolve() / "certificate"
 
     def program(self, log: Path) -> Program:
         return Program(
@@ -71,7 +84,9 @@ class Nats:
         # Of earlier versions, which sent it to whoever had the port.
         (self.folder / "password").unlink(missing_ok=True)
         key = nkeys.ensure_seed(self.seed)
-        text = _CONFIGURATION.format(port=self.port, key=key.public, store=self.folder.resolve() / "jetstream")
+        ray_tls.ensure(self.certificate)
+        store = self.folder.resolve() / "jetstream"
+        text = _CONFIGURATION.format(port=self.port, key=key.public, store=store, certificate=self.certificate)
         write_private(self.folder / "nats.conf", text)
 
     async def is_ready(self) -> bool:

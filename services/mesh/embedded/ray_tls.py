@@ -2,6 +2,7 @@
 
 Ray asks each side for a certificate (RAY_USE_TLS) before anything else goes over a connection. Ours is its own
 authority, so that the only one that passes is this one; Ray finds authority, certificate and key in one file.
+The embedded NATS has another of the same making, which its clients look for.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def _end(path: Path) -> datetime.datetime:
 
 def _made(now: datetime.datetime) -> str:
     key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "rlhf-mesh Ray")])
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "rlhf-mesh")])
     # What clients connect to, and so what they look for in it.
     hosts = [x509.IPAddress(ipaddress.ip_address("127.0.0.1")), x509.DNSName("localhost")]
     certificate = (

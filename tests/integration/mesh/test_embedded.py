@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
-import json
 import os
 import re
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import urlencode
 
 import nats.errors
 import psycopg
 import pytest
 
-from services.mesh import embedded, identity
-from services.mesh.embedded import process, procfs, users
+from services.mesh import embedded, identity, nkeys
+from services.mesh.embedded import process, procfs, ray_tls, users
 from services.mesh.nats import Bus, connect
 from services.mesh.nkeys import UserKey
 
@@ -43,32 +43,65 @@ def test_postgres_refuses_who_lacks_the_password(postgres_url: str, spoil) -> No
 
 
 async def test_nats_refuses_who_lacks_the_key(nats_server: embedded.Nats, tmp_path: Path) -> None:
-    async def quiet(error: Exception) -> None: ...
-
     address, other = nats_server.url.partition("?")[0], embedded.Nats(tmp_path, nats_server.port)
+    nkeys.ensure_seed(other.seed)
     public = UserKey.read(nats_server.seed).public
-    for url in (address, address.replace("//", f"//{public}:x@"), address.replace("//", f"//{public}@"), other.url):
+    certificate = urlencode({"certificate": nats_server.certificate})
+    addresses = (address, address.replace("//", f"//{public}:x@"), address.replace("//", f"//{public}@"))
+    seed = urlencode({"nkey": other.seed})
+    for url in (*(f"{each}?{certificate}" for each in addresses), f"{address}?{seed}&{certificate}"):
         with pytest.raises(nats.errors.Error, match=r"(?i)authorization"):
             await connect(url, allow_reconnect=False, error_cb=quiet)
 
 
-async def test_somebody_on_the_port_of_nats_gets_no_secret(tmp_path: Path) -> None:
-    """He may ask for a signature of what he likes; it is of no use where the server asks for another."""
-    server = embedded.Nats(tmp_path / "nats", embedded.free_port())
-    told: asyncio.Queue[bytes] = asyncio.Queue()
+def context_of(folder: Path) -> ssl.SSLContext:
+    """Of a server with a certificate that looks like the home's, and is another."""
+    ray_tls.ensure(made := folder / "his.pem")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(made)
+    return context
+
+
+@pytest.mark.parametrize("his", [None, context_of], ids=["plain", "tls"])
+async def test_somebody_on_the_port_of_nats_is_told_nothing_until_the_true_one_is_back(
+    tmp_path: Path, his: Callable[[Path], ssl.SSLContext] | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    server, is_there, heard = embedded.Nats(tmp_path / "nats", embedded.free_port()), asyncio.Event(), []
 
     async def rogue(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(b'INFO {"server_id":"x","version":"2.15.1","auth_required":true,"nonce":"n","max_payload":1}\r\n')
-        told.put_nowait(await reader.readline() + await reader.readline())
+        said = b'INFO {"server_id":"x","version":"2.15.1","auth_required":true,"nonce":"n","max_payload":1}\r\n'
+        with contextlib.suppress(ConnectionError):
+            writer.write(said)
+            heard.append(await reader.read(4096))
+            writer.write(said)
+            heard.append(await reader.read(4096))
         writer.close()
 
-    async with await asyncio.start_server(rogue, "127.0.0.1", server.port), Bus(server.url, "testing"):
-        heard = await asyncio.wait_for(told.get(), 20)
-    said = json.loads(heard.removeprefix(b"CONNECT ").splitlines()[0])
-    assert said["nkey"] == UserKey.read(server.seed).public
-    assert len(base64.b64decode(said["sig"])) == 64
-    assert not {"user", "pass", "auth_token", "jwt"} & said.keys()
-    assert secret_of(server.seed) not in heard
+    async def told(of_use: bool) -> None:
+        if of_use:
+            is_there.set()
+
+    async with Bus(server.url, "testing", told):
+        context = his(tmp_path) if his else None
+        async with await asyncio.start_server(rogue, "127.0.0.1", server.port, ssl=context):
+            while "the port of NATS is another's" not in caplog.text:  # noqa: ASYNC110 - a log has no event
+                await asyncio.sleep(0.05)
+        assert not is_there.is_set()
+        async with process.running(server.program(tmp_path / "log")):
+            await asyncio.wait_for(is_there.wait(), 30)
+    # Nothing, or how TLS begins (22) and how it ends (21).
+    assert all(not said or said[0] in {21, 22} for said in heard)
+    assert not any(word in b"".join(heard) for word in (b"CONNECT", UserKey.read(server.seed).public.encode()))
+    assert caplog.text.count("it lacks the certificate") == 1
+
+
+async def test_nats_speaks_with_nobody_who_knows_no_certificate(nats_server: embedded.Nats) -> None:
+    url = nats_server.url.partition("&")[0]
+    with pytest.raises((nats.errors.Error, TimeoutError)):
+        await connect(url, allow_reconnect=False, max_reconnect_attempts=1, connect_timeout=1, error_cb=quiet)
+
+
+async def quiet(error: Exception) -> None: ...
 
 
 async def test_a_home_of_an_earlier_version_loses_its_password_and_no_message(tmp_path: Path) -> None:
@@ -76,7 +109,12 @@ async def test_a_home_of_an_earlier_version_loses_its_password_and_no_message(tm
     server.folder.mkdir()
     (server.folder / "password").write_text("old")
     async with process.running(server.program(tmp_path / "log")):
-        assert sorted(path.name for path in server.folder.iterdir()) == ["jetstream", "nats.conf", "seed"]
+        assert sorted(path.name for path in server.folder.iterdir()) == [
+            "certificate",
+            "jetstream",
+            "nats.conf",
+            "seed",
+        ]
         assert b"old" not in (server.folder / "nats.conf").read_bytes()
 
 

@@ -80,4 +80,5 @@ def test_a_server_that_breaks_off_anywhere_is_tried_until_it_is_there(
     known_before: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(mesh_nats, "_RECONNECT_SECONDS", 0.02)
+    monkeypatch.setattr(mesh_nats, "_CLOSE_SECONDS", 0.02)
     uvloop.run(go_through(tmp_path, known_before=known_before))

@@ -45,3 +45,12 @@ def test_other_addresses_are_taken_as_they_are() -> None:
     for url in ("nats://u:p@h:1", "nats://h", "tls://h:2,nats://i:3"):
         client, address = client_of(url)
         assert (address, signing(client)) == (url, {})
+
+
+@pytest.mark.parametrize("text", [None, "", "x"])
+def test_a_certificate_that_is_none_is_told(tmp_path: Path, text: str | None) -> None:
+    path = tmp_path / "certificate"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(Unauthenticated, match=f"{path} has no certificate of NATS"):
+        client_of(f"nats://h:1?certificate={path}")
