@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from services.mesh.disk_space import DiskSpace
+from services.mesh.settings import Environment, MeshSettings
 
 LOW = 100 << 20
 
@@ -63,3 +64,10 @@ async def test_a_disk_that_cannot_be_looked_at_counts_as_having_room(
     assert await asyncio.wait_for(changes.get(), 10) is True
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
+
+
+@pytest.mark.parametrize(("url", "folder"), [("/a/b", "/a/b"), ("file:///a/b", "/a/b"), ("memory://b", None)])
+def test_a_store_on_this_machine_is_watched_however_its_address_is_written(url: str, folder: str | None) -> None:
+    settings = {"RLHF_ARTIFACTS_URL": url, "RLHF_POSTGRES_URL": "postgresql://h/d", "RLHF_NATS_URL": "nats://h"}
+    found = MeshSettings.read(Environment(settings), "dataset").artifacts_folder
+    assert found == (Path(folder) if folder else None)
