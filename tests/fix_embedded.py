@@ -16,8 +16,9 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from services.mesh import embedded, identity
-from services.mesh.nats import connect
+from services.mesh import identity
+from services.mesh.events.bus import connect
+from services.supervisor import embedded
 
 T = TypeVar("T")
 _numbers = itertools.count(1)

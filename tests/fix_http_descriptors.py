@@ -14,10 +14,10 @@ from google.protobuf import descriptor_pb2, descriptor_pool, json_format
 from google.protobuf.message import Message
 from grpc_tools import protoc
 
-from services.mesh import transcoding
+from services.gateway.transcoding import transcoder
+from services.gateway.transcoding.path_templates import Router
+from services.gateway.transcoding.transcoder import Route, parse_query
 from services.mesh.errors import InvalidArgument
-from services.mesh.path_templates import Router
-from services.mesh.transcoding import Route, parse_query
 
 # Imported so that the pool of descriptors has the files that HEAD imports.
 for name in ("any", "duration", "field_mask", "struct", "timestamp", "wrappers"):
@@ -58,7 +58,7 @@ def compile_service(package: str, source: str) -> Any:
 def send(service: Any, method: str, target: str, body: object = None) -> tuple[str, Message]:
     """What an HTTP request becomes: the RPC's name and its message."""
     router: Router[Route] = Router()
-    for route in transcoding.routes(service):
+    for route in transcoder.routes(service):
         router.add(route.http_method, route.template, route)
     path, _, query = target.partition("?")
     found = router.find(method, path)

@@ -17,13 +17,13 @@ import pytest
 from google.protobuf.wrappers_pb2 import StringValue
 from rlhf.event.v1.training_job_changed_pb2 import TrainingJobChanged
 
-from services.mesh import embedded
-from services.mesh.events import EventLog
-from services.mesh.job import Job, State
-from services.mesh.jobs import Jobs
-from services.mesh.postgres import Connection, Database
-from services.mesh.server import Server
+from services.mesh.db.postgres import Connection, Database
+from services.mesh.events.outbox import EventLog
+from services.mesh.jobs.model import Job, State
+from services.mesh.jobs.store import Jobs
+from services.mesh.rpc.server import Server
 from services.mesh.settings import Environment, MeshSettings
+from services.supervisor import embedded
 
 PROJECT = "projects/default"
 _numbers = itertools.count(1)

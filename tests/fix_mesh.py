@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from services.cli.supervisor import leftovers
-from services.mesh.embedded import Home, procfs
+from services.mesh.processes import procfs
+from services.supervisor import leftovers
+from services.supervisor.embedded import Home
 
 
 class Mesh:

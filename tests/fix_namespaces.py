@@ -7,5 +7,5 @@ import sys
 
 # Why it makes none; "" where it does.
 NO_NAMESPACES = subprocess.run(
-    [sys.executable, "-m", "services.mesh.confinement"], capture_output=True, text=True, timeout=60
+    [sys.executable, "-m", "services.mesh.processes.confinement"], capture_output=True, text=True, timeout=60
 ).stdout

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import grpc
 
-from services.mesh.embedded import ray_tls
+from services.supervisor.embedded import ray_tls
 
 _REFUSALS = {grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.UNIMPLEMENTED}
 

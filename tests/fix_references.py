@@ -9,7 +9,7 @@ from psycopg.types.json import Jsonb
 
 from services.mesh import names
 from services.mesh.artifacts import Manifest
-from services.trainer.holding import hold_artifact
+from services.trainer.training.input_references import hold_artifact
 
 
 async def insert_model(postgres_url: str, name: str, manifest: Manifest, **columns: Any) -> None:

@@ -18,12 +18,12 @@ from typing import Any
 import grpc
 import pytest
 
-from services.mesh.embedded.ray_head import NODES_ALIVE, NODES_CALL, REPLY_WITH_A_NODE_BYTES
-from services.mesh.fork_server.client import VARIABLE, Forked, Request, fork
-from services.mesh.params import parse
-from services.trainer import plan as plans
+from services.mesh.processes.fork_server.client import VARIABLE, Forked, Request, fork
+from services.mesh.validation.params import parse
+from services.supervisor.embedded.ray_head import NODES_ALIVE, NODES_CALL, REPLY_WITH_A_NODE_BYTES
 from services.trainer.algorithms import algorithms
-from services.trainer.spool import End, Record, read_from
+from services.trainer.runs.spool import End, Record, read_from
+from services.trainer.training import launch_plan as plans
 
 CONFIG = {
     "model_type": "llama",
@@ -45,7 +45,7 @@ ENVIRONMENT = {
     "RAY_memory_monitor_refresh_ms": "0",
     "RAY_AUTH_MODE": "disabled",
 }
-START_ENVIRONMENT = {**ENVIRONMENT, "RAY_START_HOOK": "services.mesh.embedded.ray_hooks.cluster_hook"}
+START_ENVIRONMENT = {**ENVIRONMENT, "RAY_START_HOOK": "services.supervisor.embedded.ray_hooks.cluster_hook"}
 
 
 @pytest.fixture(scope="session")
@@ -54,7 +54,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny")
     spec = folder.parent / "tiny-spec.json"
     spec.write_text(json.dumps(SPEC))
-    command = [sys.executable, "-m", "services.trainer.weights", "init", str(folder), "--spec", str(spec)]
+    command = [sys.executable, "-m", "services.models", "init", str(folder), "--spec", str(spec)]
     subprocess.run(command, check=True, env=ENVIRONMENT, capture_output=True)
     return folder
 

@@ -14,7 +14,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 
-from services.mesh import metrics, tracing
+from services.mesh.telemetry import metrics, tracing
 
 # The value of a figure (the count, of a histogram) where all these attributes hold, summed up; None where none does.
 Figure = Callable[..., float | None]

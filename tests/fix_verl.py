@@ -13,7 +13,7 @@ def verl_on_cpu() -> Iterator[None]:
     pytest.importorskip("verl")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VERL_PLATFORM", "cpu")
-        from services.trainer.verl import cpu_platform
+        from services.trainer.verl.patches import cpu_platform
 
         cpu_platform.complete_torch_cpu()
         cpu_platform.register()

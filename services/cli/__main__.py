@@ -8,28 +8,26 @@ from typing import Annotated
 
 import typer
 
-from services.cli import (
-    catalogue,
+from services.cli import exit_codes, repeated_options, violations
+from services.cli.backup import commands as backup
+from services.cli.commands import (
     checkpoints,
     datasets,
     doctor,
-    exits,
     jobs,
     lifecycle,
     models,
-    recipes_command,
-    repeated_options,
-    reward_trials,
+    recipes,
+    registries,
+    rewards,
     token,
     train,
-    violations,
 )
-from services.cli.backup import commands as backup
 from services.cli.demo import run as demo
 from services.cli.session import Options
 from services.mesh.errors import FailedPrecondition, PlatformError
 
-_EPILOG = "Exit codes: " + "; ".join(f"**{code}** {meaning}" for code, meaning in exits.MEANINGS) + "."
+_EPILOG = "Exit codes: " + "; ".join(f"**{code}** {meaning}" for code, meaning in exit_codes.MEANINGS) + "."
 
 app = typer.Typer(
     name="rlhf",
@@ -82,12 +80,12 @@ demo.register(app)
 app.add_typer(models.app, name="model")
 app.add_typer(datasets.app, name="dataset")
 app.add_typer(train.app, name="train")
-app.add_typer(recipes_command.app, name="recipe")
+app.add_typer(recipes.app, name="recipe")
 app.add_typer(jobs.app, name="job")
 app.add_typer(checkpoints.app, name="checkpoint")
-app.add_typer(catalogue.algorithm_app, name="algorithm")
-reward_trials.register(catalogue.reward_app)
-app.add_typer(catalogue.reward_app, name="reward")
+app.add_typer(registries.algorithm_app, name="algorithm")
+rewards.register(registries.reward_app)
+app.add_typer(registries.reward_app, name="reward")
 
 
 def main() -> None:
@@ -96,15 +94,15 @@ def main() -> None:
         app(prog_name="rlhf")
     except PlatformError as error:
         violations.show(error)
-        sys.exit(exits.code_of(error))
+        sys.exit(exit_codes.code_of(error))
     except OSError as error:
         # Of a file or folder that was named to us; any other is a fault of ours, whose trace is wanted.
         if error.filename is None:
             raise
         violations.show(FailedPrecondition("FILE_UNUSABLE", f"{error.filename}: {error.strerror}"))
-        sys.exit(exits.FAILED)
+        sys.exit(exit_codes.FAILED)
     except KeyboardInterrupt:
-        sys.exit(exits.INTERRUPTED)
+        sys.exit(exit_codes.INTERRUPTED)
 
 
 if __name__ == "__main__":

@@ -145,7 +145,7 @@ def paragraphs(text: str) -> str:
 
 def as_json(message: Message) -> dict[str, Any]:
     """As the HTTP API writes it: lowerCamelCase, every field, 64-bit integers as text, whole numbers whole."""
-    from services.mesh import protojson_printing
+    from services.mesh.rpc import protojson_printing
 
     return protojson_printing.tree(message)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from services.cli import exits, headline, job_views, output, progress
+from services.cli import exit_codes, headline, job_views, output, progress
 from services.cli.progress import Progress
 from services.cli.session import collect, options_of, run
 from services.client import references
@@ -41,12 +41,12 @@ def watch_until_end(context: typer.Context, name: str, output_format: str) -> No
         job_command = f"{base_command(context)} job"
         output.say(f"the job goes on; the same is shown again by: {job_command} watch {references.short(name)}")
         output.hint(f"end it with: {job_command} cancel {references.short(name)}")
-        raise typer.Exit(exits.INTERRUPTED) from None
+        raise typer.Exit(exit_codes.INTERRUPTED) from None
     if output_format != "table":
         output.show_one(job, (), output_format)
     show_end(job)
     if job_views.state(job) != "SUCCEEDED":
-        raise typer.Exit(exits.FAILED)
+        raise typer.Exit(exit_codes.FAILED)
 
 
 def base_command(context: typer.Context) -> str:

@@ -11,8 +11,9 @@ import grpc.aio
 from google.protobuf.message import Message
 
 from services.client.endpoint import Endpoint
-from services.mesh import client, tracing
-from services.mesh.writing import send_all
+from services.mesh.rpc import client
+from services.mesh.rpc.sending import send_all
+from services.mesh.telemetry import tracing
 
 R = TypeVar("R", bound=Message)
 T = TypeVar("T")

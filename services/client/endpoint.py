@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from services.mesh import addresses, identity
-from services.mesh.embedded import procfs
 from services.mesh.errors import FailedPrecondition, Unavailable
+from services.mesh.processes import procfs
 from services.mesh.settings import Environment, default_home
 
 

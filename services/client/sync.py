@@ -10,10 +10,10 @@ import grpc
 from google.protobuf.message import Message
 
 from services.client.endpoint import Endpoint
-from services.mesh import tracing
-from services.mesh.client import OPTIONS, from_status
 from services.mesh.errors import PlatformError
-from services.mesh.interceptors import DETAILS_KEY
+from services.mesh.rpc.client import OPTIONS, from_status
+from services.mesh.rpc.interceptors import DETAILS_KEY
+from services.mesh.telemetry import tracing
 
 R = TypeVar("R", bound=Message)
 T = TypeVar("T")

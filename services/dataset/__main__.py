@@ -6,7 +6,7 @@ import uvloop
 
 from services.dataset.app import build
 from services.dataset.settings import Settings
-from services.mesh.telemetry import configure_logging
+from services.mesh.telemetry.logs import configure_logging
 
 
 async def _serve() -> None:

@@ -10,28 +10,29 @@ from rlhf.dataset.v1.dataset_service_pb2_grpc import add_DatasetServiceServicer_
 from rlhf.event.v1.dataset_version_created_pb2 import DatasetVersionCreated
 from rlhf.event.v1.training_job_changed_pb2 import TrainingJobChanged
 
-from services.dataset import datasets, wire
-from services.dataset.datasets import Datasets
+from services.dataset import wire
+from services.dataset.datasets import service
+from services.dataset.datasets.service import Datasets
+from services.dataset.datasets.versions import Announce, Versions
 from services.dataset.entities import DatasetVersion
 from services.dataset.servicer import Servicer
 from services.dataset.settings import Settings
-from services.dataset.staging import Staging
 from services.dataset.store.versions import next_sequence
-from services.dataset.uploads import VALIDATION, UploadRules, Uploads
-from services.dataset.validation_handler import ReaderLimits, ValidationHandler
-from services.dataset.versions import Announce, Versions
+from services.dataset.uploads.service import VALIDATION, UploadRules, Uploads
+from services.dataset.uploads.staging import Staging
+from services.dataset.uploads.validation_handler import ReaderLimits, ValidationHandler
+from services.mesh.artifacts.collecting_store import CollectingStore
 from services.mesh.artifacts.gc import Collector
 from services.mesh.artifacts.marker import claim
-from services.mesh.census import Census, open_jobs, unpublished_events
-from services.mesh.collecting import CollectingStore
-from services.mesh.consuming import Consumer
-from services.mesh.events import Bus, EventLog, Relay
-from services.mesh.jobs import Job, Jobs, State
-from services.mesh.postgres import Connection, Database
-from services.mesh.server import Process, Server
+from services.mesh.db.expiry import Sweeper
+from services.mesh.db.postgres import Connection, Database
+from services.mesh.events.consumer import Consumer
+from services.mesh.events.outbox import Bus, EventLog, Relay
+from services.mesh.jobs.store import Job, Jobs, State
+from services.mesh.jobs.worker import Worker
+from services.mesh.rpc.server import Process, Server
 from services.mesh.settings import NATS
-from services.mesh.sweeping import Sweeper
-from services.mesh.worker import Worker
+from services.mesh.telemetry.gauges import Census, open_jobs, unpublished_events
 
 SCHEMA = "dataset"
 SERVICE = dataset_service_pb2.DESCRIPTOR.services_by_name["DatasetService"].full_name
@@ -108,7 +109,7 @@ def announcing(log: EventLog) -> Announce:
 async def _note_use(connection: Connection, event: Message) -> None:
     assert isinstance(event, TrainingJobChanged)
     job, resources, sequence, ended = wire.job_use(event)
-    await datasets.note_use(connection, job, resources, sequence=sequence, ended=ended)
+    await service.note_use(connection, job, resources, sequence=sequence, ended=ended)
 
 
 async def _no_event(connection: Connection, job: Job, before: State | None) -> None:

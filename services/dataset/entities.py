@@ -10,7 +10,7 @@ from typing import Any
 from uuid import UUID
 
 from services.mesh import names
-from services.mesh.jobs import State
+from services.mesh.jobs.store import State
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,12 @@ from rlhf.dataset.v1 import dataset_service_pb2 as pb
 from rlhf.dataset.v1.dataset_service_pb2_grpc import DatasetServiceServicer
 
 from services.dataset import wire
-from services.dataset.datasets import Datasets
+from services.dataset.datasets.service import Datasets
+from services.dataset.datasets.versions import Versions
 from services.dataset.formats import formats
-from services.dataset.uploads import Uploads
-from services.dataset.versions import Versions
-from services.mesh.pages import PageRequest
-from services.mesh.requests import RequestKey
+from services.dataset.uploads.service import Uploads
+from services.mesh.rpc.idempotency import RequestKey
+from services.mesh.rpc.pagination import PageRequest
 
 
 class Servicer(DatasetServiceServicer):

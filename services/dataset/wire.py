@@ -12,16 +12,17 @@ from rlhf.dataset.v1 import dataset_service_pb2 as pb
 from rlhf.event.v1 import dataset_version_created_pb2, training_job_changed_pb2
 from rlhf.type.v1 import job_state_pb2, registry_entry_pb2
 
-from services.dataset import uploads, versions
-from services.dataset.datasets import DatasetChange, NewDataset
+from services.dataset.datasets import versions
+from services.dataset.datasets.service import DatasetChange, NewDataset
+from services.dataset.datasets.versions import StoredRow
 from services.dataset.entities import Dataset, DatasetVersion, Upload
-from services.dataset.new_upload import NewUpload
-from services.dataset.options import Split, UploadOptions, from_json
-from services.dataset.skipping import SkippedRow
-from services.dataset.spellings import Format
-from services.dataset.versions import StoredRow
+from services.dataset.reading.input_layouts import Format
+from services.dataset.uploads import service
+from services.dataset.uploads.new_upload import NewUpload
+from services.dataset.uploads.options import Split, UploadOptions, from_json
+from services.dataset.uploads.skipped_rows import SkippedRow
 from services.mesh import registry
-from services.mesh.messages import timestamp, to_struct
+from services.mesh.rpc.wellknown import timestamp, to_struct
 
 _ENDED = frozenset(
     {job_state_pb2.JOB_STATE_SUCCEEDED, job_state_pb2.JOB_STATE_FAILED, job_state_pb2.JOB_STATE_CANCELLED}
@@ -124,8 +125,8 @@ def _upload_error(row: Upload) -> dataset_pb2.UploadError | None:
     return dataset_pb2.UploadError(reason=row.job_error["reason"], message=row.job_error["message"])
 
 
-def piece(message: pb.WriteUploadRequest) -> uploads.Piece:
-    return uploads.Piece(message.name, message.offset_bytes, message.chunk)
+def piece(message: pb.WriteUploadRequest) -> service.Piece:
+    return service.Piece(message.name, message.offset_bytes, message.chunk)
 
 
 def upload_event(row: Upload | None) -> pb.StreamUploadEventsResponse:

@@ -11,7 +11,7 @@ from services.gateway.app import build
 from services.gateway.settings import GatewaySettings
 from services.mesh.errors import PlatformError
 from services.mesh.settings import Environment
-from services.mesh.telemetry import configure_logging
+from services.mesh.telemetry.logs import configure_logging
 
 
 async def main() -> None:

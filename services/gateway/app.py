@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 
-from services.gateway.http import HttpListener, http_app
+from services.gateway.http.app import HttpListener, http_app
 from services.gateway.proxy import Proxy
 from services.gateway.settings import GatewaySettings
-from services.gateway.streams import OpenStreams
+from services.gateway.streams.server_stream import OpenStreams
 from services.gateway.upstreams import Upstreams
 from services.mesh import identity
-from services.mesh.observing import Observed
-from services.mesh.server import Server
+from services.mesh.rpc.instrumentation import Observed
+from services.mesh.rpc.server import Server
 
 _MIRROR_SECONDS = 0.25
 

@@ -15,9 +15,9 @@ import grpc
 from google.protobuf.descriptor import ServiceDescriptor
 
 from services.gateway.upstreams import Upstream
-from services.gateway.writing import finish, send
-from services.mesh import tracing
-from services.mesh.observing import FORWARDED_FOR
+from services.mesh.rpc.instrumentation import FORWARDED_FOR
+from services.mesh.rpc.sending import finish, send
+from services.mesh.telemetry import tracing
 
 # Of one connection, not of the call; where it comes from, which is not the caller's to say; and the trace, which goes
 # on from the gateway's own span.

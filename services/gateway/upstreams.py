@@ -14,9 +14,9 @@ from google.protobuf.descriptor import ServiceDescriptor
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from services.mesh import addresses
-from services.mesh.client import map_error
 from services.mesh.errors import DeadlineExceeded, PlatformError, Unavailable
-from services.mesh.interceptors import DETAILS_KEY
+from services.mesh.rpc.client import map_error
+from services.mesh.rpc.interceptors import DETAILS_KEY
 from services.mesh.settings import DISK, NATS
 
 _FOLLOW_AGAIN_SECONDS = 0.25

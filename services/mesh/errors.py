@@ -1,4 +1,4 @@
-"""The platform's errors. Domain code raises these; only `interceptors.py` knows that they become gRPC statuses.
+"""The platform's errors. Domain code raises these; only `rpc/interceptors.py` knows that they become gRPC statuses.
 
 `reason` is a stable UPPER_SNAKE_CASE word that clients may branch on, `message` is for people, and `metadata`
 holds the values that the message mentions, so that nobody has to parse prose.

@@ -8,40 +8,40 @@ from rlhf.trainer.v1 import trainer_service_pb2
 from rlhf.trainer.v1.trainer_service_pb2_grpc import add_TrainerServiceServicer_to_server
 
 from services.mesh import identity
+from services.mesh.artifacts.collecting_store import CollectingStore
 from services.mesh.artifacts.gc import Collector
 from services.mesh.artifacts.marker import claim
-from services.mesh.census import Census, open_jobs, unpublished_events
-from services.mesh.collecting import CollectingStore
-from services.mesh.events import EventLog, Relay
-from services.mesh.nats import Bus
-from services.mesh.postgres import Database
-from services.mesh.server import Process, Server
+from services.mesh.db.expiry import Sweeper
+from services.mesh.db.postgres import Database
+from services.mesh.events.bus import Bus
+from services.mesh.events.outbox import EventLog, Relay
+from services.mesh.jobs.worker import Worker
+from services.mesh.rpc.server import Process, Server
 from services.mesh.settings import NATS, child_environment
-from services.mesh.sweeping import Sweeper
-from services.mesh.worker import Worker
-from services.trainer import announcing
-from services.trainer.bringing import WeightsCache
-from services.trainer.checkpoint_intake import CheckpointIntake
-from services.trainer.checkpoints import Checkpoints
-from services.trainer.checks import Site
-from services.trainer.corruption import Corruption
+from services.mesh.telemetry.gauges import Census, open_jobs, unpublished_events
+from services.models.process import WeightsProcess
+from services.trainer import events
+from services.trainer.checkpoints.corruption import Corruption
+from services.trainer.checkpoints.ingest import CheckpointIntake
+from services.trainer.checkpoints.lifecycle import Keeper
+from services.trainer.checkpoints.service import Checkpoints
 from services.trainer.dataset_client import DatasetClient
-from services.trainer.deletion import Deletion
-from services.trainer.disk import Disk
-from services.trainer.import_handler import ImportHandler
-from services.trainer.keeping import Keeper
-from services.trainer.models import IMPORT, Models
-from services.trainer.preparation import Preparation
-from services.trainer.resolver import Resolver
-from services.trainer.series import Series
+from services.trainer.models.import_handler import ImportHandler
+from services.trainer.models.resolver import Resolver
+from services.trainer.models.service import IMPORT, Models
+from services.trainer.models.weights_cache import WeightsCache
 from services.trainer.servicer import Servicer
 from services.trainer.settings import Settings
 from services.trainer.store.checkpoints import by_state as checkpoints_by_state
-from services.trainer.token_lengths import Asking, TokenLengths
-from services.trainer.training_handler import TrainingHandler
-from services.trainer.training_jobs import TRAINING, TrainingJobs
-from services.trainer.trials import RewardTrials
-from services.trainer.weights_process import WeightsProcess
+from services.trainer.streams.series import Series
+from services.trainer.training.checks import Site
+from services.trainer.training.deletion import Deletion
+from services.trainer.training.disk_estimate import Disk
+from services.trainer.training.handler import TrainingHandler
+from services.trainer.training.preparation import Preparation
+from services.trainer.training.reward_dry_run import RewardTrials
+from services.trainer.training.service import TRAINING, TrainingJobs
+from services.trainer.training.token_lengths import Asking, TokenLengths
 
 SCHEMA = "trainer"
 SERVICE = trainer_service_pb2.DESCRIPTOR.services_by_name["TrainerService"].full_name
@@ -53,14 +53,14 @@ def build(settings: Settings) -> Server:
     server = Server("trainer", settings.mesh)
     database = Database(settings.mesh.postgres_url, SCHEMA)
     log = EventLog(database)
-    jobs = announcing.jobs_of(database, log)
+    jobs = events.jobs_of(database, log)
     artifacts = CollectingStore(settings.mesh.artifacts_url)
     datasets = DatasetClient(settings.dataset_target, identity.read_token(settings.mesh.token_file))
     bus = Bus(settings.mesh.nats_url, "trainer", functools.partial(server.set_serving, NATS))
     disk = Disk.of(settings.jobs_folder, settings.mesh.artifacts_url)
     memory = settings.slot_memory_bytes or None
     site = Site(settings.device, settings.slots, settings.reward_site, disk, memory)
-    announce = announcing.CheckpointAnnouncer(jobs, log)
+    announce = events.CheckpointAnnouncer(jobs, log)
     corruption = Corruption(database, artifacts, announce)
     asking = Asking(settings.worker_python, _training_environment(), settings.fork_server)
     lengths = TokenLengths(asking, datasets, settings.cache_folder)
@@ -72,7 +72,7 @@ def build(settings: Settings) -> Server:
         training_jobs,
         Series(database, jobs),
         Checkpoints(database, jobs, artifacts, corruption),
-        Deletion(database, jobs, announce, announcing.deletion_of(jobs, log)),
+        Deletion(database, jobs, announce, events.deletion_of(jobs, log)),
         RewardTrials(settings, _training_environment(), resolver, artifacts),
     )
     server.add_step(lambda: database.migrate(*PACKAGES))
@@ -91,12 +91,12 @@ def build_worker(settings: Settings) -> Process:
     process = Process("trainer.worker", settings.mesh.ready_file, settings.mesh.telemetry)
     database = Database(settings.mesh.postgres_url, SCHEMA)
     log = EventLog(database)
-    jobs = announcing.jobs_of(database, log)
+    jobs = events.jobs_of(database, log)
     artifacts = CollectingStore(settings.mesh.artifacts_url)
     datasets = DatasetClient(settings.dataset_target, identity.read_token(settings.mesh.token_file))
-    announce = announcing.CheckpointAnnouncer(jobs, log)
+    announce = events.CheckpointAnnouncer(jobs, log)
     intake = CheckpointIntake(artifacts, announce)
-    warnings = announcing.warnings_of(jobs, log)
+    warnings = events.warnings_of(jobs, log)
     collector = Collector(database, artifacts, settings.mesh.keep.unfinished_seconds)
     keeper = Keeper(database, jobs, collector, announce, settings.jobs_folder, settings.kept_training_states)
     corruption = Corruption(database, artifacts, announce)

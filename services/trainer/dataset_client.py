@@ -13,8 +13,8 @@ from google.protobuf import json_format
 from rlhf.dataset.v1 import dataset_service_pb2
 from rlhf.dataset.v1.dataset_service_pb2_grpc import DatasetServiceStub
 
-from services.mesh import client
 from services.mesh.errors import PlatformError
+from services.mesh.rpc import client
 from services.trainer.entities import DatasetVersion
 
 

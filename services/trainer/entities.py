@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
-from services.mesh.job_warnings import JobWarning
+from services.mesh.jobs.warnings import JobWarning
 
 LATEST = "latest"
 

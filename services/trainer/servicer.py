@@ -12,21 +12,23 @@ from rlhf.trainer.v1 import trainer_service_pb2 as pb
 from rlhf.trainer.v1.trainer_service_pb2_grpc import TrainerServiceServicer
 from rlhf.type.v1 import checkpoint_pb2
 
-from services.mesh.messages import struct
-from services.mesh.pages import PageRequest
-from services.mesh.requests import RequestKey
-from services.trainer import model_wire, series_wire, wire
+from services.mesh.rpc.idempotency import RequestKey
+from services.mesh.rpc.pagination import PageRequest
+from services.mesh.rpc.wellknown import struct
+from services.rewards import rewards
+from services.trainer import wire
 from services.trainer.algorithms import algorithms
-from services.trainer.checkpoints import Checkpoints
-from services.trainer.deletion import Deletion
+from services.trainer.checkpoints.service import Checkpoints
 from services.trainer.entities import LogLine, MetricPoint
-from services.trainer.feeds import Batch
-from services.trainer.models import Models
-from services.trainer.resolver import Resolver
-from services.trainer.rewards import rewards
-from services.trainer.series import Series
-from services.trainer.training_jobs import TrainingJobs
-from services.trainer.trials import RewardTrials
+from services.trainer.models import wire as model_wire
+from services.trainer.models.resolver import Resolver
+from services.trainer.models.service import Models
+from services.trainer.streams import wire as series_wire
+from services.trainer.streams.broadcast import Batch
+from services.trainer.streams.series import Series
+from services.trainer.training.deletion import Deletion
+from services.trainer.training.reward_dry_run import RewardTrials
+from services.trainer.training.service import TrainingJobs
 
 T = TypeVar("T", MetricPoint, LogLine)
 M = TypeVar("M")

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast, get_args
 
-from services.mesh.fork_server import client as fork_server
+from services.mesh.processes.fork_server import client as fork_server
 from services.mesh.settings import Environment, MeshSettings
-from services.trainer.plan import CustomCode, RewardSite
+from services.rewards.spec import CustomCode, RewardSite
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Settings:
     lease_seconds: float
     # How long a cancelled run may take to its next step boundary before it is killed.
     cancel_grace_seconds: float
-    # How long a run may report nothing before it counts as hung; longer where its steps are long, see stall.py.
+    # How long a run may report nothing before it counts as hung; longer where its steps are long, see runs/stall.py.
     stall_seconds: float
     # How often a run that died is started again.
     max_retries: int

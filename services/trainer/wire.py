@@ -20,23 +20,19 @@ from rlhf.type.v1 import (
     scoring_pb2,
 )
 
-from services.mesh import params, registry
+from services.mesh import registry
 from services.mesh.artifacts import ArtifactFile, Manifest
 from services.mesh.errors import InvalidArgument
-from services.mesh.events import StoredEvent
-from services.mesh.job_warnings import JobWarning
-from services.mesh.jobs import Attempt, Job, State
-from services.mesh.messages import status, struct, timestamp, to_struct
-from services.trainer.algorithms import Algorithm, describing
-from services.trainer.entities import (
-    Checkpoint,
-    NewTrainingJob,
-    RewardVerdict,
-    TrainingSpec,
-)
-from services.trainer.holding import inputs
-from services.trainer.rewards import Reward, RewardSample
-from services.trainer.training_jobs import TrainingJob
+from services.mesh.events.outbox import StoredEvent
+from services.mesh.jobs.store import Attempt, Job, State
+from services.mesh.jobs.warnings import JobWarning
+from services.mesh.rpc.wellknown import status, struct, timestamp, to_struct
+from services.mesh.validation import params
+from services.rewards import Reward, RewardSample
+from services.trainer.algorithms import Algorithm, schema
+from services.trainer.entities import Checkpoint, NewTrainingJob, RewardVerdict, TrainingSpec
+from services.trainer.training.input_references import inputs
+from services.trainer.training.service import TrainingJob
 
 
 def new_training_job(request: trainer_service_pb2.CreateTrainingJobRequest) -> NewTrainingJob:
@@ -205,7 +201,7 @@ def checkpoint(row: Checkpoint, manifest: Manifest | None = None) -> checkpoint_
 
 def algorithm(name: str, entry: type[Algorithm]) -> training_job_pb2.Algorithm:
     return training_job_pb2.Algorithm(
-        entry=_entry(name, entry, describing.schema(name)),
+        entry=_entry(name, entry, schema.schema(name)),
         dataset_formats=entry.dataset_formats,
         validation_formats=entry.validation_formats,
         headline_metrics=[

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uvloop
 
-from services.mesh.telemetry import configure_logging
+from services.mesh.telemetry.logs import configure_logging
 from services.trainer.app import build_worker
 from services.trainer.settings import Settings
 

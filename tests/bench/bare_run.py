@@ -13,9 +13,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from services.mesh.embedded.ray_head import default_resources
-from services.trainer import plan as plans
-from services.trainer.verl import environment, hooks
+from services.supervisor.embedded.ray_head import default_resources
+from services.trainer.training import launch_plan as plans
+from services.trainer.verl import environment
+from services.trainer.verl.patches import hooks
 
 
 class Reporter:
@@ -58,8 +59,8 @@ def main(folder: Path) -> None:
         ray.init(num_cpus=cpus, num_gpus=plan.slots, include_dashboard=False, runtime_env=runtime)
         environment.apply(variables)
         hooks.install_common()
-        from services.trainer.verl import rl, sft
         from services.trainer.verl.context import RunContext
+        from services.trainer.verl.trainers import rl, sft
 
         silent: Any = Reporter()
         (sft if plan.trainer == "sft" else rl).train(RunContext(plan, silent, silent, silent))

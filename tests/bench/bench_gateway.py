@@ -26,8 +26,8 @@ import uvloop
 from processes import cpu_seconds
 from rlhf.dataset.v1 import dataset_pb2, dataset_service_pb2, dataset_service_pb2_grpc
 
-from services.mesh.embedded.ports import free_port
-from services.mesh.transcoding import to_json
+from services.gateway.transcoding.transcoder import to_json
+from services.supervisor.embedded.ports import free_port
 
 TOKEN = "bench"
 METADATA = (("authorization", f"Bearer {TOKEN}"),)

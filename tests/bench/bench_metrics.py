@@ -29,7 +29,7 @@ import msgspec
 import psycopg
 import uvloop
 
-from services.mesh.embedded.ports import free_port
+from services.supervisor.embedded.ports import free_port
 from tests.bench.rig import Rig, cpu_seconds_of, rig
 
 ROOT = Path(__file__).parents[2]

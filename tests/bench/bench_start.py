@@ -17,8 +17,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from services.trainer import plan as plans
-from services.trainer import spool
+from services.trainer.runs import spool
+from services.trainer.training import launch_plan as plans
 from tests.bench.bench_training import PARAMS, answer, rows
 from tests.fix_mesh import Mesh, embedded_mesh
 from tests.fix_runner import CONFIG

@@ -25,8 +25,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from services.trainer import plan as plans
-from services.trainer import spool
+from services.trainer.runs import spool
+from services.trainer.training import launch_plan as plans
 from tests.fix_mesh import Mesh, embedded_mesh
 from tests.fix_runner import CONFIG
 

@@ -15,7 +15,7 @@ import time
 from collections import defaultdict
 from pathlib import Path
 
-from services.cli.supervisor import state
+from services.supervisor import state
 from tests.fix_mesh import Mesh, embedded_mesh
 
 _MIB = 1 << 20

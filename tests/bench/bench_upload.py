@@ -40,7 +40,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from rlhf.dataset.v1 import dataset_pb2
 from rlhf.dataset.v1 import dataset_service_pb2 as pb
 
-from services.mesh import embedded, identity
+from services.mesh import identity
+from services.supervisor import embedded
 from tests.bench.processes import cpu_seconds
 from tests.integration.dataset.caller import Caller, State
 from tests.integration.dataset.conftest import calling, environment, process

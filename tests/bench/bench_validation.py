@@ -40,11 +40,11 @@ from typing import Any
 
 import msgspec
 
-from services.dataset import sandbox
-from services.dataset.chunks import Content
-from services.dataset.options import UploadOptions
-from services.dataset.rows import Message
-from services.dataset.sandbox import Outcome, Reading
+from services.dataset.datasets.chunks import Content
+from services.dataset.reading.rows import Message
+from services.dataset.uploads import sandbox
+from services.dataset.uploads.options import UploadOptions
+from services.dataset.uploads.sandbox import Outcome, Reading
 
 ROLES = {"system", "user", "assistant", "tool"}
 MIB = 1 << 20

@@ -50,6 +50,6 @@ def make_model(name: str, folder: Path) -> Path:
     spec = folder / f"{name}.json"
     spec.write_text(json.dumps(MODELS[name]))
     target = folder / name
-    command = [sys.executable, "-m", "services.trainer.weights", "init", str(target), "--spec", str(spec)]
+    command = [sys.executable, "-m", "services.models", "init", str(target), "--spec", str(spec)]
     subprocess.run(command, check=True, env=ENVIRONMENT, capture_output=True)
     return target

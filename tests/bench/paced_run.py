@@ -13,8 +13,8 @@ import sys
 import time
 from pathlib import Path
 
-from services.trainer import spool
-from services.trainer.plan import read
+from services.trainer.runs import spool
+from services.trainer.training.launch_plan import read
 
 
 def main(folder: Path) -> None:

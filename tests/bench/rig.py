@@ -18,10 +18,11 @@ import httpx
 from rlhf.dataset.v1 import dataset_pb2, dataset_service_pb2
 from rlhf.dataset.v1.dataset_service_pb2_grpc import DatasetServiceServicer, add_DatasetServiceServicer_to_server
 
-from services.mesh import embedded, identity, names
+from services.mesh import identity, names
 from services.mesh.artifacts import ArtifactStore
-from services.mesh.embedded import procfs
-from services.mesh.embedded.ports import free_port
+from services.mesh.processes import procfs
+from services.supervisor import embedded
+from services.supervisor.embedded.ports import free_port
 from tests.fix_references import insert_model
 
 PARENT = "projects/default"

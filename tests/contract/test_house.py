@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from services.dataset.formats import formats
-from services.mesh import params
 from services.mesh.registry import Registry, summary
+from services.mesh.validation import params
+from services.rewards import rewards
 from services.trainer.algorithms import algorithms
-from services.trainer.rewards import rewards
 
 ROOT = Path(__file__).parents[2]
 MODULES = sorted(path for path in (ROOT / "services").rglob("*.py") if "node_modules" not in path.parts)
@@ -25,7 +25,7 @@ FUNCTION_LINES = 40
 FILE_LINES = 300
 # What runs inside Ray, whose workers get their rank and their devices by environment, as verl does; and who gives a
 # process the environment that another has asked for.
-READ_ENVIRONMENT = ("services/mesh/settings.py", "services/trainer/verl/", "services/mesh/fork_server/")
+READ_ENVIRONMENT = ("services/mesh/settings.py", "services/trainer/verl/", "services/mesh/processes/fork_server/")
 # Each process by the module that wires it.
 PROCESSES = (
     "services.dataset.app", "services.dataset.worker", "services.trainer.app", "services.trainer.worker",
@@ -35,7 +35,7 @@ HEAVY = ("torch", "verl", "vllm", "transformers", "tensordict", "peft", "numpy",
 REGISTRIES = (
     ("services.dataset.formats", "formats"),
     ("services.trainer.algorithms", "algorithms"),
-    ("services.trainer.rewards", "rewards"),
+    ("services.rewards", "rewards"),
 )
 
 

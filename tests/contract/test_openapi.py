@@ -21,13 +21,14 @@ from rlhf.dataset.v1 import dataset_pb2, dataset_service_pb2
 from rlhf.trainer.v1 import trainer_service_pb2, training_job_pb2
 from rlhf.type.v1 import metric_point_pb2
 
+from services.gateway.http.problems import HTTP_STATUS, problem
 from services.gateway.openapi.examples import EXAMPLES
-from services.gateway.problems import HTTP_STATUS, problem
-from services.mesh import params, protojson
+from services.gateway.transcoding.transcoder import routes
 from services.mesh.errors import InvalidArgument, Violation
-from services.mesh.transcoding import routes
+from services.mesh.rpc import protojson
+from services.mesh.validation import params
+from services.rewards import rewards
 from services.trainer.algorithms import algorithms
-from services.trainer.rewards import rewards
 
 DOCUMENT: dict[str, Any] = json.loads(
     (Path(__file__).parents[2] / "proto" / "gen" / "rlhf" / "openapi.json").read_bytes()

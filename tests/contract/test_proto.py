@@ -240,7 +240,7 @@ def test_one_event_a_file() -> None:
 
 
 def test_the_streams_events_have_their_subject() -> None:
-    from services.mesh.nats import SUBJECTS
+    from services.mesh.events.bus import SUBJECTS
 
     for file in EVENTS:
         (message,) = file.message_types_by_name.values()

@@ -6,7 +6,7 @@ from google.api import annotations_pb2
 from rlhf.dataset.v1 import dataset_service_pb2
 from rlhf.trainer.v1 import trainer_service_pb2
 
-from services.mesh.observing import READS
+from services.mesh.rpc.instrumentation import READS
 
 # Bytes over HTTP take a route of their own, and so have no annotation.
 _BYTES = {"DownloadDataset", "DownloadCheckpoint", "DownloadModel", "WriteUpload"}

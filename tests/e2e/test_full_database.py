@@ -20,7 +20,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from services.mesh.embedded import Home, Postgres
+from services.supervisor.embedded import Home, Postgres
 from tests.fix_live import SFT, SFT_PARAMS, LiveMesh, alive, live_home, wait_until
 
 pytestmark = pytest.mark.slow

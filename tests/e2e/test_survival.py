@@ -19,8 +19,9 @@ import grpc
 import psycopg
 import pytest
 
-from services.cli.supervisor import leftovers, state
-from services.mesh.embedded import Home, procfs
+from services.mesh.processes import procfs
+from services.supervisor import leftovers, state
+from services.supervisor.embedded import Home
 from tests.fix_live import GRPO, GRPO_PARAMS, SFT, SFT_PARAMS, LiveMesh, alive, live_home, wait_until
 from tests.fix_ports import Listener, listeners
 from tests.fix_rays_ports import enters_ray, enters_ray_or, enters_rays_http, status_of

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from services.cli import display, exits, output
+from services.cli import display, exit_codes, output
 from services.cli.session import options_of
-from services.mesh.embedded.home import Home
+from services.supervisor.embedded.home import Home
 
 if TYPE_CHECKING:
     from services.cli.backup.saving import Saved
@@ -44,7 +44,7 @@ def backup(context: typer.Context, folder: FolderArgument, output_format: output
         output.say(
             f"the artifact store has lost the bytes of {len(saved.corrupt)} blobs, not saved: {names}", style="red"
         )
-        raise typer.Exit(exits.FAILED)
+        raise typer.Exit(exit_codes.FAILED)
 
 
 def restore(

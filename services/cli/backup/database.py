@@ -15,14 +15,14 @@ from pathlib import Path
 import psycopg
 from psycopg import sql
 
-from services.cli.supervisor.leftovers import MARK
 from services.mesh.artifacts import references
-from services.mesh.embedded.home import Home
-from services.mesh.embedded.ports import free_port
-from services.mesh.embedded.postgres_server import Postgres, binaries
-from services.mesh.embedded.process import running
 from services.mesh.errors import PlatformError, Unavailable
 from services.mesh.settings import child_environment
+from services.supervisor.embedded.home import Home
+from services.supervisor.embedded.ports import free_port
+from services.supervisor.embedded.postgres_server import Postgres, binaries
+from services.supervisor.embedded.process import running
+from services.supervisor.leftovers import MARK
 
 # So long a stream delivers an event again; whoever has done its work knows it for longer.
 _EVENTS = "7 days"

@@ -8,8 +8,8 @@ from pathlib import Path
 import msgspec
 
 from services.mesh.artifacts.store import check_relative_path, check_sha256
-from services.mesh.embedded.home import write_private
 from services.mesh.errors import DataLoss, FailedPrecondition, InvalidArgument
+from services.supervisor.embedded.home import write_private
 
 FILE = "backup.json"
 FORMAT = 1

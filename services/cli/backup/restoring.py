@@ -11,9 +11,9 @@ import services
 from services.cli import output
 from services.cli.backup import copying, database, document, whole
 from services.cli.backup.document import Backup, SavedFile
-from services.cli.supervisor.group import locked
-from services.mesh.embedded.home import Home
 from services.mesh.errors import DataLoss, FailedPrecondition
+from services.supervisor.embedded.home import Home
+from services.supervisor.group import locked
 
 _STAGE = "restoring"
 

@@ -22,12 +22,12 @@ from services.cli import display, output
 from services.cli.backup import copying, database, document, whole
 from services.cli.backup.document import Backup, SavedFile
 from services.cli.backup.holding import Held, Holder, holder
-from services.cli.supervisor import settings, state
-from services.cli.supervisor.group import locked
-from services.cli.supervisor.state import Phase
 from services.mesh.artifacts.store import hash_file
-from services.mesh.embedded.home import Home
 from services.mesh.errors import DataLoss, FailedPrecondition, Unavailable
+from services.supervisor import settings, state
+from services.supervisor.embedded.home import Home
+from services.supervisor.group import locked
+from services.supervisor.state import Phase
 
 Tell = Callable[[str], None]
 

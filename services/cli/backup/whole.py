@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from services.cli.supervisor import settings
 from services.mesh.errors import FailedPrecondition
 from services.mesh.settings import member_environment
+from services.supervisor import settings
 
 _ELSEWHERE = {
     "RLHF_POSTGRES_URL": "the database is yours: save it, and the artifact store at the same moment, by its own means",

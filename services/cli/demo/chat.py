@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from services.cli import display, job_views, jobs, output
+from services.cli import display, job_views, output
+from services.cli.commands import jobs
 from services.cli.demo import measuring, steps
 from services.cli.output import Column
 from services.client import references

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from services.cli import display, job_views, jobs
-from services.cli.demo.statistics import Interval, wilson
+from services.cli import display, job_views
+from services.cli.commands import jobs
 from services.cli.session import collect
 from services.mesh.errors import FailedPrecondition
+from services.scoring.statistics import Interval, wilson
 
 if TYPE_CHECKING:
     from rlhf.type.v1.metric_point_pb2 import MetricPoint

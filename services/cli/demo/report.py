@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from services.cli import output
 from services.cli.demo.measuring import Answer, Measurement
-from services.cli.demo.statistics import compare
 from services.cli.output import Column
+from services.scoring.statistics import compare
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from services.cli import display, exits, output
+from services.cli import display, exit_codes, output
 from services.cli.session import Options, options_of, with_client
 from services.mesh.errors import PlatformError
 
@@ -62,7 +62,7 @@ def demo(
         else:
             output.hint("the mesh stays up, for you to look around; `rlhf down` stops it, and what was made stays")
     if not succeeded:
-        raise typer.Exit(exits.FAILED)
+        raise typer.Exit(exit_codes.FAILED)
 
 
 async def _run(client: AsyncClient, home: Path, model: str, seed: int, short: bool, compare: bool) -> bool:
@@ -87,7 +87,7 @@ def ensure_up(options: Options) -> None:
         if error.code != "UNAVAILABLE" or options.server:
             raise
     code = _rlhf("up")
-    if code != exits.OK:
+    if code != exit_codes.OK:
         raise typer.Exit(code)
 
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from services.cli import datasets, exits, job_views, models, output, train, uploading, watching
+from services.cli import exit_codes, job_views, output, uploading, watching
+from services.cli.commands import datasets, models, train
 
 if TYPE_CHECKING:
     from services.client import AsyncClient
@@ -36,7 +37,7 @@ async def upload(client: AsyncClient, name: str, row_format: str, file: Path) ->
     done = await uploading.upload(client, dataset.name, file)
     if done.state != done.STATE_SUCCEEDED:
         dataset_views.show_upload(done, "table")
-        raise typer.Exit(exits.FAILED)
+        raise typer.Exit(exit_codes.FAILED)
     output.hint(f"uploaded {name}: {done.report.row_count} rows of format {row_format}")
 
 
@@ -45,7 +46,7 @@ async def make_model(client: AsyncClient, name: str, source: Any) -> None:
     made = await models.importing(client, name, source, {}, wait=True)
     if models.failed(made):
         output.say(made.error.message)
-        raise typer.Exit(exits.FAILED)
+        raise typer.Exit(exit_codes.FAILED)
     output.say(f"{name}: a {made.architecture} of {made.parameter_count:,} weights")
 
 
@@ -65,5 +66,5 @@ async def train_on(
         raise
     watching.show_end(job, next_steps=False)
     if job_views.state(job) != "SUCCEEDED":
-        raise typer.Exit(exits.FAILED)
+        raise typer.Exit(exit_codes.FAILED)
     return Trained(job.name, job.step_count)

@@ -12,8 +12,8 @@ from google.protobuf.message import Message
 from services.client._async.connection import AsyncConnection
 from services.client.aio import sleep
 from services.client.backoff import CALL_PATIENCE_SECONDS, Backoff, is_connection_lost
-from services.mesh.client import is_repeatable
 from services.mesh.errors import DeadlineExceeded, PlatformError, Unavailable
+from services.mesh.rpc.client import is_repeatable
 
 R = TypeVar("R", bound=Message)
 T = TypeVar("T")

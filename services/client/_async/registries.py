@@ -12,7 +12,7 @@ from rlhf.type.v1.scoring_pb2 import ScoringSample
 from services.client._async.resource import AsyncResource
 from services.client._async.training_jobs import AsyncTrainingJobs
 from services.mesh.errors import NotFound
-from services.mesh.messages import to_struct
+from services.mesh.rpc.wellknown import to_struct
 
 
 class AsyncAlgorithms(AsyncResource):

@@ -21,7 +21,7 @@ from rlhf.type.v1.sample_pb2 import Sample
 from services.client import references
 from services.client._async.checkpoints import AsyncCheckpoints
 from services.client._async.resource import AsyncResource
-from services.client.meant import Meant
+from services.client.reference_errors import Meant
 from services.mesh import names
 from services.mesh.errors import InvalidArgument, NotFound
 

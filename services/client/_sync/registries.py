@@ -12,7 +12,7 @@ from rlhf.type.v1.scoring_pb2 import ScoringSample
 from services.client._sync.resource import Resource
 from services.client._sync.training_jobs import TrainingJobs
 from services.mesh.errors import NotFound
-from services.mesh.messages import to_struct
+from services.mesh.rpc.wellknown import to_struct
 
 
 class Algorithms(Resource):

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
-from services.dataset.findings import Reason
+from services.dataset.reading.findings import Reason
 
 BLOCK_BYTES = 1 << 18
 """Read at a time: small enough that a block, its rows and their encoding stay in the processor's cache."""

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from services.dataset.containers.batches import BLOCK_BYTES
-from services.dataset.findings import UnreadableFile
-from services.dataset.limits import Limits
+from services.dataset.reading.findings import UnreadableFile
+from services.dataset.reading.limits import Limits
 
 _MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 # Skippable frames, which a Zstandard file may begin with: 0x184D2A50 to 0x184D2A5F, little-endian.

@@ -14,8 +14,8 @@ import msgspec
 
 from services.dataset.containers.batches import BLOCK_BYTES, Batch, Batches, Broken, ByteStream, Values
 from services.dataset.containers.json_lines import line_blocks, too_long
-from services.dataset.findings import Reason, UnreadableFile, shown
-from services.dataset.limits import Limits
+from services.dataset.reading.findings import Reason, UnreadableFile, shown
+from services.dataset.reading.limits import Limits
 
 JSON_COLUMNS = frozenset({"messages", "conversations", "history", "reward_model", "extra_info", "metadata"})
 MESSAGE_COLUMNS = frozenset({"prompt", "question", "problem", "chosen", "rejected", "completion"})

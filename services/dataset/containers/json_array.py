@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 
 from services.dataset.containers.batches import BLOCK_BYTES, Batches, ByteStream, Texts
-from services.dataset.findings import UnreadableFile
-from services.dataset.limits import Limits
+from services.dataset.reading.findings import UnreadableFile
+from services.dataset.reading.limits import Limits
 
 ROW_KEYS = ("data", "rows", "examples", "records", "instances", "train")
 MAX_DEPTH = 2000

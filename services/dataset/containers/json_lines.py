@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import cast
 
-from services.dataset.bytecounts import count
 from services.dataset.containers.batches import BLOCK_BYTES, Batches, Broken, ByteStream, Lines, Texts
-from services.dataset.findings import Reason
-from services.dataset.limits import Limits
+from services.dataset.reading.byte_counts import count
+from services.dataset.reading.findings import Reason
+from services.dataset.reading.limits import Limits
 
 _NEWLINE = ord("\n")
 

@@ -11,8 +11,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from services.dataset.containers.batches import Batch, Batches, Broken, Values
-from services.dataset.findings import Reason, UnreadableFile
-from services.dataset.limits import Limits
+from services.dataset.reading.findings import Reason, UnreadableFile
+from services.dataset.reading.limits import Limits
 
 ROWS_PER_BATCH = 64
 """Few: one dictionary-encoded text of some MB may be repeated in every row of a batch."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from services.dataset.spellings import Format
+from services.dataset.reading.input_layouts import Format
 from services.mesh.registry import Registry
 
 formats: Registry[type[Format]] = Registry("format", __name__)

@@ -9,12 +9,13 @@ from typing import Any, ClassVar, Literal
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from services.dataset import instructions, turns
-from services.dataset.findings import Problems
 from services.dataset.formats import formats
-from services.dataset.message import ROLES, check_text
-from services.dataset.rows import Message, MessagesRow, Row
-from services.dataset.spellings import Source, Spelling, renamed_source
+from services.dataset.reading import alpaca
+from services.dataset.reading import conversation as turns
+from services.dataset.reading.findings import Problems
+from services.dataset.reading.input_layouts import Source, Spelling, renamed_source
+from services.dataset.reading.message import ROLES, check_text
+from services.dataset.reading.rows import Message, MessagesRow, Row
 
 
 class OpenAI(Source):
@@ -71,7 +72,7 @@ def _quick_sharegpt(source: ShareGPT) -> MessagesRow | None:
 def _quick_alpaca(source: Alpaca) -> MessagesRow | None:
     if not turns.sound([Message("user", source.instruction)], "prompt"):
         return None
-    user = Message("user", instructions.request(source.instruction, source.input or None))
+    user = Message("user", alpaca.request(source.instruction, source.input or None))
     start = [Message("system", source.system)] if source.system else []
     return _checked([*start, user, Message("assistant", source.output)])
 
@@ -79,7 +80,7 @@ def _quick_alpaca(source: Alpaca) -> MessagesRow | None:
 def _quick_dolly(source: Dolly) -> MessagesRow | None:
     if not turns.sound([Message("user", source.instruction)], "prompt"):
         return None
-    user = Message("user", instructions.request(source.instruction, source.context or None))
+    user = Message("user", alpaca.request(source.instruction, source.context or None))
     return _checked([user, Message("assistant", source.response)])
 
 
@@ -111,8 +112,8 @@ def _explain_sharegpt(fields: dict[str, Any], problems: Problems) -> Row | None:
 
 def _explain_instruction(answer_key: str, fields: dict[str, Any], problems: Problems) -> Row | None:
     instruction = fields["instruction"]
-    prompt = instructions.prompt(fields, problems)
-    output = instructions.text(fields, answer_key, problems)
+    prompt = alpaca.prompt(fields, problems)
+    output = alpaca.text(fields, answer_key, problems)
     if prompt is None or output is None:
         return None
     check_text(instruction, "instruction", problems)

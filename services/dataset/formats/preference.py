@@ -7,12 +7,13 @@ from typing import Any, ClassVar
 
 from msgspec import UNSET, UnsetType
 
-from services.dataset import dialogues, instructions, turns
-from services.dataset.findings import Problems, Reason
 from services.dataset.formats import formats
-from services.dataset.message import check_text
-from services.dataset.rows import Message, PreferenceRow, Row
-from services.dataset.spellings import Source, Spelling
+from services.dataset.reading import alpaca, hh_text
+from services.dataset.reading import conversation as turns
+from services.dataset.reading.findings import Problems, Reason
+from services.dataset.reading.input_layouts import Source, Spelling
+from services.dataset.reading.message import check_text
+from services.dataset.reading.rows import Message, PreferenceRow, Row
 
 
 class Explicit(Source):
@@ -52,13 +53,13 @@ def _quick_explicit(source: Explicit) -> PreferenceRow | None:
 
 
 def _quick_implicit(source: Implicit) -> PreferenceRow | None:
-    return _checked(*dialogues.split(source.chosen, source.rejected))
+    return _checked(*hh_text.split(source.chosen, source.rejected))
 
 
 def _quick_alpaca(source: Alpaca) -> PreferenceRow | None:
     if not turns.sound([Message("user", source.instruction)], "prompt"):
         return None
-    user = Message("user", instructions.request(source.instruction, source.input or None))
+    user = Message("user", alpaca.request(source.instruction, source.input or None))
     start = [Message("system", source.system)] if source.system else []
     return _checked([*start, user], _side(source.chosen), _side(source.rejected))
 
@@ -84,9 +85,9 @@ def _explain_prompted(prompt: list[Message] | None, key: str, fields: dict[str, 
     if prompt is None or sides is None:
         return None
     chosen, rejected = sides
-    if dialogues.repeats_prompt(chosen) and dialogues.repeats_prompt(rejected):
-        repeated, chosen, rejected = dialogues.split(chosen, rejected)
-        if not dialogues.same_request(prompt, repeated):
+    if hh_text.repeats_prompt(chosen) and hh_text.repeats_prompt(rejected):
+        repeated, chosen, rejected = hh_text.split(chosen, rejected)
+        if not hh_text.same_request(prompt, repeated):
             problems.add(key, Reason.CONFLICT, "differs from the prompt that chosen and rejected begin with")
         prompt = repeated
     return _row(turns.with_system(prompt, system, key, problems), chosen, rejected, problems)
@@ -104,7 +105,7 @@ def _explain_sharegpt(fields: dict[str, Any], problems: Problems) -> Row | None:
 
 def _explain_alpaca(fields: dict[str, Any], problems: Problems) -> Row | None:
     instruction = fields["instruction"]
-    prompt, sides = instructions.prompt(fields, problems), _sides(fields, problems)
+    prompt, sides = alpaca.prompt(fields, problems), _sides(fields, problems)
     if prompt is None or sides is None:
         return None
     check_text(instruction, "instruction", problems)
@@ -114,7 +115,7 @@ def _explain_alpaca(fields: dict[str, Any], problems: Problems) -> Row | None:
 def _explain_implicit(fields: dict[str, Any], problems: Problems) -> Row | None:
     chosen, rejected, system = fields.pop("chosen"), fields.pop("rejected"), fields.pop("system", None)
     if isinstance(chosen, str) and isinstance(rejected, str):
-        sides = dialogues.parse(chosen, rejected)
+        sides = hh_text.parse(chosen, rejected)
     else:
         sides = turns.read(chosen, "chosen", problems), turns.read(rejected, "rejected", problems)
     if sides[0] is None or sides[1] is None:
@@ -122,7 +123,7 @@ def _explain_implicit(fields: dict[str, Any], problems: Problems) -> Row | None:
     if sides[0] == sides[1]:
         problems.add("rejected", Reason.CHOSEN_IS_REJECTED, "equals chosen; a pair needs a better and a worse answer")
         return None
-    prompt, better, worse = dialogues.split(sides[0], sides[1])
+    prompt, better, worse = hh_text.split(sides[0], sides[1])
     if not prompt:
         wanted = "add a prompt, or begin both with the same messages"
         problems.add("chosen", Reason.NO_COMMON_PROMPT, f"has no beginning in common with rejected; {wanted}")

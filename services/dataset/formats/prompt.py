@@ -10,12 +10,13 @@ from typing import Any, ClassVar
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from services.dataset import instructions, turns
-from services.dataset.findings import Problems, Reason, kind
 from services.dataset.formats import formats
-from services.dataset.message import check_text
-from services.dataset.rows import Message, PromptRow, Row
-from services.dataset.spellings import Source, Spelling, renamed_source
+from services.dataset.reading import alpaca
+from services.dataset.reading import conversation as turns
+from services.dataset.reading.findings import Problems, Reason, kind
+from services.dataset.reading.input_layouts import Source, Spelling, renamed_source
+from services.dataset.reading.message import check_text
+from services.dataset.reading.rows import Message, PromptRow, Row
 
 PROMPT_KEYS = ("prompt", "question", "problem", "query")
 # In order of precedence: where a row has both, `solution` is the way to the `answer`.
@@ -119,7 +120,7 @@ def _plain(prompt_key: str, answer_key: str | None) -> Spelling:
 
 def _explain_instruction(answer_key: str, fields: dict[str, Any], problems: Problems) -> Row | None:
     instruction = fields["instruction"]
-    prompt = instructions.prompt(fields, problems)
+    prompt = alpaca.prompt(fields, problems)
     answer = _answer(fields.pop(answer_key), answer_key, problems)
     if prompt is None:
         return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from uuid import UUID
 
 from services.mesh.errors import InvalidArgument
-from services.mesh.pages import PageRequest
+from services.mesh.rpc.pagination import PageRequest
 
 
 def before_uid(page: PageRequest) -> UUID | None:

@@ -11,9 +11,9 @@ from psycopg.types.json import Jsonb
 
 from services.dataset.entities import Dataset
 from services.dataset.store import before_uid
+from services.mesh.db.postgres import Connection
 from services.mesh.errors import AlreadyExists, NotFound
-from services.mesh.pages import PageRequest
-from services.mesh.postgres import Connection
+from services.mesh.rpc.pagination import PageRequest
 
 _COLUMNS = "uid, name, parent, display_name, format, labels, version_count, revision, create_time, update_time"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from uuid import UUID
 
-from services.mesh.postgres import Connection
+from services.mesh.db.postgres import Connection
 
 
 async def write(connection: Connection, upload_uid: UUID, rows: Sequence[bytes]) -> None:

@@ -11,9 +11,9 @@ from psycopg.types.json import Jsonb
 
 from services.dataset.entities import Upload
 from services.dataset.store import before_uid
+from services.mesh.db.postgres import Connection
 from services.mesh.errors import NotFound
-from services.mesh.pages import PageRequest
-from services.mesh.postgres import Connection
+from services.mesh.rpc.pagination import PageRequest
 
 _SELECT = (
     "SELECT u.uid, u.name, u.dataset_uid, u.file_name, u.size_bytes, u.sha256, u.options, u.dataset_version,"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from services.mesh.postgres import Connection
+from services.mesh.db.postgres import Connection
 
 
 async def put(

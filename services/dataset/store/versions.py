@@ -10,11 +10,11 @@ from uuid import UUID
 from psycopg.rows import class_row
 from psycopg.types.json import Jsonb
 
-from services.dataset.chunks import Chunk
+from services.dataset.datasets.chunks import Chunk
 from services.dataset.entities import DatasetVersion
+from services.mesh.db.postgres import Connection
 from services.mesh.errors import InvalidArgument, NotFound
-from services.mesh.pages import PageRequest
-from services.mesh.postgres import Connection
+from services.mesh.rpc.pagination import PageRequest
 
 _COLUMNS = (
     "dataset_uid, number, name, sha256, format, row_count, size_bytes, statistics, source_sha256, source_file_name,"

@@ -9,13 +9,13 @@ from typing import Any
 from google.api import resource_pb2
 from google.protobuf import descriptor_pb2, descriptor_pool
 
-from services.gateway.openapi import by_hand, errors, parameters
+from services.gateway.openapi import errors, parameters, static_operations
 from services.gateway.openapi.comments import read_comments
 from services.gateway.openapi.examples import EXAMPLES
 from services.gateway.openapi.operations import Operations
 from services.gateway.openapi.scalars import Schema
 from services.gateway.openapi.schemas import Schemas
-from services.mesh.transcoding import routes
+from services.gateway.transcoding.transcoder import routes
 
 # Those that OpenAPI has a word for.
 _METHODS = ("get", "put", "post", "delete", "options", "head", "patch", "trace")
@@ -42,7 +42,7 @@ def document(files: descriptor_pb2.FileDescriptorSet) -> bytes:
     operations = Operations(schemas, comments, parameters.wildcard_names(list(_patterns(pool, files))))
     paths = _paths(operations, services)
     tags: list[Schema] = [{"name": each.name, "description": comments.get(each.full_name, "")} for each in services]
-    own: dict[str, Schema] = {**by_hand.SCHEMAS, "Problem": errors.PROBLEM, "Violation": errors.VIOLATION}
+    own: dict[str, Schema] = {**static_operations.SCHEMAS, "Problem": errors.PROBLEM, "Violation": errors.VIOLATION}
     made = {
         "openapi": "3.1.1",
         "info": {
@@ -53,7 +53,7 @@ def document(files: descriptor_pb2.FileDescriptorSet) -> bytes:
         },
         "servers": [{"url": "/", "description": "The gateway that sent this document."}],
         "security": [{"bearer": []}],
-        "tags": [*tags, *by_hand.TAGS],
+        "tags": [*tags, *static_operations.TAGS],
         "paths": paths,
         "components": {
             "schemas": dict(sorted((schemas.all() | own).items())),
@@ -76,7 +76,7 @@ def _paths(operations: Operations, services: Sequence[Any]) -> dict[str, Schema]
         if route.http_method.lower() in _METHODS
     ]
     methods = {method.name: method for service in services for method in service.methods}
-    for path, http_method, operation in [*made, *by_hand.by_hand(operations, methods)]:
+    for path, http_method, operation in [*made, *static_operations.by_hand(operations, methods)]:
         at = paths.setdefault(path, {})
         if http_method in at:
             raise ValueError(f"{http_method} {path} is there twice")

@@ -1,12 +1,12 @@
-"""`components.responses`: each way a request can fail, as services/gateway/problems.py says it."""
+"""`components.responses`: each way a request can fail, as services/gateway/http/problems.py says it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from http import HTTPStatus
 
+from services.gateway.http.problems import HTTP_STATUS
 from services.gateway.openapi.scalars import Schema
-from services.gateway.problems import HTTP_STATUS
 
 # Any request can meet these.
 ANYWHERE = (400, 401, 403, 408, 413, 415, 429, 431, 500, 501, 503, 504)

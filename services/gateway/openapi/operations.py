@@ -9,9 +9,9 @@ from services.gateway.openapi import errors, parameters
 from services.gateway.openapi.comments import in_words
 from services.gateway.openapi.scalars import Schema
 from services.gateway.openapi.schemas import Schemas, Use, is_required
-from services.gateway.websocket_commands import command_routes
-from services.mesh.path_templates import PathTemplate
-from services.mesh.transcoding import Route
+from services.gateway.streams.websocket_commands import command_routes
+from services.gateway.transcoding.path_templates import PathTemplate
+from services.gateway.transcoding.transcoder import Route
 
 # A browser cannot send headers where it opens a WebSocket or follows a link.
 WITH_TICKET = [{"bearer": []}, {"ticket": []}]

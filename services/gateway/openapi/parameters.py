@@ -10,8 +10,8 @@ from google.protobuf.descriptor import FieldDescriptor
 
 from services.gateway.openapi.scalars import Schema
 from services.gateway.openapi.schemas import Schemas, Use, is_required
-from services.mesh import protojson
-from services.mesh.path_templates import PathTemplate, Variable, Wildcard
+from services.gateway.transcoding.path_templates import PathTemplate, Variable, Wildcard
+from services.mesh.rpc import protojson
 
 # Of a message that holds itself.
 _MAX_DEPTH = 4

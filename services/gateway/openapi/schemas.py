@@ -15,7 +15,7 @@ from google.api import field_behavior_pb2
 from google.protobuf.descriptor import FieldDescriptor
 
 from services.gateway.openapi.scalars import Schema, scalar, well_known
-from services.mesh.protojson import is_map
+from services.mesh.rpc.protojson import is_map
 
 _BEHAVIOR: Any = field_behavior_pb2.field_behavior
 _OUTPUT_ONLY, _REQUIRED, _IDENTIFIER, _IMMUTABLE = (

@@ -7,8 +7,8 @@ from importlib.resources import files
 
 from starlette.responses import Response
 
-from services.gateway import etags
-from services.gateway.calls import Call
+from services.gateway.http import etags
+from services.gateway.http.request import Call
 
 PATH = "/openapi.json"
 _REVALIDATE = "no-cache"

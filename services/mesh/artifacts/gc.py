@@ -12,10 +12,10 @@ from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 
 from services.mesh.artifacts import references
+from services.mesh.artifacts.collecting_store import CollectingStore
 from services.mesh.artifacts.marker import owns
-from services.mesh.collecting import CollectingStore
+from services.mesh.db.postgres import Connection, Database, wait
 from services.mesh.errors import DataLoss, NotFound, Unavailable
-from services.mesh.postgres import Connection, Database, wait
 
 log = logging.getLogger(__name__)
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 import logging
 from uuid import UUID
 
-from services.mesh.collecting import CollectingStore
+from services.mesh.artifacts.collecting_store import CollectingStore
+from services.mesh.db.postgres import Connection, Database
 from services.mesh.errors import FailedPrecondition, ResourceExhausted
-from services.mesh.postgres import Connection, Database
 
 log = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from services.mesh.postgres import Connection
+from services.mesh.db.postgres import Connection
 
 # Any number will do, as long as all services take the same lock.
 LOCK = 0x72656673

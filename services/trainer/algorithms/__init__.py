@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Protocol
 from services.mesh.errors import Violation
 from services.mesh.registry import Registry
 from services.trainer.algorithms.headline import Headline
-from services.trainer.plan import JobFacts, LaunchPlan, PlanInputs
+from services.trainer.training.launch_plan import JobFacts, LaunchPlan, PlanInputs
 
 
 class Algorithm(Protocol):

@@ -9,15 +9,15 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from services.mesh.errors import Violation
-from services.mesh.partly import told
+from services.mesh.validation.partial import told
 from services.trainer.algorithms import algorithms, headline
-from services.trainer.algorithms.checking import VALIDATION_FORMATS
+from services.trainer.algorithms.common_params import TrainingParams
 from services.trainer.algorithms.headline import Headline
-from services.trainer.algorithms.pairs import DATASET_FORMATS, PairParams, check_pairs, pair_overrides, pair_steps
-from services.trainer.algorithms.sections import validation_plan
-from services.trainer.algorithms.settings import TrainingParams
+from services.trainer.algorithms.preference import DATASET_FORMATS, PairParams, check_pairs, pair_overrides, pair_steps
 from services.trainer.algorithms.validation_series import ACCURACY, LOSS, MARGIN
-from services.trainer.plan import DpoLoss, JobFacts, LaunchPlan, PlanInputs
+from services.trainer.algorithms.validators import VALIDATION_FORMATS
+from services.trainer.algorithms.verl_config import validation_plan
+from services.trainer.training.launch_plan import DpoLoss, JobFacts, LaunchPlan, PlanInputs
 
 # SimPO's rewards are means over tokens where the others' are sums, so its beta is larger (its paper's section 4).
 BETA = {"sigmoid": 0.1, "ipo": 0.1, "hinge": 0.1, "simpo": 2.0}

@@ -6,11 +6,11 @@ from typing import ClassVar
 
 from services.mesh.errors import Violation
 from services.trainer.algorithms import algorithms, headline
-from services.trainer.algorithms.checking import VALIDATION_FORMATS
 from services.trainer.algorithms.headline import Headline
-from services.trainer.algorithms.policy import DATASET_FORMATS, GroupParams, policy_plan
-from services.trainer.algorithms.policy_checking import check_policy
-from services.trainer.plan import JobFacts, LaunchPlan, PlanInputs
+from services.trainer.algorithms.policy_gradient import DATASET_FORMATS, GroupParams, policy_plan
+from services.trainer.algorithms.policy_gradient_validators import check_policy
+from services.trainer.algorithms.validators import VALIDATION_FORMATS
+from services.trainer.training.launch_plan import JobFacts, LaunchPlan, PlanInputs
 
 
 @algorithms.register("grpo")

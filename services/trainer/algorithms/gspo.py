@@ -7,9 +7,8 @@ from typing import ClassVar
 
 from services.mesh.errors import Violation
 from services.trainer.algorithms import algorithms, headline
-from services.trainer.algorithms.checking import VALIDATION_FORMATS
 from services.trainer.algorithms.headline import Headline
-from services.trainer.algorithms.policy import (
+from services.trainer.algorithms.policy_gradient import (
     ACTOR,
     DATASET_FORMATS,
     ClipHigh,
@@ -18,8 +17,9 @@ from services.trainer.algorithms.policy import (
     LossAggregation,
     policy_plan,
 )
-from services.trainer.algorithms.policy_checking import check_policy
-from services.trainer.plan import JobFacts, LaunchPlan, PlanInputs
+from services.trainer.algorithms.policy_gradient_validators import check_policy
+from services.trainer.algorithms.validators import VALIDATION_FORMATS
+from services.trainer.training.launch_plan import JobFacts, LaunchPlan, PlanInputs
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from services.trainer.algorithms.common_params import RunParams
 from services.trainer.algorithms.overrides import flat
-from services.trainer.algorithms.sections import resolve_precision
-from services.trainer.algorithms.settings import RunParams
-from services.trainer.plan import JobFacts
+from services.trainer.algorithms.verl_config import resolve_precision
+from services.trainer.training.launch_plan import JobFacts
 
 FLOAT = 4
 CHARACTERS_A_TOKEN = 8

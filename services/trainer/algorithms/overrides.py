@@ -3,7 +3,7 @@
 OPEN is the whole of it: numbers, switches and named choices that are read inside the training. Nothing is open that
 names a path, a module, a class, a file or a host, that the platform sets itself, or that is free text (OmegaConf would
 read an environment variable out of `${oc.env:…}`). Their types and defaults are verl's and stand in
-`verl_settings.json`, because a service never imports verl; services/trainer/verl/list_settings.py writes it.
+`verl_settings.json`, because a service never imports verl; services/trainer/verl/dump_settings.py writes it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from services.mesh.errors import Violation
-from services.trainer.algorithms.settings import RunParams
+from services.trainer.algorithms.common_params import RunParams
 
 SETTINGS_FILE = Path(__file__).with_name("verl_settings.json")
 

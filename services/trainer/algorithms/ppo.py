@@ -8,12 +8,12 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 
 from services.mesh.errors import Violation
-from services.mesh.params import STRICT_FIELDS
-from services.mesh.partly import told
+from services.mesh.validation.params import STRICT_FIELDS
+from services.mesh.validation.partial import told
+from services.models.kinds import REWARD_MODEL
 from services.trainer.algorithms import algorithms, headline
-from services.trainer.algorithms.checking import VALIDATION_FORMATS
 from services.trainer.algorithms.headline import Headline
-from services.trainer.algorithms.policy import (
+from services.trainer.algorithms.policy_gradient import (
     DATASET_FORMATS,
     Answers,
     KlCoefficient,
@@ -23,10 +23,10 @@ from services.trainer.algorithms.policy import (
     micro_batch_size,
     policy_plan,
 )
-from services.trainer.algorithms.policy_checking import check_answers_a_pass, check_policy, check_whitened
-from services.trainer.algorithms.sections import engine_overrides, model_overrides, optimizer_overrides, total_steps
-from services.trainer.architectures import REWARD_MODEL
-from services.trainer.plan import JobFacts, LaunchPlan, PlanInputs
+from services.trainer.algorithms.policy_gradient_validators import check_answers_a_pass, check_policy, check_whitened
+from services.trainer.algorithms.validators import VALIDATION_FORMATS
+from services.trainer.algorithms.verl_config import engine_overrides, model_overrides, optimizer_overrides, total_steps
+from services.trainer.training.launch_plan import JobFacts, LaunchPlan, PlanInputs
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from services.mesh.errors import Violation
-from services.mesh.params import STRICT_FIELDS
-from services.mesh.partly import told
+from services.mesh.validation.params import STRICT_FIELDS
+from services.mesh.validation.partial import told
 
 # What a checkpoint's own values are called.
 VALIDATION_PREFIX = "validation/"

@@ -9,14 +9,14 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from services.mesh.errors import Violation
-from services.mesh.params import STRICT_FIELDS
-from services.mesh.partly import told
+from services.mesh.validation.params import STRICT_FIELDS
+from services.mesh.validation.partial import told
 from services.trainer.algorithms import algorithms, headline
 from services.trainer.algorithms.headline import Headline
 from services.trainer.algorithms.overrides import flat
-from services.trainer.algorithms.pairs import DATASET_FORMATS, PairParams, check_pairs, pair_overrides, pair_steps
+from services.trainer.algorithms.preference import DATASET_FORMATS, PairParams, check_pairs, pair_overrides, pair_steps
 from services.trainer.algorithms.validation_series import ACCURACY, LOSS, MARGIN
-from services.trainer.plan import JobFacts, LaunchPlan, PairValidationPlan, PlanInputs, RewardModelLoss
+from services.trainer.training.launch_plan import JobFacts, LaunchPlan, PairValidationPlan, PlanInputs, RewardModelLoss
 
 
 @dataclass(frozen=True)

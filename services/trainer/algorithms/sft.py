@@ -9,9 +9,14 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from services.mesh.errors import Violation
-from services.mesh.partly import told
+from services.mesh.validation.partial import told
 from services.trainer.algorithms import algorithms, headline
-from services.trainer.algorithms.checking import (
+from services.trainer.algorithms.common_params import RowParams, TrainingParams
+from services.trainer.algorithms.headline import Headline
+from services.trainer.algorithms.memory import ForwardPass
+from services.trainer.algorithms.overrides import applied
+from services.trainer.algorithms.validation_series import LOSS, PERPLEXITY
+from services.trainer.algorithms.validators import (
     VALIDATION_FORMATS,
     check_common,
     check_divides,
@@ -19,10 +24,7 @@ from services.trainer.algorithms.checking import (
     check_memory,
     check_share,
 )
-from services.trainer.algorithms.headline import Headline
-from services.trainer.algorithms.memory import ForwardPass
-from services.trainer.algorithms.overrides import applied
-from services.trainer.algorithms.sections import (
+from services.trainer.algorithms.verl_config import (
     engine_overrides,
     model_overrides,
     optimizer_overrides,
@@ -30,9 +32,7 @@ from services.trainer.algorithms.sections import (
     total_steps,
     validation_plan,
 )
-from services.trainer.algorithms.settings import RowParams, TrainingParams
-from services.trainer.algorithms.validation_series import LOSS, PERPLEXITY
-from services.trainer.plan import JobFacts, LaunchPlan, PlanInputs
+from services.trainer.training.launch_plan import JobFacts, LaunchPlan, PlanInputs
 
 
 @dataclass(frozen=True)

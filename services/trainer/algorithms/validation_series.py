@@ -6,12 +6,12 @@ import difflib
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
+from services import rewards
 from services.mesh.errors import Violation
-from services.mesh.partly import told
-from services.trainer import rewards
+from services.mesh.validation.partial import told
+from services.trainer.algorithms.common_params import RewardSettings, RunParams, TrainingParams
 from services.trainer.algorithms.retention import VALIDATION_PREFIX
-from services.trainer.algorithms.settings import RewardSettings, RunParams, TrainingParams
-from services.trainer.plan import JobFacts
+from services.trainer.training.launch_plan import JobFacts
 
 LOSS, PERPLEXITY = "validation/loss", "validation/perplexity"
 ACCURACY, MARGIN = "validation/accuracy", "validation/margin"

@@ -11,8 +11,8 @@ from psycopg.rows import class_row
 from psycopg.types.json import Jsonb
 
 from services.mesh.artifacts import references
-from services.mesh.pages import PageRequest
-from services.mesh.postgres import Connection
+from services.mesh.db.postgres import Connection
+from services.mesh.rpc.pagination import PageRequest
 from services.trainer.entities import Checkpoint, CheckpointState, TrainingStateState
 from services.trainer.store import files
 

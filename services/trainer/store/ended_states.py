@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from uuid import UUID
 
-from services.mesh.postgres import Connection
+from services.mesh.db.postgres import Connection
 
 
 async def kept(connection: Connection, jobs: int) -> dict[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from uuid import UUID
 
-from services.mesh.postgres import Connection
+from services.mesh.db.postgres import Connection
 
 # The notice after which files of runs may be on a worker's disk that nobody needs.
 FILES_TOPIC = "files"

@@ -8,9 +8,9 @@ from uuid import UUID
 from psycopg.rows import class_row
 from psycopg.types.json import Jsonb
 
+from services.mesh.db.postgres import Connection
 from services.mesh.errors import AlreadyExists
-from services.mesh.pages import PageRequest
-from services.mesh.postgres import Connection
+from services.mesh.rpc.pagination import PageRequest
 from services.trainer.entities import Model, NewModel
 
 _COLUMNS = (

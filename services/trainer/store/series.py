@@ -8,7 +8,7 @@ from uuid import UUID
 from psycopg.rows import class_row
 from psycopg.types.json import Jsonb
 
-from services.mesh.postgres import Connection
+from services.mesh.db.postgres import Connection
 from services.trainer.entities import LogLine, MetricPoint, Sample, SpoolPosition
 
 # Rows of each series that one transaction deletes.

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import msgspec
 
-from services.trainer.plan import LaunchPlan, ResumePoint
-from services.trainer.spool import SpoolWriter
-from services.trainer.verl.side_process import SideProcess
-from services.trainer.weights.probe import PROBE_FILE, Probe
-from services.trainer.weights.side import CheckRequest
+from services.models.probe import PROBE_FILE, Probe
+from services.trainer.runs.spool import SpoolWriter
+from services.trainer.training.launch_plan import LaunchPlan, ResumePoint
+from services.trainer.verifier.process import CheckRequest
+from services.trainer.verl.verification.side_process import SideProcess
 
 WEIGHTS, STATE = "weights", "training_state"
 # Left out beside an adapter, where they would make the folder look like a whole model.

@@ -11,10 +11,10 @@ import msgspec
 from hydra import compose, initialize_config_module
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from services.trainer.plan import LaunchPlan
+from services.models.loading import attention
+from services.trainer.training.launch_plan import LaunchPlan
 from services.trainer.verl.checkpoints import resume_folder
-from services.trainer.verl.hooks import ROLLOUT
-from services.trainer.weights.loading import attention
+from services.trainer.verl.patches.hooks import ROLLOUT
 
 SAVED = ["model", "optimizer", "extra", "hf_model"]
 LOADED = ["model", "optimizer", "extra"]
@@ -69,7 +69,7 @@ def epochs_for(total_steps: int, steps_per_epoch: int) -> int:
 
 
 def answers_in_batches(plan: LaunchPlan) -> bool:
-    """Whether a step's prompts are answered by our own engine, all at once (generation.py)."""
+    """Whether a step's prompts are answered by our own engine, all at once (rollout/batch_generation.py)."""
     return plan.verl["actor_rollout_ref.rollout.name"] == ROLLOUT
 
 
@@ -105,7 +105,7 @@ def _training(engine: str, optimizer: str, plan: LaunchPlan) -> dict[str, Any]:
 
 def _rewarding(plan: LaunchPlan) -> dict[str, Any]:
     if answers_in_batches(plan):
-        # Answers are scored where they are collected (generation.py): no workers for that.
+        # Answers are scored where they are collected (rollout/batch_generation.py): no workers for that.
         return {"reward.num_workers": 0, "actor_rollout_ref.rollout.agent.num_workers": 1}
     return {
         "reward.num_workers": 4,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from services.trainer.plan import LaunchPlan
-from services.trainer.run_health import LEFT_OUT_SHARE
-from services.trainer.spool import Phase, Problem, SpoolWriter
+from services.trainer.runs.health import LEFT_OUT_SHARE
+from services.trainer.runs.spool import Phase, Problem, SpoolWriter
+from services.trainer.training.launch_plan import LaunchPlan
 from services.trainer.verl.checkpoints import CheckpointPublisher
 from services.trainer.verl.reporting import StepReporter
 
@@ -38,7 +38,7 @@ class RunContext:
             key = self.plan.max_tokens_param
             remedy = f"raise {key}"
         severity = "warning" if left_out > LEFT_OUT_SHARE * rows else "info"
-        # The same reason and key as in data_forecast.py, which tells it before the start.
+        # The same reason and key as in training/data_forecast.py, which tells it before the start.
         problem = Problem(severity=severity, reason="ROWS_LEFT_OUT", key=key, message=message, remedy=remedy)
         self.spool.append(problem)
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import msgspec
 
-from services.trainer.plan import CONTROL_FILE
-from services.trainer.runners import local
+from services.trainer.runs.runners import local
+from services.trainer.training.launch_plan import CONTROL_FILE
 
 
 class Control:

@@ -7,11 +7,11 @@ import secrets
 import tempfile
 from pathlib import Path
 
-from services.mesh.fork_server import client as fork_server
-from services.trainer.plan import Device
+from services.mesh.processes.fork_server import client as fork_server
+from services.trainer.training.launch_plan import Device
 
-PLUGIN = "services.trainer.verl.plugin"
-SETUP_HOOK = "services.trainer.verl.hooks.install_common"
+PLUGIN = "services.trainer.verl.patches.plugin"
+SETUP_HOOK = "services.trainer.verl.patches.hooks.install_common"
 # 32 bytes in hexadecimal: who holds them may speak with the run's queue.
 SECRET = "RLHF_RUN_SECRET"  # noqa: S105 - its name
 # A folder of the run's own, where its training processes find each other.
@@ -34,13 +34,13 @@ def variables(device: Device) -> dict[str, str]:
         "TMPDIR": tempfile.gettempdir(),
         "RAY_USAGE_STATS_ENABLED": "0",
         "HYDRA_FULL_ERROR": "1",
-        # What they say of themselves; see quiet.py.
+        # What they say of themselves; see patches/quiet.py.
         "VERL_LOGGING_LEVEL": "ERROR",
         "TQ_LOGGING_LEVEL": "ERROR",
         "TRANSFORMERS_VERBOSITY": "error",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "TQDM_DISABLE": "1",
-        # Else Ray puts a `print` of its own over that of quiet.py.
+        # Else Ray puts a `print` of its own over that of patches/quiet.py.
         "RAY_TQDM_PATCH_PRINT": "0",
     }
     if device == "cuda":

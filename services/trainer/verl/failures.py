@@ -7,7 +7,7 @@ import re
 import traceback
 from dataclasses import dataclass
 
-from services.trainer.rewards import RewardError
+from services.rewards import RewardError
 
 TRACEBACK_CHARACTERS = 20_000
 

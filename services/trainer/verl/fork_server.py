@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from services.mesh.fork_server import server
+from services.mesh.processes.fork_server import server
 from services.trainer.verl import environment
 
 # What a run imports besides Ray and verl, each with all that it imports itself.

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-# What weight_changes.py reports of an update: 1 where it changed a weight.
+# What verification/weight_changes.py reports of an update: 1 where it changed a weight.
 WEIGHTS_CHANGED = "weights_changed"
 # verl's name → ours. What is not listed keeps its name under "verl/".
 NAMES = {

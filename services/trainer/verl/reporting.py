@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from services.trainer import plan as plans
-from services.trainer.plan import PLAN_FILE, SPOOL_FILE, LaunchPlan
-from services.trainer.run_health import NothingLearnt, RunHealth
-from services.trainer.spool import Metrics, Phase, SpoolWriter, read_all
+from services.trainer.runs.health import NothingLearnt, RunHealth
+from services.trainer.runs.spool import Metrics, Phase, SpoolWriter, read_all
+from services.trainer.training import launch_plan as plans
+from services.trainer.training.launch_plan import PLAN_FILE, SPOOL_FILE, LaunchPlan
 from services.trainer.verl.control import Control
 from services.trainer.verl.metrics import translate
 

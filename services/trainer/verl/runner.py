@@ -20,14 +20,15 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from services.trainer import plan as plans
-from services.trainer import provenance
-from services.trainer.plan import LaunchPlan
-from services.trainer.run_trace import TracedSpool
-from services.trainer.spool import End, Phase, Problem, Software, SpoolWriter
-from services.trainer.verl import environment, hooks, stacks
+from services.models import lineage
+from services.trainer.runs.spans import TracedSpool
+from services.trainer.runs.spool import End, Phase, Problem, Software, SpoolWriter
+from services.trainer.training import launch_plan as plans
+from services.trainer.training.launch_plan import LaunchPlan
+from services.trainer.verl import environment, stacks
 from services.trainer.verl.control import Control, StopRequestedError
 from services.trainer.verl.failures import explain
+from services.trainer.verl.patches import hooks
 
 if TYPE_CHECKING:
     from services.trainer.verl.context import RunContext
@@ -45,7 +46,7 @@ def main(folder: Path) -> int:
     spool = TracedSpool(folder / plans.SPOOL_FILE)
     try:
         spool.append(Phase(phase="starting"))
-        spool.append(Software(versions=dict(provenance.software())))
+        spool.append(Software(versions=dict(lineage.software())))
         plan = plans.read(folder)
         spool.begin(plan)
         with tempfile.TemporaryDirectory(prefix="rlhf-rendezvous-", ignore_cleanup_errors=True) as rendezvous:
@@ -63,7 +64,7 @@ def main(folder: Path) -> int:
     status = 0 if spool.drain(LAST_WORD_SECONDS) else 1
     ray: Any = sys.modules.get("ray")
     if ray is not None and ray.is_initialized():
-        # It could not be left, see watch.py, and would now wait for what is lost.
+        # It could not be left, see process_watch.py, and would now wait for what is lost.
         os._exit(status)
     return status
 
@@ -82,7 +83,7 @@ def _run(folder: Path, plan: LaunchPlan, spool: SpoolWriter, variables: dict[str
     from services.trainer.verl.checkpoints import CheckpointPublisher
     from services.trainer.verl.context import RunContext
     from services.trainer.verl.reporting import StepReporter
-    from services.trainer.verl.side_process import SideProcess
+    from services.trainer.verl.verification.side_process import SideProcess
 
     control = Control(folder)
     side = SideProcess(folder, spool)
@@ -142,36 +143,36 @@ def _train(
     context: RunContext, control: Control, variables: dict[str, str], give_up: Callable[[Exception], None]
 ) -> None:
     """`give_up` is called by another thread where this one waits without end for something that is lost."""
-    from services.trainer.verl import slots
-    from services.trainer.verl.connecting import connect
-    from services.trainer.verl.watch import watched
+    from services.trainer.verl import placement
+    from services.trainer.verl.process_watch import watched
+    from services.trainer.verl.ray_connection import connect
 
     plan: LaunchPlan = context.plan
     runtime = {"env_vars": variables, "worker_process_setup_hook": environment.SETUP_HOOK}
     connect(plan, runtime, control, lambda: context.wait("waiting_for_ray"))
     with watched(Path(plan.work_dir), give_up):
         control.catch_termination()
-        groups = slots.reserve(plan.slots, plan.device, control, lambda: context.wait("waiting_for_slots"))
+        groups = placement.reserve(plan.slots, plan.device, control, lambda: context.wait("waiting_for_slots"))
         context.spool.append(Phase(phase="loading", step=plan.start_step, total_steps=plan.total_steps))
-        slots.hand_to_verl(groups)
+        placement.hand_to_verl(groups)
         _trainer(plan)(context)
 
 
 def _trainer(plan: LaunchPlan) -> Callable[[RunContext], None]:
     """What carries out the plan. Imported only now: each imports half of verl."""
     if plan.trainer == "rl":
-        from services.trainer.verl import rl
+        from services.trainer.verl.trainers import rl
 
         return rl.train
-    from services.trainer.verl import sft
+    from services.trainer.verl.trainers import sft
 
     if plan.trainer == "sft":
         return sft.train
     if plan.trainer == "dpo":
-        from services.trainer.verl.dpo import DpoTrainer
+        from services.trainer.verl.trainers.dpo import DpoTrainer
 
         return partial(sft.train, kind=DpoTrainer)
-    from services.trainer.verl.reward_model import RewardModelTrainer
+    from services.trainer.verl.trainers.reward_model import RewardModelTrainer
 
     return partial(sft.train, kind=RewardModelTrainer)
 

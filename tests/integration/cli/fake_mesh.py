@@ -17,7 +17,7 @@ from rlhf.dataset.v1.dataset_service_pb2_grpc import add_DatasetServiceServicer_
 from rlhf.trainer.v1.trainer_service_pb2_grpc import add_TrainerServiceServicer_to_server
 
 from services.mesh import identity
-from services.mesh.interceptors import Errors, Identity
+from services.mesh.rpc.interceptors import Errors, Identity
 from tests.fix_rogue import socket_folder, tell
 from tests.integration.cli.fake_datasets import FakeDatasets
 from tests.integration.cli.fake_trainer import FakeTrainer

@@ -18,10 +18,11 @@ from rlhf.trainer.v1.trainer_service_pb2_grpc import TrainerServiceServicer
 from rlhf.type.v1 import checkpoint_pb2, job_state_pb2, job_warning_pb2, log_line_pb2, metric_point_pb2, sample_pb2
 from rlhf.type.v1.registry_entry_pb2 import RegistryEntry
 
-from services.mesh import params, registry
+from services.mesh import registry
 from services.mesh.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, Unavailable
-from services.trainer.algorithms import algorithms, describing
-from services.trainer.rewards import rewards
+from services.mesh.validation import params
+from services.rewards import rewards
+from services.trainer.algorithms import algorithms, schema
 
 Job = training_job_pb2.TrainingJob
 _TERMINAL = (job_state_pb2.JOB_STATE_SUCCEEDED, job_state_pb2.JOB_STATE_FAILED, job_state_pb2.JOB_STATE_CANCELLED)
@@ -237,7 +238,7 @@ class FakeTrainer(TrainerServiceServicer):
             )
             for one in entry.headline_metrics:
                 added.headline_metrics.add(metric=one.metric, title=one.title)
-            added.entry.params_schema.update(describing.schema(name))
+            added.entry.params_schema.update(schema.schema(name))
         return answer
 
     async def ListRewards(self, request: Any, context: Any) -> rpc.ListRewardsResponse:

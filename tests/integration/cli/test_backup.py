@@ -14,7 +14,7 @@ import psycopg
 import pytest
 
 from services.mesh.artifacts.store import hash_file
-from services.mesh.embedded import procfs
+from services.mesh.processes import procfs
 from tests.fix_live import LLAMA
 from tests.fix_mesh import Mesh, embedded_mesh
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import psycopg
 
-from services.mesh import embedded
-from services.mesh.embedded import process
-from services.mesh.nats import STREAM, connect
+from services.mesh.events.bus import STREAM, connect
+from services.supervisor import embedded
+from services.supervisor.embedded import process
 from tests.fix_embedded import held_in_a_thread
 from tests.fix_live import wait_until
 from tests.fix_mesh import Mesh, embedded_mesh

@@ -15,13 +15,12 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from services.cli.supervisor import probes
-from services.cli.supervisor.child import Child
-from services.mesh import embedded
-from services.mesh.events import Bus, EventLog, Relay
-from services.mesh.postgres import Database
-from services.mesh.server import Server
+from services.mesh.db.postgres import Database
+from services.mesh.events.outbox import Bus, EventLog, Relay
+from services.mesh.rpc.server import Server
 from services.mesh.settings import NATS
+from services.supervisor import embedded, probes
+from services.supervisor.child import Child
 from tests.fix_live import wait_until
 from tests.fix_member import background, mesh_settings, until
 from tests.fix_mesh import Mesh, embedded_mesh

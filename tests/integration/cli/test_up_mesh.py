@@ -13,9 +13,9 @@ from typing import Any
 import psycopg
 import pytest
 
-from services.cli.supervisor import state
-from services.cli.supervisor.state import Phase
-from services.mesh.embedded import procfs
+from services.mesh.processes import procfs
+from services.supervisor import state
+from services.supervisor.state import Phase
 from tests.fix_mesh import Mesh, embedded_mesh
 
 PROCESSES = [

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from services.cli.supervisor import state
+from services.supervisor import state
 from tests.fix_mesh import Mesh, embedded_mesh
 from tests.fix_ports import listeners
 from tests.fix_rogue import rogue

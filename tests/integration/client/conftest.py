@@ -20,8 +20,9 @@ import psycopg
 import pytest
 
 from services.client import AsyncClient, Client
-from services.mesh import embedded, identity
-from services.mesh.embedded.ports import free_port
+from services.mesh import identity
+from services.supervisor import embedded
+from services.supervisor.embedded.ports import free_port
 from tests.fix_embedded import held_in_a_thread
 from tests.fix_relay import Relay, relay
 from tests.fix_rogue import socket_folder, tell

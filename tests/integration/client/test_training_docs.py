@@ -21,9 +21,9 @@ from rlhf.type.v1.checkpoint_pb2 import Checkpoint
 from rlhf.type.v1.job_state_pb2 import JobState
 
 from services.client import Client, json_lines
-from services.mesh import embedded
 from services.mesh.artifacts import ArtifactStore, Manifest
-from services.trainer.holding import hold_artifact
+from services.supervisor import embedded
+from services.trainer.training.input_references import hold_artifact
 from tests.fix_runner import CONFIG
 from tests.integration.client.conftest import Mesh
 from tests.integration.client.test_docs import DOCUMENT, blocks, environment

@@ -18,7 +18,7 @@ from rlhf.dataset.v1.dataset_service_pb2_grpc import DatasetServiceServicer, add
 
 from services.client import AsyncClient, Client
 from services.mesh.errors import PlatformError, Unauthenticated
-from services.mesh.server import Server
+from services.mesh.rpc.server import Server
 from tests.fix_embedded import held_in_a_thread
 from tests.fix_member import mesh_settings
 

@@ -22,7 +22,7 @@ from rlhf.dataset.v1 import dataset_pb2
 from rlhf.dataset.v1 import dataset_service_pb2 as pb
 from rlhf.dataset.v1.dataset_service_pb2_grpc import DatasetServiceStub
 
-from services.mesh.client import call, stream
+from services.mesh.rpc.client import call, stream
 
 State = dataset_pb2.Upload.State
 ENDED = (State.STATE_SUCCEEDED, State.STATE_FAILED)

@@ -16,8 +16,9 @@ import pytest
 
 from services.dataset import app
 from services.dataset.settings import Settings
-from services.mesh import embedded, identity
-from services.mesh.client import connect
+from services.mesh import identity
+from services.mesh.rpc.client import connect
+from services.supervisor import embedded
 from tests.integration.dataset.caller import Caller
 
 

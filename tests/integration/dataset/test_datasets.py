@@ -11,8 +11,8 @@ from google.protobuf import field_mask_pb2
 from rlhf.dataset.v1 import dataset_pb2
 from rlhf.dataset.v1 import dataset_service_pb2 as pb
 
-from services.mesh.client import call
 from services.mesh.errors import Aborted, AlreadyExists, InvalidArgument, NotFound
+from services.mesh.rpc.client import call
 from tests.integration.dataset.caller import Caller, eventually, lines, prompt_rows
 
 

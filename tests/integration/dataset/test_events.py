@@ -15,11 +15,11 @@ from rlhf.event.v1.training_job_changed_pb2 import TrainingJobChanged
 from rlhf.trainer.v1 import training_job_pb2
 from rlhf.type.v1 import job_state_pb2
 
-from services.mesh.client import call
+from services.mesh.db.postgres import Database
 from services.mesh.errors import FailedPrecondition
-from services.mesh.events import Bus, EventLog, Relay
-from services.mesh.nats import connect
-from services.mesh.postgres import Database
+from services.mesh.events.bus import connect
+from services.mesh.events.outbox import Bus, EventLog, Relay
+from services.mesh.rpc.client import call
 from tests.integration.dataset.caller import Caller, lines, prompt_rows
 from tests.integration.dataset.conftest import process, serving
 

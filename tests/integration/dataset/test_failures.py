@@ -19,10 +19,10 @@ import pyarrow.parquet
 import pytest
 from rlhf.dataset.v1 import dataset_service_pb2 as pb
 
-from services.mesh import embedded
-from services.mesh.client import call
-from services.mesh.embedded import procfs
 from services.mesh.errors import NotFound, PlatformError, ResourceExhausted
+from services.mesh.processes import procfs
+from services.mesh.rpc.client import call
+from services.supervisor import embedded
 from tests.integration.dataset.caller import Caller, State, canonical, eventually, lines, names_in, prompt_rows
 from tests.integration.dataset.conftest import calling, process, serving
 
@@ -44,7 +44,7 @@ def readers(worker: int) -> list[int]:
         with contextlib.suppress(OSError):
             words = Path(f"/proc/{pid}/cmdline").read_bytes()
             stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-            if b"services.dataset.sandboxed" in words and int(stat[1]) == worker:
+            if b"services.dataset.uploads.sandbox_main" in words and int(stat[1]) == worker:
                 found.append(pid)
     return found
 

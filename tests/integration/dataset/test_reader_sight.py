@@ -11,14 +11,14 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from services.dataset.options import UploadOptions
-from services.dataset.sandbox import HEADER, Reading
+from services.dataset.uploads.options import UploadOptions
+from services.dataset.uploads.sandbox import HEADER, Reading
 from tests.fix_namespaces import NO_NAMESPACES
 
 # In place of the parser.
 TAKEN_OVER = """
 import json, os, socket, sys
-from services.dataset import sandboxed
+from services.dataset.uploads import sandbox_main as sandboxed
 
 def run(path, file_name, format_name, options, send):
     def may_connect():

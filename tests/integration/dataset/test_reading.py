@@ -12,9 +12,9 @@ import pytest
 from rlhf.dataset.v1 import dataset_pb2
 from rlhf.dataset.v1 import dataset_service_pb2 as pb
 
-from services.dataset.metadata import MAX_DEPTH
-from services.mesh.client import call, stream
+from services.dataset.reading.metadata import MAX_DEPTH
 from services.mesh.errors import DataLoss, InvalidArgument, NotFound, OutOfRange
+from services.mesh.rpc.client import call, stream
 from tests.integration.dataset.caller import Caller, State, canonical, lines, prompt_rows
 
 # Some 9 MB: three chunks.

@@ -10,7 +10,6 @@ import pytest
 from rlhf.dataset.v1 import dataset_pb2
 from rlhf.dataset.v1 import dataset_service_pb2 as pb
 
-from services.mesh.client import call
 from services.mesh.errors import (
     Aborted,
     DeadlineExceeded,
@@ -20,6 +19,7 @@ from services.mesh.errors import (
     OutOfRange,
     ResourceExhausted,
 )
+from services.mesh.rpc.client import call
 from tests.integration.dataset.caller import Caller, State, eventually, lines, prompt_rows
 from tests.integration.dataset.conftest import serving
 

@@ -9,8 +9,8 @@ import pytest
 from rlhf.dataset.v1 import dataset_service_pb2 as pb
 
 from services.mesh.artifacts import references
-from services.mesh.client import call
 from services.mesh.errors import FailedPrecondition
+from services.mesh.rpc.client import call
 from tests.integration.dataset.caller import State, eventually, lines, prompt_rows
 from tests.integration.dataset.conftest import process, serving
 

@@ -9,8 +9,8 @@ import pytest
 from rlhf.dataset.v1 import dataset_pb2
 from rlhf.dataset.v1 import dataset_service_pb2 as pb
 
-from services.mesh.client import call
 from services.mesh.errors import AlreadyExists, InvalidArgument
+from services.mesh.rpc.client import call
 from tests.integration.dataset.caller import Caller, State, lines, prompt_rows
 
 Upload = dataset_pb2.Upload

@@ -10,8 +10,8 @@ import pytest
 from rlhf.dataset.v1 import dataset_pb2
 from rlhf.dataset.v1 import dataset_service_pb2 as pb
 
-from services.mesh.client import call, stream
 from services.mesh.errors import FailedPrecondition
+from services.mesh.rpc.client import call, stream
 from tests.integration.dataset.caller import Caller, State, canonical, eventually, lines, packed, prompt_rows
 
 FILES = [f"rows.{kind}{packing}" for kind in ("jsonl", "json", "csv", "parquet") for packing in ("", ".gz", ".zst")]

@@ -19,13 +19,13 @@ from services.dataset import app as dataset_app
 from services.dataset.settings import Settings
 from services.gateway.app import build as build_gateway
 from services.gateway.settings import GatewaySettings
-from services.mesh import embedded
-from services.mesh import nats as mesh_nats
-from services.mesh.client import call
-from services.mesh.embedded import process as programs
 from services.mesh.errors import FailedPrecondition
-from services.mesh.nats import client_of, connect
+from services.mesh.events import bus as mesh_nats
+from services.mesh.events.bus import client_of, connect
+from services.mesh.rpc.client import call
 from services.mesh.settings import Environment
+from services.supervisor import embedded
+from services.supervisor.embedded import process as programs
 from tests.fix_member import until
 from tests.integration.dataset.caller import Caller, State, canonical, lines, prompt_rows
 from tests.integration.dataset.conftest import calling, environment, process

@@ -24,7 +24,7 @@ from services.mesh import names
 from services.trainer import app as trainer
 from services.trainer.entities import TrainingSpec
 from services.trainer.settings import Settings as TrainerSettings
-from services.trainer.training_jobs import TRAINING
+from services.trainer.training.service import TRAINING
 from tests.fix_hostile import PROJECT, REAL, message_of, methods
 
 METHODS = {method.full_name: method for method in methods()}

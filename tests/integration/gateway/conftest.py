@@ -21,8 +21,8 @@ from rlhf.type.v1 import checkpoint_pb2
 from services.gateway.app import Gateway, build
 from services.gateway.settings import GatewaySettings
 from services.mesh.errors import FailedPrecondition, InvalidArgument, NotFound, OutOfRange, Violation
-from services.mesh.interceptors import Errors, Identity
-from services.mesh.observing import Observed
+from services.mesh.rpc.instrumentation import Observed
+from services.mesh.rpc.interceptors import Errors, Identity
 from services.mesh.settings import Environment
 from tests.integration.gateway.streaming_trainer import StreamingTrainer, StreamsSeen
 

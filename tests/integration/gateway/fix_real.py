@@ -19,8 +19,9 @@ from services.dataset.settings import Settings as DatasetSettings
 from services.gateway.app import build
 from services.gateway.openapi.examples import EXAMPLES
 from services.gateway.settings import GatewaySettings
-from services.mesh import embedded, identity
+from services.mesh import identity
 from services.mesh.settings import Environment
+from services.supervisor import embedded
 from services.trainer import app as trainer_app
 from services.trainer.settings import Settings as TrainerSettings
 from tests.fix_embedded import held_in_a_thread

@@ -11,7 +11,7 @@ import pytest
 import zstandard
 from rlhf.dataset.v1 import dataset_pb2
 
-from services.gateway.calls import MAX_BODY_BYTES
+from services.gateway.http.request import MAX_BODY_BYTES
 
 PARENT = "/v1/projects/p/datasets"
 JSON = {"content-type": "application/json"}

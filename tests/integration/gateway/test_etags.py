@@ -5,7 +5,7 @@ from __future__ import annotations
 import httpx
 import pytest
 
-from services.gateway import etags
+from services.gateway.http import etags
 
 DATASET = "/v1/projects/p/datasets/d"
 

@@ -12,7 +12,7 @@ import httpx
 import pytest
 from grpc_health.v1 import health_pb2
 
-from services.gateway import connections
+from services.gateway.http import http1_protocol
 from tests.integration.gateway.conftest import AUTHORIZATION, TOKEN
 
 DATASET = "/v1/projects/p/datasets/d"
@@ -111,7 +111,7 @@ async def test_noise_on_the_grpc_port(gateway: Any, channel: grpc.aio.Channel) -
 async def test_who_never_finishes_a_head_is_cut_off_and_others_are_served(
     gateway: Any, http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connections, "HEAD_SECONDS", 0.5)
+    monkeypatch.setattr(http1_protocol, "HEAD_SECONDS", 0.5)
     slow = [await asyncio.open_connection("127.0.0.1", gateway.http_port) for _ in range(100)]
 
     async def drip(writer: asyncio.StreamWriter) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from services.gateway import calls, connections, transfer
+from services.gateway.http import http1_protocol, request, transfer
 from tests.integration.gateway.conftest import TOKEN
 
 HEAD = f"Host: localhost\r\nAuthorization: Bearer {TOKEN}\r\n"
@@ -61,13 +61,13 @@ async def test_what_is_not_http_is_400(gateway: Any) -> None:
 
 
 async def test_late_head_is_408_and_an_idle_connection_is_closed(gateway: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections, "HEAD_SECONDS", 0.2)
+    monkeypatch.setattr(http1_protocol, "HEAD_SECONDS", 0.2)
     assert problem(await exchange(gateway, f"GET {DATASET} HTTP/1.1\r\n{HEAD}".encode()), 408)
     assert await exchange(gateway, b"") == b""
 
 
 async def test_late_head_of_a_second_request_is_408(gateway: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections, "HEAD_SECONDS", 0.2)
+    monkeypatch.setattr(http1_protocol, "HEAD_SECONDS", 0.2)
     reader, writer = await asyncio.open_connection("127.0.0.1", gateway.http_port)
     async with asyncio.timeout(20):
         writer.write(f"GET {DATASET} HTTP/1.1\r\n{HEAD}\r\n".encode())
@@ -80,7 +80,7 @@ async def test_late_head_of_a_second_request_is_408(gateway: Any, monkeypatch: p
 
 
 async def test_answer_may_take_longer_than_the_head(gateway: Any, seen: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections, "HEAD_SECONDS", 0.1)
+    monkeypatch.setattr(http1_protocol, "HEAD_SECONDS", 0.1)
     sent = f"GET /v1/projects/p/datasets/slow HTTP/1.1\r\n{HEAD}X-Request-Timeout: 0.5\r\nConnection: close\r\n\r\n"
     assert (await exchange(gateway, sent.encode())).startswith(b"HTTP/1.1 504 ")
 
@@ -170,7 +170,7 @@ async def test_strangers_who_go_on_sending_take_nobodys_place(start_gateway: Any
 async def test_a_body_is_there_within_a_minute_whatever_the_call_may_take(
     gateway: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(calls, "MAX_BODY_SECONDS", 0.2)
+    monkeypatch.setattr(request, "MAX_BODY_SECONDS", 0.2)
     reader, writer = await opened(gateway, UNENDED.replace("\r\n\r\n", "\r\nX-Request-Timeout: 3600\r\n\r\n"))
     async with asyncio.timeout(20):
         assert (await reader.readline()).split()[1] == b"408"

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from services.gateway import pages
+from services.gateway.http import static_files
 
 WITHOUT_TOKEN = {"authorization": ""}
 
@@ -24,7 +24,7 @@ def built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "assets" / "index-AbCd_-12.js").write_text("export const a = 1;\n" * 200)
     (folder / "assets" / "mark.svg").write_text("<svg/>")
     (folder / ".sources").write_text("no page")
-    monkeypatch.setattr(pages, "FOLDER", folder)
+    monkeypatch.setattr(static_files, "FOLDER", folder)
     return folder
 
 
@@ -72,7 +72,7 @@ async def test_a_page_under_a_foreign_name_is_refused(built: Path, http: httpx.A
 async def test_a_page_that_was_not_built_says_how(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start_gateway: Callable[..., Any]
 ) -> None:
-    monkeypatch.setattr(pages, "FOLDER", tmp_path / "nothing")
+    monkeypatch.setattr(static_files, "FOLDER", tmp_path / "nothing")
     gateway = await start_gateway()
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{gateway.http_port}", trust_env=False) as client:
         answer = await client.get("/")

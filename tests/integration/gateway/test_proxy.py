@@ -14,9 +14,9 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from rlhf.dataset.v1 import dataset_pb2, dataset_service_pb2, dataset_service_pb2_grpc
 
-from services.gateway.writing import send
-from services.mesh.client import map_error
 from services.mesh.errors import InvalidArgument
+from services.mesh.rpc.client import map_error
+from services.mesh.rpc.sending import send
 
 TOKEN = "the-token-of-the-test"
 METADATA = (("authorization", f"Bearer {TOKEN}"),)

@@ -21,7 +21,7 @@ from schemathesis.specs.openapi.checks import (
     unsupported_method,
 )
 
-from services.mesh import embedded
+from services.supervisor import embedded
 from tests.integration.gateway.fix_real import RealGateway, real_gateway
 
 DOCUMENT = Path(__file__).parents[3] / "proto" / "gen" / "rlhf" / "openapi.json"

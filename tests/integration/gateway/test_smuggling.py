@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from services.gateway import connections
+from services.gateway.http import http1_protocol
 from tests.integration.gateway.conftest import TOKEN
 from tests.integration.gateway.test_limits import exchange, problem
 
@@ -118,7 +118,7 @@ async def test_chunk_extensions_are_limited(gateway: Any) -> None:
 
 
 async def test_limit_is_of_each_head(gateway: Any) -> None:
-    large = GET + b"X: " + b"a" * (connections.MAX_HEAD_BYTES - 1000) + b"\r\n"
+    large = GET + b"X: " + b"a" * (http1_protocol.MAX_HEAD_BYTES - 1000) + b"\r\n"
     sent = (large + b"\r\n") * 3 + large + b"Connection: close\r\n\r\n"
     assert answers(await exchange(gateway, sent)) == [200] * 4
 

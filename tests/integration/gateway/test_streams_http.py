@@ -122,7 +122,7 @@ async def test_a_later_error_ends_the_stream_with_its_problem(http: httpx.AsyncC
 async def test_a_stream_that_is_silent_at_first_is_begun(
     http: httpx.AsyncClient, streams: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.gateway.streams.FIRST_SECONDS", 0.05)
+    monkeypatch.setattr("services.gateway.streams.server_stream.FIRST_SECONDS", 0.05)
     async with http.stream("GET", f"{JOB}/late:streamMetrics", headers=EVENTS) as response:
         assert response.status_code == 200, "before the service has said anything"
         streams.may_go_on.set()
@@ -133,8 +133,8 @@ async def test_a_stream_that_is_silent_at_first_is_begun(
 async def test_a_silent_stream_is_kept_open_by_comments(
     http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.gateway.streams.FIRST_SECONDS", 0.05)
-    monkeypatch.setattr("services.gateway.streams_writing.BEAT_SECONDS", 0.05)
+    monkeypatch.setattr("services.gateway.streams.server_stream.FIRST_SECONDS", 0.05)
+    monkeypatch.setattr("services.gateway.streams.slow_reader.BEAT_SECONDS", 0.05)
     received = ""
     async with asyncio.timeout(10), http.stream("GET", f"{JOB}/silent:streamMetrics", headers=EVENTS) as response:
         async for text in response.aiter_text():
@@ -200,7 +200,7 @@ async def test_a_slow_reader_is_cut_off_with_a_reason(
 async def test_the_connection_of_a_reader_that_stays_away_is_reset(
     impatient: Any, slow_reader: Any, seen: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.gateway.streams_writing.LAST_WORDS_SECONDS", 0.2)
+    monkeypatch.setattr("services.gateway.streams.slow_reader.LAST_WORDS_SECONDS", 0.2)
     reader, _ = slow_reader
     await asyncio.wait_for(seen.cancelled.wait(), 20)
     await _none_open(impatient)

@@ -230,7 +230,7 @@ async def test_bytes_are_not_taken(gateway: Any) -> None:
 async def test_a_client_that_vanishes_ends_the_services_call(
     gateway: Any, seen: Any, job: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.gateway.streams.FIRST_SECONDS", 0.05)
+    monkeypatch.setattr("services.gateway.streams.server_stream.FIRST_SECONDS", 0.05)
     client = await opening(gateway, f"{JOB}/{job}:streamMetrics")
     await asyncio.wait_for(seen.started.wait(), 20)
     client.transport.abort()

@@ -19,9 +19,10 @@ from rlhf.dataset.v1.dataset_service_pb2_grpc import (
     add_DatasetServiceServicer_to_server,
 )
 
-from services.mesh import client, identity
+from services.mesh import identity
 from services.mesh.errors import DeadlineExceeded, NotFound, Unavailable
-from services.mesh.server import Server
+from services.mesh.rpc import client
+from services.mesh.rpc.server import Server
 from tests.fix_member import mesh_settings
 
 

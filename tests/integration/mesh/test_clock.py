@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 import services
+from services.mesh.db.postgres import Database
 from services.mesh.errors import Aborted
-from services.mesh.jobs import Jobs, State
-from services.mesh.postgres import Database
+from services.mesh.jobs.store import Jobs, State
 from tests.fix_member import new_job, stored
 
 HOUR = 3600

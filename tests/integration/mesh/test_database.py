@@ -9,13 +9,16 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from services.mesh import embedded, postgres
-from services.mesh.embedded import process
+from services.mesh.db import postgres
+from services.mesh.db.postgres import Database, wait
 from services.mesh.errors import Unavailable
-from services.mesh.postgres import Database, wait
+from services.supervisor import embedded
+from services.supervisor.embedded import process
 from tests.fix_member import rows, until
 
-MESH = sorted(f"services.mesh/{path.name}" for path in (Path(postgres.__file__).parent / "migrations").glob("*.sql"))
+MESH = sorted(
+    f"services.mesh/{path.name}" for path in (Path(postgres.__file__).parents[1] / "migrations").glob("*.sql")
+)
 
 
 async def test_migrations_run_once_in_order_though_five_start_at_once(postgres_url: str) -> None:

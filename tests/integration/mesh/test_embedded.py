@@ -19,10 +19,13 @@ import nats.errors
 import psycopg
 import pytest
 
-from services.mesh import embedded, identity, nkeys
-from services.mesh.embedded import process, procfs, ray_tls, users
-from services.mesh.nats import Bus, connect
-from services.mesh.nkeys import UserKey
+from services.mesh import identity
+from services.mesh.events import nkeys
+from services.mesh.events.bus import Bus, connect
+from services.mesh.events.nkeys import UserKey
+from services.mesh.processes import procfs
+from services.supervisor import embedded
+from services.supervisor.embedded import process, ray_tls, users
 
 
 def without_password(url: str) -> str:
@@ -353,7 +356,7 @@ async def test_postgres_of_an_ordinary_user(tmp_path: Path) -> None:
 import asyncio, os, sys
 from pathlib import Path
 import psycopg
-from services.mesh import embedded
+from services.supervisor import embedded
 async def main():
     assert os.geteuid() == 65534
     async with embedded.postgres(Path(sys.argv[1]), durable=False) as server:

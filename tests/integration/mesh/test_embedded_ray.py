@@ -13,8 +13,10 @@ from pathlib import Path
 import grpc
 import pytest
 
-from services.mesh import embedded, identity
-from services.mesh.embedded import process, procfs, ray_head, ray_tls
+from services.mesh import identity
+from services.mesh.processes import procfs
+from services.supervisor import embedded
+from services.supervisor.embedded import process, ray_head, ray_tls
 
 PROGRAM = """
 import ray, sys

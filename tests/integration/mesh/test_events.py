@@ -17,14 +17,16 @@ from rlhf.event.v1.checkpoint_changed_pb2 import CheckpointChanged
 from rlhf.event.v1.dataset_version_created_pb2 import DatasetVersionCreated
 from rlhf.event.v1.training_job_changed_pb2 import TrainingJobChanged
 
-from services.mesh import embedded, identity, tracing
-from services.mesh.consuming import Consumer
-from services.mesh.embedded import process
+from services.mesh import identity
+from services.mesh.db.postgres import Connection, Database
 from services.mesh.errors import ResourceExhausted
-from services.mesh.events import Bus, EventLog, Relay
-from services.mesh.jobs import Jobs, State
-from services.mesh.nats import DEAD_STREAM, STREAM
-from services.mesh.postgres import Connection, Database
+from services.mesh.events.bus import DEAD_STREAM, STREAM
+from services.mesh.events.consumer import Consumer
+from services.mesh.events.outbox import Bus, EventLog, Relay
+from services.mesh.jobs.store import Jobs, State
+from services.mesh.telemetry import tracing
+from services.supervisor import embedded
+from services.supervisor.embedded import process
 from tests.fix_member import PROJECT, background, new_job, rows, until
 from tests.fix_telemetry import Figure, Spans, hexadecimal
 
@@ -163,8 +165,8 @@ async def test_two_relays_publish_each_event_once(database: Database, event_log:
 
 DYING_RELAY = """
 import asyncio, os, sys
-from services.mesh.events import Bus, EventLog, Relay
-from services.mesh.postgres import Database
+from services.mesh.events.outbox import Bus, EventLog, Relay
+from services.mesh.db.postgres import Database
 
 async def main():
     postgres_url, schema, nats_url = sys.argv[1:]

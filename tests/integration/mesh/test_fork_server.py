@@ -17,13 +17,13 @@ from typing import Any
 
 import pytest
 
-from services.mesh.fork_server.client import MAX_REQUEST_BYTES, Forked, ForkServerUnavailable, Request, fork
+from services.mesh.processes.fork_server.client import MAX_REQUEST_BYTES, Forked, ForkServerUnavailable, Request, fork
 
 # The script of the server is long enough a command for those of its children.
 SERVER = """
 import sys
 from pathlib import Path
-from services.mesh.fork_server import server
+from services.mesh.processes.fork_server import server
 server.main(Path(sys.argv[1]), ["decimal", "numpy"])
 """
 # What a process finds of itself, as JSON on its output.
@@ -188,7 +188,7 @@ def test_another_user_is_not_served(server: tuple[Path, subprocess.Popen[bytes]]
             folder.chmod(folder.stat().st_mode | 0o011)
     code = f"""
 import os
-from services.mesh.fork_server.client import *
+from services.mesh.processes.fork_server.client import *
 os.setuid(65534)
 try:
     fork({str(server[0])!r}, Request(("-m", "this"), {{}}, "/"), [0, 1, 2])
@@ -213,7 +213,7 @@ def test_a_server_that_is_not_there_or_dies_is_told(
 
 def test_who_asks_while_it_imports_is_served_afterwards(tmp_path: Path) -> None:
     """And who asks one that dies of its imports learns that."""
-    slow = "import sys, time\nfrom pathlib import Path\nfrom services.mesh.fork_server import server\n"
+    slow = "import sys, time\nfrom pathlib import Path\nfrom services.mesh.processes.fork_server import server\n"
     (tmp_path / "slow_import.py").write_text(
         "import time, os\ntime.sleep(0.5)\nif os.environ.get('BROKEN'): raise OSError"
     )

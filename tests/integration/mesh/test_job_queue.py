@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from services.mesh import job_queue
-from services.mesh.job_queue import WAITING_FOR_SLOTS, QueuePosition
-from services.mesh.jobs import Job, Jobs, Lease, State
-from services.mesh.postgres import Database
+from services.mesh.db.postgres import Database
+from services.mesh.jobs import queue
+from services.mesh.jobs.queue import WAITING_FOR_SLOTS, QueuePosition
+from services.mesh.jobs.store import Job, Jobs, Lease, State
 from tests.fix_member import PROJECT, new_job, stored
 
 
@@ -22,7 +22,7 @@ async def taken(jobs: Jobs) -> Lease:
 async def position(database: Database, jobs: Jobs, id_: str) -> QueuePosition | None:
     job = await stored(database, jobs, id_)
     async with database.transaction() as connection:
-        return (await job_queue.positions(connection, [job])).get(job.uid)
+        return (await queue.positions(connection, [job])).get(job.uid)
 
 
 async def test_queued_jobs_wait_behind_what_runs_and_what_is_taken_first(database: Database, jobs: Jobs) -> None:
@@ -74,9 +74,9 @@ async def test_of_many_some_are_named_and_all_are_counted(database: Database, jo
     ids = [f"j{number:02}" for number in range(30)]
     made = [await new_job(database, jobs, id_) for id_ in ids]
     async with database.transaction() as connection:
-        found = await job_queue.positions(connection, made)
+        found = await queue.positions(connection, made)
     assert [found[job.uid].ahead_count for job in made] == list(range(30))
     assert found[made[-1].uid].ahead == full(*ids[:20])
     assert found[made[5].uid].ahead == full(*ids[:5])
     async with database.transaction() as connection:
-        assert await job_queue.positions(connection, []) == {}
+        assert await queue.positions(connection, []) == {}

@@ -8,11 +8,11 @@ import itertools
 import psycopg
 import pytest
 
+from services.mesh.db.postgres import Database
 from services.mesh.errors import Aborted, AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, PlatformError
-from services.mesh.events import EventLog
-from services.mesh.jobs import TERMINAL, TRANSITIONS, Job, Jobs, Lease, State
-from services.mesh.pages import PageRequest
-from services.mesh.postgres import Database
+from services.mesh.events.outbox import EventLog
+from services.mesh.jobs.store import TERMINAL, TRANSITIONS, Job, Jobs, Lease, State
+from services.mesh.rpc.pagination import PageRequest
 from tests.fix_member import PROJECT, announce_in, new_job, rows, stored
 
 EVENTS = "SELECT resource, sequence FROM events ORDER BY ordinal"

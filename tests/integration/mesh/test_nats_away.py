@@ -15,10 +15,10 @@ import nats.errors
 import pytest
 import uvloop
 
-from services.mesh import embedded
-from services.mesh import nats as mesh_nats
-from services.mesh.embedded import process
-from services.mesh.nats import Bus
+from services.mesh.events import bus as mesh_nats
+from services.mesh.events.bus import Bus
+from services.supervisor import embedded
+from services.supervisor.embedded import process
 from tests.fix_member import until
 
 INFO = b"INFO " + json.dumps({"max_payload": 1_048_576, "headers": True}).encode() + b"\r\n"

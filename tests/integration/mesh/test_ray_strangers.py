@@ -16,8 +16,10 @@ from pathlib import Path
 import grpc
 import pytest
 
-from services.mesh import embedded, identity
-from services.mesh.embedded import procfs, ray_head, ray_tls
+from services.mesh import identity
+from services.mesh.processes import procfs
+from services.supervisor import embedded
+from services.supervisor.embedded import ray_head, ray_tls
 from tests.fix_member import until
 from tests.fix_ports import Listener, listeners
 from tests.fix_rays_rogue import rogue

@@ -14,11 +14,11 @@ import pytest
 
 from services.dataset import app as dataset_app
 from services.mesh.artifacts import gc, references
+from services.mesh.artifacts.collecting_store import CollectingStore
 from services.mesh.artifacts.gc import Collector
 from services.mesh.artifacts.marker import claim
-from services.mesh.collecting import CollectingStore
+from services.mesh.db.postgres import Database
 from services.mesh.errors import FailedPrecondition, Unavailable
-from services.mesh.postgres import Database
 from services.trainer import app as trainer_app
 
 SCHEMAS = ("dataset", "trainer")

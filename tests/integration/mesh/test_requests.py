@@ -7,10 +7,10 @@ from collections import Counter
 
 import pytest
 
+from services.mesh.db.postgres import Database
 from services.mesh.errors import AlreadyExists
-from services.mesh.jobs import Jobs
-from services.mesh.postgres import Database
-from services.mesh.requests import RequestKey, claim
+from services.mesh.jobs.store import Jobs
+from services.mesh.rpc.idempotency import RequestKey, claim
 from tests.fix_member import PROJECT, rows
 
 

@@ -19,9 +19,10 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from rlhf.dataset.v1.dataset_service_pb2 import GetDatasetRequest, UpdateDatasetRequest
 from rlhf.dataset.v1.dataset_service_pb2_grpc import DatasetServiceStub
 
-from services.mesh import client, identity
+from services.mesh import identity
 from services.mesh.errors import Aborted, InvalidArgument, NotFound, PlatformError, Violation
-from services.mesh.interceptors import DETAILS_KEY, resource_of
+from services.mesh.rpc import client
+from services.mesh.rpc.interceptors import DETAILS_KEY, resource_of
 from tests.fix_member import SHAPES, SHAPES_SERVICE, call_shape, shapes_server, until
 
 TOO_MANY = tuple(Violation(f"training_job.params.field_{i}", "must be 更多 than " + "9" * 60) for i in range(200))
@@ -90,7 +91,7 @@ async def test_an_unknown_error_tells_nothing(channel: grpc.aio.Channel, shape: 
         await call_shape(channel, shape, "unknown")
     assert caught.value.code() is grpc.StatusCode.INTERNAL
     assert "hunter2" not in repr(caught.value) + str(caught.value.trailing_metadata())
-    (record,) = [record for record in caplog.records if record.name == "services.mesh.interceptors"]
+    (record,) = [record for record in caplog.records if record.name == "services.mesh.rpc.interceptors"]
     assert record.exc_info is not None
     assert "hunter2" in str(record.exc_info[1])
 
@@ -223,9 +224,9 @@ PROGRAM = """
 import asyncio, sys
 import uvloop
 from rlhf.dataset.v1 import dataset_pb2, dataset_service_pb2_grpc
-from services.mesh.server import Server
+from services.mesh.rpc.server import Server
 from services.mesh.settings import Environment, MeshSettings
-from services.mesh.telemetry import configure_logging
+from services.mesh.telemetry.logs import configure_logging
 
 class Slow(dataset_service_pb2_grpc.DatasetServiceServicer):
     async def GetDataset(self, request, context):

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from services.mesh import client, identity
+from services.mesh import identity
 from services.mesh.errors import FailedPrecondition
+from services.mesh.rpc import client
 from tests.fix_member import call_shape, shapes_server, until
 from tests.fix_rogue import ROGUE_UID, rogue, socket_folder
 

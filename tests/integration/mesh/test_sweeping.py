@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from services.mesh import sweeping
 from services.mesh.artifacts import ArtifactStore
+from services.mesh.db import expiry
+from services.mesh.db.expiry import Sweeper, Unfinished
+from services.mesh.db.postgres import Database
 from services.mesh.errors import InvalidArgument
-from services.mesh.postgres import Database
-from services.mesh.requests import RequestKey, claim
+from services.mesh.rpc.idempotency import RequestKey, claim
 from services.mesh.settings import DAY_SECONDS, Environment, KeepSettings
-from services.mesh.sweeping import Sweeper, Unfinished
 from tests.fix_member import background, rows, until
 
 PARENT = "projects/default"
@@ -72,7 +72,7 @@ def test_what_is_still_of_use_cannot_be_swept() -> None:
 async def test_several_sweep_at_once_and_none_waits_for_a_row_in_use(
     database: Database, sweeper: Sweeper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sweeping, "_BATCH", 7)
+    monkeypatch.setattr(expiry, "_BATCH", 7)
     await age(database, *range(31, 131))
     others = [Sweeper(database, f"file://{tmp_path}/store", KeepSettings()) for _ in range(3)]
     async with database.transaction() as connection:
@@ -99,7 +99,7 @@ async def test_the_event_log_stays(database: Database, sweeper: Sweeper) -> None
 async def test_rows_are_found_by_an_index(database: Database) -> None:
     async with database.transaction() as connection:
         await connection.execute("SET LOCAL enable_seqscan = off")
-        for table, column in sweeping._AGES.items():
+        for table, column in expiry._AGES.items():
             query = f"EXPLAIN SELECT ctid FROM {table} WHERE {column} < now() ORDER BY {column} LIMIT 1000"
             plan = await (await connection.execute(query.encode())).fetchall()
             assert f"{table}_by_age" in str(plan)
@@ -171,7 +171,7 @@ async def test_two_processes_remove_one_file(folder: Path) -> None:
 
 
 async def test_it_goes_on_after_an_error(database: Database, sweeper: Sweeper, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sweeping, "SECONDS", 0.01)
+    monkeypatch.setattr(expiry, "SECONDS", 0.01)
     async with database.transaction() as connection:
         await connection.execute("ALTER TABLE consumed_events RENAME TO elsewhere")
     await age_requests(database)

@@ -14,13 +14,15 @@ from pathlib import Path
 
 import pytest
 
-from services.mesh import embedded, postgres, worker
-from services.mesh.embedded import process
+from services.mesh.db import postgres
+from services.mesh.db.postgres import Database
 from services.mesh.errors import Aborted, AlreadyExists, InvalidArgument, NotFound, Unavailable, Violation
-from services.mesh.job import Lease, State
-from services.mesh.jobs import Jobs
-from services.mesh.postgres import Database
-from services.mesh.worker import Ending, Retry, Worker
+from services.mesh.jobs import worker
+from services.mesh.jobs.model import Lease, State
+from services.mesh.jobs.store import Jobs
+from services.mesh.jobs.worker import Ending, Retry, Worker
+from services.supervisor import embedded
+from services.supervisor.embedded import process
 from tests.fix_member import PROJECT, background, new_job, rows, stored, until
 
 Body = Callable[[Lease, asyncio.Event], Awaitable[Ending]]
@@ -390,10 +392,10 @@ async def nothing(*_: object) -> None:
 
 PROGRAM = """
 import asyncio, json, sys
-from services.mesh.jobs import Jobs, State
-from services.mesh.postgres import Database
-from services.mesh.server import Process
-from services.mesh.worker import Ending, Worker
+from services.mesh.jobs.store import Jobs, State
+from services.mesh.db.postgres import Database
+from services.mesh.rpc.server import Process
+from services.mesh.jobs.worker import Ending, Worker
 
 url, schema, journal = sys.argv[1:]
 database = Database(url, schema)

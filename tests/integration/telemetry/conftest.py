@@ -16,7 +16,7 @@ from services.dataset import app as dataset_app
 from services.dataset.settings import Settings as DatasetSettings
 from services.gateway.app import Gateway, build
 from services.gateway.settings import GatewaySettings
-from services.mesh.server import Process
+from services.mesh.rpc.server import Process
 from services.mesh.settings import Environment
 from services.trainer import app as trainer_app
 from services.trainer.settings import Settings as TrainerSettings
@@ -82,7 +82,7 @@ async def mesh(
     home: Path, postgres_url: str, nats_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Mesh]:
     monkeypatch.setenv("SCRIPT", json.dumps({"save_at": [3]}))
-    monkeypatch.setattr("services.mesh.census.SECONDS", 0.1)
+    monkeypatch.setattr("services.mesh.telemetry.gauges.SECONDS", 0.1)
     values = {
         "RLHF_HOME": str(home),
         "RLHF_POSTGRES_URL": postgres_url,

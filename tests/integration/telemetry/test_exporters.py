@@ -22,7 +22,7 @@ from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_serv
 from opentelemetry.proto.trace.v1 import trace_pb2
 from prometheus_client.parser import text_string_to_metric_families
 
-from services.mesh.embedded import free_port
+from services.supervisor.embedded import free_port
 from tests.fix_member import until
 
 TOKEN = "t"

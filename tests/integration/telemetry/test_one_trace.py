@@ -9,7 +9,7 @@ from opentelemetry.trace import SpanKind
 from rlhf.dataset.v1 import dataset_service_pb2 as pb
 from rlhf.dataset.v1.dataset_service_pb2_grpc import DatasetServiceStub
 
-from services.trainer import spool
+from services.trainer.runs import spool
 from tests.fix_member import until
 from tests.fix_telemetry import Spans, hexadecimal
 from tests.integration.telemetry.conftest import PARENT, Mesh, job_of

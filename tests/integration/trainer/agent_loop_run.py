@@ -7,7 +7,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from services.trainer.verl import environment, hooks, runner
+from services.trainer.verl import environment, runner
+from services.trainer.verl.patches import hooks
 
 
 def by_agent_loop(_plan: object) -> bool:
@@ -18,7 +19,8 @@ def main() -> int:
     # The names are bound when these modules are imported, which is not before verl has its settings.
     environment.apply(environment.variables("cpu"))
     hooks.install_common()
-    from services.trainer.verl import configuration, rl
+    from services.trainer.verl import configuration
+    from services.trainer.verl.trainers import rl
 
     configuration.answers_in_batches = rl.answers_in_batches = by_agent_loop
     return runner.main(Path(sys.argv[1]))

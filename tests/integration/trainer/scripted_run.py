@@ -17,11 +17,11 @@ import time
 from pathlib import Path
 
 from services.mesh.artifacts import Manifest
-from services.mesh.embedded import procfs
-from services.trainer import spool
-from services.trainer.plan import read
-from services.trainer.run_trace import TracedSpool
-from services.trainer.runners import local, processes
+from services.mesh.processes import procfs
+from services.trainer.runs import spool
+from services.trainer.runs.runners import local, processes
+from services.trainer.runs.spans import TracedSpool
+from services.trainer.training.launch_plan import read
 from services.trainer.verl import stacks
 from services.trainer.verl.environment import FOLDER
 

@@ -14,12 +14,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from services.trainer import plan as plans
+from services.models import adapter_sums
+from services.models.probe import Probe, ask
 from services.trainer.algorithms import algorithms
-from services.trainer.spool import Checkpoint, Problem, SpoolWriter, read_from
-from services.trainer.weights import adapter_sums
-from services.trainer.weights.probe import Probe, ask
-from services.trainer.weights.side import Checker, CheckRequest
+from services.trainer.runs.spool import Checkpoint, Problem, SpoolWriter, read_from
+from services.trainer.training import launch_plan as plans
+from services.trainer.verifier.process import Checker, CheckRequest
 from tests.fix_stored import store_as
 from tests.integration.trainer.test_merge import llama, saved
 from tests.unit.trainer.test_algorithms import INPUTS

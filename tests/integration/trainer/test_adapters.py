@@ -14,10 +14,10 @@ from rlhf.trainer.v1 import model_pb2
 from rlhf.trainer.v1 import trainer_service_pb2 as pb
 from rlhf.type.v1 import checkpoint_pb2, job_state_pb2
 
-from services.mesh import client
 from services.mesh.artifacts import ArtifactStore, Manifest, references
 from services.mesh.errors import DataLoss, FailedPrecondition, InvalidArgument, NotFound
-from services.trainer import plan as plans
+from services.mesh.rpc import client
+from services.trainer.training import launch_plan as plans
 from tests.fix_references import insert_model
 from tests.fix_reward_model import tiny_model as tiny_model
 from tests.fix_reward_model import tiny_reward_model as tiny_reward_model

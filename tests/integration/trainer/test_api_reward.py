@@ -17,12 +17,12 @@ from typing import Any
 
 import pytest
 
+from services import rewards
 from services.mesh.errors import InvalidArgument
-from services.trainer import rewards
-from services.trainer.judges import calls
-from services.trainer.judges.ledger import Ledger, Spent
-from services.trainer.plan import RewardSite
-from services.trainer.rewards import RewardError, RewardSample, Score, Surroundings
+from services.rewards import RewardError, RewardSample, Score, Surroundings
+from services.rewards.judges import http_client
+from services.rewards.judges.cost_ledger import Ledger, Spent
+from services.rewards.spec import RewardSite
 from tests.fix_judge import Answer, FakeJudge, chat, start
 from tests.fix_judge import fake_judge as fake_judge
 
@@ -33,8 +33,8 @@ KEY = "sk-very-secret"
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calls, "_FIRST_PAUSE_SECONDS", 0.01)
-    monkeypatch.setattr(calls, "_LONGEST_PAUSE_SECONDS", 0.05)
+    monkeypatch.setattr(http_client, "_FIRST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(http_client, "_LONGEST_PAUSE_SECONDS", 0.05)
 
 
 @pytest.fixture
@@ -201,7 +201,7 @@ def test_garbage_is_asked_for_again_and_then_fails_naming_the_sample(
 
 
 def test_a_reply_without_end(fake_judge: FakeJudge, site: RewardSite) -> None:
-    fake_judge.answer = lambda body: Answer(b" " * (calls.LARGEST_REPLY_BYTES + 1))
+    fake_judge.answer = lambda body: Answer(b" " * (http_client.LARGEST_REPLY_BYTES + 1))
     assert "bytes" in str(failure(fake_judge, site, retries=0))
 
 

@@ -16,8 +16,8 @@ LOOPS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% en
 ASK = """
 import sys
 from pathlib import Path
-from services.trainer.model_folder import UnusableModelError
-from services.trainer.weights import inspection, template_limits
+from services.models.folder import UnusableModelError
+from services.models import inspection, template_limits
 template_limits.RENDER_SECONDS = 1
 try:
     inspection.inspect(Path(sys.argv[1]))

@@ -11,10 +11,10 @@ import pytest
 from rlhf.trainer.v1 import trainer_service_pb2 as pb
 from rlhf.type.v1 import checkpoint_pb2, job_state_pb2
 
-from services.mesh import client
 from services.mesh.artifacts import ArtifactStore
 from services.mesh.errors import DataLoss, FailedPrecondition, InvalidArgument, Unavailable
-from services.trainer import training_handler
+from services.mesh.rpc import client
+from services.trainer.training import handler
 from tests.integration.trainer import test_runs
 from tests.integration.trainer.test_retention import states
 
@@ -145,7 +145,7 @@ async def test_a_copy_of_a_model_that_changed_in_the_cache_is_made_again(
 async def test_a_resume_steps_over_a_spoilt_training_state(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, damage: Damage
 ) -> None:
-    monkeypatch.setattr(training_handler, "retry_seconds", lambda deaths: 500.0)
+    monkeypatch.setattr(handler, "retry_seconds", lambda deaths: 500.0)
     await bench.start_worker({"save_at": [2, 4], "die_at": 5, "step_seconds": 0.4}, monkeypatch)
     name = await bench.create()
     await bench.until(name, lambda job: len(job.attempts) == 1 and bool(job.attempts[0].end_reason))
@@ -168,7 +168,7 @@ async def test_a_training_state_that_is_gone_altogether_is_stepped_over(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two of two: the job begins anew rather than to fail."""
-    monkeypatch.setattr(training_handler, "retry_seconds", lambda deaths: 500.0)
+    monkeypatch.setattr(handler, "retry_seconds", lambda deaths: 500.0)
     await bench.start_worker({"save_at": [2], "die_at": 3}, monkeypatch)
     name = await bench.create()
     await bench.until(name, lambda job: len(job.attempts) == 1 and bool(job.attempts[0].end_reason))

@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 
+from services import rewards
 from services.mesh.errors import InvalidArgument
-from services.trainer import rewards
-from services.trainer.judges import cage
-from services.trainer.plan import DEFAULT_REWARD_SITE, CustomCode, RewardSite
-from services.trainer.rewards import RewardError, RewardSample, Score, Surroundings
+from services.rewards import RewardError, RewardSample, Score, Surroundings
+from services.rewards.sandbox import host
+from services.rewards.spec import DEFAULT_REWARD_SITE, CustomCode, RewardSite
 
 PROMPT = [{"role": "user", "content": "6 · 7?"}]
 SAMPLES = [RewardSample(PROMPT, text, "42", {"row": row}) for row, text in enumerate(("42", "41", "no idea"))]
@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[3]
 
 def isolates() -> bool:
     try:
-        cage.Cage(cage.CageSettings("def score(samples): return []", True, 1 << 30, 10)).close()
+        host.Cage(host.CageSettings("def score(samples): return []", True, 1 << 30, 10)).close()
     except RewardError as error:
         return error.reason != "REWARD_NOT_ISOLATED"
     return True
@@ -129,7 +129,7 @@ def test_a_hang_is_an_error_that_names_the_sample() -> None:
 
 @isolated
 def test_what_hangs_before_it_is_asked_has_no_longer_than_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cage, "_START_SECONDS", 20)
+    monkeypatch.setattr(host, "_START_SECONDS", 20)
     error = failure("while True: pass", timeout_seconds=1)
     assert (error.reason, "does not come to an end within 1 s" in str(error)) == ("REWARD_FAILED", True), error
 
@@ -254,7 +254,7 @@ def test_nothing_is_left_behind() -> None:
     judge.close()
     assert not Path(f"/proc/{inner}").exists()
     program = (
-        "import sys\nfrom services.trainer import rewards\nfrom services.trainer.plan import RewardSite\n"
+        "import sys\nfrom services import rewards\nfrom services.trainer.training.launch_plan import RewardSite\n"
         "params = {'source': 'import time\\nfor _ in range(2): pass\\ndef score(samples):\\n while True: pass'}\n"
         "judge = rewards.open_judge('custom', params, rewards.Surroundings(RewardSite(custom_code='allow')))\n"
         "print(judge._judge._cage._inner, flush=True)\n"
@@ -276,7 +276,7 @@ def test_without_privileges_it_is_isolated_just_so() -> None:
     """As a plain user: namespaces under a namespace of users."""
     source = 'import os\ndef score(samples): return [os.getpid() + os.path.exists("/proc")]'
     program = (
-        "from services.trainer import rewards\nfrom services.trainer.plan import RewardSite\n"
+        "from services import rewards\nfrom services.trainer.training.launch_plan import RewardSite\n"
         f"params = {{'source': {source!r}}}\n"
         "with rewards.opened('custom', params, rewards.Surroundings(RewardSite(custom_code='allow'))) as judge:\n"
         "    print(judge.score([rewards.RewardSample('', '', None)])[0].score)\n"
@@ -304,7 +304,7 @@ def test_what_its_parent_has_set_changes_nothing(inherited: str, user: str) -> N
         "def score(samples): return [7]"
     )
     program = (
-        "from services.trainer import rewards\nfrom services.trainer.plan import RewardSite\n"
+        "from services import rewards\nfrom services.trainer.training.launch_plan import RewardSite\n"
         f"params = {{'source': {source!r}}}\n"
         "with rewards.opened('custom', params, rewards.Surroundings(RewardSite(custom_code='allow'))) as judge:\n"
         "    print(judge.score([rewards.RewardSample('', '', None)])[0].score)\n"
@@ -339,7 +339,7 @@ def test_an_interpreter_that_is_closed_to_its_user_is_told_with_the_remedy(
 ) -> None:
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o700)
-    monkeypatch.setattr(cage, "_SYSTEM", (*cage._SYSTEM, str(closed)))
+    monkeypatch.setattr(host, "_SYSTEM", (*host._SYSTEM, str(closed)))
     error = failure(each("worth = 1"))
     assert error.reason == "REWARD_NOT_ISOLATED" and f"chmod -R o+rX {closed}" in str(error), error
 
@@ -350,13 +350,13 @@ def no_isolation(*_: object) -> Any:
 
 def test_where_it_can_not_be_isolated_it_does_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[bool] = []
-    real = cage.Cage
+    real = host.Cage
 
-    def only_bare(settings: cage.CageSettings, *rest: Any) -> cage.Cage:
+    def only_bare(settings: host.CageSettings, *rest: Any) -> host.Cage:
         started.append(settings.isolated)
         return no_isolation() if settings.isolated else real(settings, *rest)
 
-    monkeypatch.setattr(cage, "Cage", only_bare)
+    monkeypatch.setattr(host, "Cage", only_bare)
     assert failure(each("worth = 1")).reason == "REWARD_NOT_ISOLATED"
     assert started == [True]
     assert [one.score for one in score(each("worth = 1"), "allow-unisolated")] == [1, 1, 1]

@@ -12,12 +12,13 @@ from rlhf.trainer.v1 import model_pb2, training_job_pb2
 from rlhf.trainer.v1 import trainer_service_pb2 as pb
 from rlhf.type.v1 import checkpoint_pb2
 
-from services.mesh import client, names
+from services.mesh import names
 from services.mesh.artifacts import references
 from services.mesh.errors import FailedPrecondition, InvalidArgument, NotFound
+from services.mesh.rpc import client
+from services.trainer.checkpoints.lifecycle import Keeper
 from services.trainer.dataset_client import DatasetClient
 from services.trainer.entities import DatasetVersion
-from services.trainer.keeping import Keeper
 from services.trainer.store import series
 from tests.integration.trainer import test_runs
 from tests.integration.trainer.test_letting_go import training_states

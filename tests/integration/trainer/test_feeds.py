@@ -13,15 +13,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from services.mesh.db.postgres import Connection, Database
 from services.mesh.errors import NotFound
-from services.mesh.job import Job, State
-from services.mesh.jobs import Jobs
-from services.mesh.postgres import Connection, Database
-from services.trainer import feeds as feeds_module
+from services.mesh.jobs.model import Job, State
+from services.mesh.jobs.store import Jobs
 from services.trainer.entities import MetricPoint
-from services.trainer.feeds import Batch, Feeds, Source
-from services.trainer.series import series_topic
 from services.trainer.store import series as store
+from services.trainer.streams import broadcast as feeds_module
+from services.trainer.streams.broadcast import Batch, Feeds, Source
+from services.trainer.streams.series import series_topic
 from tests.fix_member import PROJECT, until
 
 HEARTBEAT_SECONDS = 0.02

@@ -18,11 +18,13 @@ from rlhf.trainer.v1 import trainer_service_pb2 as pb
 from rlhf.trainer.v1 import training_job_pb2
 from rlhf.trainer.v1.trainer_service_pb2_grpc import TrainerServiceStub
 
-from services.mesh import client, names
+from services.mesh import names
 from services.mesh.artifacts import ArtifactStore
 from services.mesh.errors import InvalidArgument
-from services.trainer import app, training_jobs
+from services.mesh.rpc import client
+from services.trainer import app
 from services.trainer.settings import Settings
+from services.trainer.training import service
 
 PARENT = "projects/default"
 ROWS = {
@@ -90,7 +92,7 @@ async def foreseeing(
     home: Path, postgres_url: str, nats_url: str, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Foreseeing]:
     # Of a machine that has much else to do.
-    monkeypatch.setattr(training_jobs.TrainingJobs.check, "__defaults__", (120.0,))
+    monkeypatch.setattr(service.TrainingJobs.check, "__defaults__", (120.0,))
     datasets, dataset_server = Datasets(), grpc.aio.server()
     add_DatasetServiceServicer_to_server(datasets, dataset_server)
     port = dataset_server.add_insecure_port("127.0.0.1:0")

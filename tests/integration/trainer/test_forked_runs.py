@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from services.trainer import plan as plans
-from services.trainer.runners.local import LocalRun
-from services.trainer.spool import End, Metrics, read_from
+from services.trainer.runs.runners.local import LocalRun
+from services.trainer.runs.spool import End, Metrics, read_from
+from services.trainer.training import launch_plan as plans
 from tests.fix_runner import ENVIRONMENT, AttemptMaker, PrivateRay, start_ray
 
 pytestmark = pytest.mark.slow

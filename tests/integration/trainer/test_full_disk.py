@@ -14,10 +14,10 @@ import pytest
 from rlhf.trainer.v1 import trainer_service_pb2 as pb
 from rlhf.type.v1 import job_state_pb2
 
-from services.mesh import client
-from services.trainer import training_handler
-from services.trainer.runners.local import LocalRun
-from services.trainer.spool import Metrics, Phase, Problem, SpoolWriter, read_from
+from services.mesh.rpc import client
+from services.trainer.runs.runners.local import LocalRun
+from services.trainer.runs.spool import Metrics, Phase, Problem, SpoolWriter, read_from
+from services.trainer.training import handler
 from tests.fix_member import until
 from tests.integration.trainer import test_runs
 
@@ -112,7 +112,7 @@ def test_saving_a_checkpoint_tells_what_is_full_and_what_to_do(disk: Path) -> No
 async def test_checkpoint_waits_for_room_in_the_artifact_store(
     bench: Bench, disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training_handler, "_DISK_SECONDS", 0.05)
+    monkeypatch.setattr(handler, "_DISK_SECONDS", 0.05)
     model = bench.home / "artifacts"
     (disk / "ballast").unlink()
     shutil.copytree(model, disk / "artifacts")
@@ -133,7 +133,7 @@ async def test_a_job_that_waits_for_room_can_be_cancelled(
     bench: Bench, disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its run ends at once and gives its slots back; what it saved is stored once there is room."""
-    monkeypatch.setattr(training_handler, "_DISK_SECONDS", 0.05)
+    monkeypatch.setattr(handler, "_DISK_SECONDS", 0.05)
     (disk / "ballast").unlink()
     shutil.copytree(bench.home / "artifacts", disk / "artifacts")
     fill(disk)

@@ -19,11 +19,11 @@ from rlhf.trainer.v1.trainer_service_pb2_grpc import TrainerServiceStub
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from services.mesh import client
 from services.mesh.artifacts import ArtifactStore, Manifest
-from services.trainer.weights import loading
-from services.trainer.weights.inspection import UnusableModelError, inspect
-from services.trainer.weights.merge import merge
+from services.mesh.rpc import client
+from services.models import loading
+from services.models.inspection import UnusableModelError, inspect
+from services.models.merge import merge
 from tests.fix_namespaces import NO_NAMESPACES
 from tests.fix_references import insert_model
 from tests.fix_runner import ENVIRONMENT
@@ -147,12 +147,12 @@ async def test_a_folder_of_all_sorts_is_refused_with_each_of_them(
 # The refusals switched off, as if there were a way around them; and the confinement, to show that this is one.
 BLIND = """
 import sys
-from services.mesh import confinement
-from services.trainer import model_folder
+from services.mesh.processes import confinement
+from services.models import folder as model_folder
 model_folder._raise = lambda problems: None
 if sys.argv.pop(1) == "seeing":
     confinement.confine = lambda readable, writable: "switched off"
-from services.trainer.weights.__main__ import main
+from services.models.__main__ import main
 sys.exit(main())
 """
 

@@ -32,7 +32,7 @@ SPEC = {
 def weights(*arguments: str, **environment: str) -> tuple[int, dict]:
     """Run the command; its exit code and its answer."""
     done = subprocess.run(
-        [sys.executable, "-m", "services.trainer.weights", *arguments],
+        [sys.executable, "-m", "services.models", *arguments],
         env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
         capture_output=True,
         text=True,

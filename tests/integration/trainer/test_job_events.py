@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from services.mesh.events import EventLog
-from services.mesh.jobs import Jobs, State
-from services.mesh.postgres import Database
-from services.trainer.training_jobs import TrainingJobs
+from services.mesh.db.postgres import Database
+from services.mesh.events.outbox import EventLog
+from services.mesh.jobs.store import Jobs, State
+from services.trainer.training.service import TrainingJobs
 from tests.fix_member import new_job, rows
 
 

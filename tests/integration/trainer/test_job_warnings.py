@@ -14,12 +14,13 @@ from rlhf.trainer.v1 import trainer_service_pb2 as pb
 from rlhf.trainer.v1.training_job_pb2 import TrainingJob
 from rlhf.type.v1.job_warning_pb2 import JobWarning as Message
 
-from services.mesh import client, job_warnings
-from services.mesh.job_warnings import LEFT_OUT, MAX_DISTINCT, JobWarning, JobWarnings, Severity
-from services.mesh.jobs import Job, Jobs
-from services.mesh.postgres import Connection, Database
-from services.trainer.checks import check
+from services.mesh.db.postgres import Connection, Database
+from services.mesh.jobs import warnings as job_warnings
+from services.mesh.jobs.store import Job, Jobs
+from services.mesh.jobs.warnings import LEFT_OUT, MAX_DISTINCT, JobWarning, JobWarnings, Severity
+from services.mesh.rpc import client
 from services.trainer.entities import TrainingSpec
+from services.trainer.training.checks import check
 from tests.fix_member import new_job
 from tests.integration.trainer.test_runs import PARENT, SUCCEEDED, VERSION, Bench, bench
 
@@ -31,7 +32,7 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
 async def test_a_warning_of_a_run_is_a_record_of_the_job_and_an_event_of_its_own(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.trainer.training_handler._RETRY_SECONDS", 0.1)
+    monkeypatch.setattr("services.trainer.training.handler._RETRY_SECONDS", 0.1)
     await bench.start_worker({"warn_at": [2, 3, 5], "save_at": [4], "die_at": 4}, monkeypatch)
     name = await bench.create()
     job = await bench.ended(name)
@@ -69,7 +70,7 @@ async def test_what_is_found_at_create_is_told_by_every_answer_from_the_first_on
         found = JobWarning(reason="ROWS_LEFT_OUT", message="3 of 64 rows", remedy="raise max_length")
         return replace(await check(*args), warnings=(found,))
 
-    monkeypatch.setattr("services.trainer.training_jobs.check", check_and_warn)
+    monkeypatch.setattr("services.trainer.training.service.check", check_and_warn)
     job = TrainingJob(algorithm="sft", base_model=f"{PARENT}/models/base", dataset_version=VERSION)
     job.params.update({"batch_size": 8, "max_length": 32, "steps": 6})
     request = pb.CreateTrainingJobRequest(parent=PARENT, training_job=job, validate_only=True)

@@ -12,15 +12,16 @@ import pytest
 from rlhf.trainer.v1 import trainer_service_pb2 as pb
 from rlhf.type.v1 import checkpoint_pb2, job_state_pb2
 
-from services.mesh import client
 from services.mesh.artifacts import references
+from services.mesh.artifacts.collecting_store import CollectingStore
 from services.mesh.artifacts.gc import Collector
-from services.mesh.collecting import CollectingStore
+from services.mesh.db.postgres import Database
 from services.mesh.errors import DataLoss, InvalidArgument
-from services.mesh.events import EventLog
-from services.mesh.postgres import Database
-from services.trainer import announcing, training_jobs
-from services.trainer.keeping import Keeper
+from services.mesh.events.outbox import EventLog
+from services.mesh.rpc import client
+from services.trainer import events
+from services.trainer.checkpoints.lifecycle import Keeper
+from services.trainer.training import service
 from tests.integration.trainer import test_runs
 from tests.integration.trainer.test_retention import RULE, states
 
@@ -36,8 +37,8 @@ KEPT = checkpoint_pb2.Checkpoint.TRAINING_STATE_KEPT
 async def keeper(bench: Bench) -> AsyncIterator[Keeper]:
     async with Database(bench.database_url, "trainer") as database:
         log = EventLog(database)
-        jobs = announcing.jobs_of(database, log)
-        announce = announcing.CheckpointAnnouncer(jobs, log)
+        jobs = events.jobs_of(database, log)
+        announce = events.CheckpointAnnouncer(jobs, log)
         collector = Collector(database, CollectingStore(f"file://{bench.home}/artifacts"), 0)
         yield Keeper(database, jobs, collector, announce, bench.home / "trainer" / "jobs", 3)
 
@@ -139,9 +140,9 @@ async def test_a_checkpoint_that_a_job_is_being_created_from_is_not_let_go(
     await bench.start_worker({**SCRIPT, "hold_at": 3, "hold_until": str(third_step)}, monkeypatch)
     name = await bench.create(validation=test_runs.VERSION, checkpoints=RULE)
     await ready(bench, name, 2)
-    creating = Held(training_jobs.hold_inputs)
+    creating = Held(service.hold_inputs)
     with monkeypatch.context() as patch:
-        patch.setattr(training_jobs, "hold_inputs", creating)
+        patch.setattr(service, "hold_inputs", creating)
         made = asyncio.create_task(bench.create(base_model=f"{name}/checkpoints/step-2"))
         await creating.reached.wait()
         third_step.touch()

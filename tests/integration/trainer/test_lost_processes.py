@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from services.trainer.runners import processes
-from services.trainer.spool import Checkpoint, End, Metrics
+from services.trainer.runs.runners import processes
+from services.trainer.runs.spool import Checkpoint, End, Metrics
 from tests.fix_live import wait_until
 from tests.fix_runner import Attempt, AttemptMaker, PrivateRay, start_ray
 

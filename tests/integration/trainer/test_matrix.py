@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 
 from services.mesh.artifacts import Manifest
-from services.trainer import plan as plans
-from services.trainer.spool import Checkpoint, End, Metrics, Problem, Record
-from services.trainer.weights.probe import PROBE_FILE, ask, difference
+from services.models.probe import PROBE_FILE, ask, difference
+from services.trainer.runs.spool import Checkpoint, End, Metrics, Problem, Record
+from services.trainer.training import launch_plan as plans
 from tests.fix_matrix import DIAGONAL, Cell, covering, wanted_cells
 from tests.fix_runner import Attempt, AttemptMaker
 
@@ -210,7 +210,7 @@ def check_answers(cell: Cell, checkpoint: Checkpoint, base: Path, tmp_path: Path
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-    from services.trainer.weights.merge import merge
+    from services.models.merge import merge
 
     folder = Path(checkpoint.path)
     [path] = Path(checkpoint.training_state_path).rglob(PROBE_FILE)

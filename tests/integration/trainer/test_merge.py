@@ -25,9 +25,9 @@ from transformers import (
 )
 
 from services.mesh.artifacts import Manifest
-from services.trainer.weights.characters import character_tokenizer
-from services.trainer.weights.inspection import UnusableModelError
-from services.trainer.weights.merge import merge
+from services.models.char_tokenizer import character_tokenizer
+from services.models.inspection import UnusableModelError
+from services.models.merge import merge
 from tests.fix_runner import ENVIRONMENT
 
 TOKENS = torch.arange(3, 15)[None]
@@ -227,7 +227,7 @@ def test_what_the_embeddings_share_is_not_changed_behind_their_back(tmp_path: Pa
 def test_the_process_says_what_it_made_or_why_not(tmp_path: Path) -> None:
     base = saved(llama(), tmp_path / "base")
     adapter = adapter_over(base, tmp_path / "adapter")
-    command = [sys.executable, "-m", "services.trainer.weights", "merge", str(tmp_path / "merged"), "--base", str(base)]
+    command = [sys.executable, "-m", "services.models", "merge", str(tmp_path / "merged"), "--base", str(base)]
     command += ["--adapter", str(adapter), "--base-sha256"]
     wrong = subprocess.run([*command, "0" * 64], env=ENVIRONMENT, capture_output=True, check=False)
     assert wrong.returncode == 2 and "trained over weights" in json.loads(wrong.stdout)["error"]

@@ -17,12 +17,13 @@ from rlhf.trainer.v1.trainer_service_pb2_grpc import TrainerServiceStub
 from rlhf.type.v1.chat_turn_pb2 import ChatTurn
 from rlhf.type.v1.scoring_pb2 import ScoringSample
 
-from services.mesh import client
+from services import rewards
 from services.mesh.errors import InvalidArgument
-from services.trainer import checks, rewards
+from services.mesh.rpc import client
+from services.rewards import RewardError, RewardSample, Surroundings
+from services.rewards.spec import RewardSite
 from services.trainer.entities import BaseModel, DatasetVersion, NewTrainingJob, TrainingSpec
-from services.trainer.plan import RewardSite
-from services.trainer.rewards import RewardError, RewardSample, Surroundings
+from services.trainer.training import checks
 from tests.fix_look_up import NoTrainingStates
 from tests.fix_reward_model import tiny_model as tiny_model
 from tests.fix_reward_model import tiny_reward_model as tiny_reward_model
@@ -94,7 +95,7 @@ def trial(folder: Path, samples: Sequence[RewardSample]) -> dict[str, Any]:
         "site": {"models": {"m": str(folder)}},
         "samples": [{"prompt": one.prompt, "completion": one.completion} for one in samples],
     }
-    command = [sys.executable, "-m", "services.trainer.weights", "trial"]
+    command = [sys.executable, "-m", "services.trainer.verifier", "reward"]
     done = subprocess.run(command, input=json.dumps(asked).encode(), env=ENVIRONMENT, capture_output=True, check=True)
     return json.loads(done.stdout)
 

@@ -12,10 +12,10 @@ import psycopg
 from psycopg.types.json import Jsonb
 
 from services.mesh.artifacts import Manifest, references
+from services.mesh.artifacts.collecting_store import CollectingStore
 from services.mesh.artifacts.gc import Collector
 from services.mesh.artifacts.marker import claim
-from services.mesh.collecting import CollectingStore
-from services.mesh.postgres import Database
+from services.mesh.db.postgres import Database
 
 P = "projects/default"
 # What had been applied by the last code without references.

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from services.trainer import plan as plans
-from services.trainer.spool import Checkpoint, Problem, SampleBatch, SpoolWriter, read_from
-from services.trainer.weights.side import Checker, CheckRequest
+from services.trainer.runs.spool import Checkpoint, Problem, SampleBatch, SpoolWriter, read_from
+from services.trainer.training import launch_plan as plans
+from services.trainer.verifier.process import Checker, CheckRequest
 from tests.unit.trainer.test_algorithms import plan
 
 torch = pytest.importorskip("torch")
@@ -22,7 +22,7 @@ def test_the_pairs_that_a_run_meets_are_those_that_its_loader_gives(start: int, 
     from torch.utils.data import DistributedSampler
     from torchdata.stateful_dataloader import StatefulDataLoader
 
-    from services.trainer.verl.dpo import met_by
+    from services.trainer.verl.trainers.dpo import met_by
 
     rows: Any = list(range(11))
     sampler = DistributedSampler(rows, shuffle=True, num_replicas=1, rank=0, drop_last=True, seed=3)
@@ -40,7 +40,7 @@ def test_the_pairs_that_a_run_meets_are_those_that_its_loader_gives(start: int, 
 
 
 def test_batches_are_full_and_miss_nobody() -> None:
-    from services.trainer.verl.dpo import batches
+    from services.trainer.verl.trainers.dpo import batches
 
     assert list(batches([5, 6, 7, 8, 9], 2)) == [[5, 6], [7, 8], [9, 9]]
     assert list(batches([1, 2], 5)) == [[1, 2, 1, 2, 1]]
@@ -51,7 +51,7 @@ def test_an_adapter_is_merged_as_peft_merges_it(tiny_model: Path) -> None:
     from peft import LoraConfig, TaskType, get_peft_model
     from transformers import AutoModelForSequenceClassification
 
-    from services.trainer.verl.classifier_engine import merged
+    from services.trainer.verl.patches.classifier_engine import merged
 
     torch.manual_seed(0)
     plain = AutoModelForSequenceClassification.from_pretrained(tiny_model, num_labels=1)
@@ -69,7 +69,7 @@ def test_an_adapter_is_merged_as_peft_merges_it(tiny_model: Path) -> None:
 
 
 def test_metrics_are_means_over_the_pairs_of_all_micro_batches_and_slots() -> None:
-    from services.trainer.verl.pairs import PairTrainer
+    from services.trainer.verl.trainers.pairs import PairTrainer
 
     raw = {"train/loss": 0.5, "pairs": [[3.0, 1.0], [4.0]], "rewards/margin": [[6.0, 2.0], [-4.0]]}
     found = PairTrainer.metrics(None, raw)  # type: ignore[arg-type]
@@ -107,8 +107,8 @@ def checked(weights: Path, folder: Path, probe: Any) -> tuple[Checkpoint, list[s
 
 
 def probe_of(folder: Path) -> Any:
-    from services.trainer.weights.pair_scores import RewardModelScorer
-    from services.trainer.weights.probe import Probe, ask
+    from services.models.probe import Probe, ask
+    from services.trainer.verifier.pair_scores import RewardModelScorer
 
     return Probe(dtype="float32", logprobs=ask(RewardModelScorer(folder).model))
 

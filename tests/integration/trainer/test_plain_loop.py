@@ -19,12 +19,12 @@ from typing import Any
 
 import pytest
 
-from services.trainer.spool import Checkpoint, End, Metrics
+from services.trainer.runs.spool import Checkpoint, End, Metrics
 from tests.fix_runner import AttemptMaker
 
 torch = pytest.importorskip("torch")
 
-from services.trainer.weights.sampling import Request, sample  # noqa: E402
+from services.models.sampling import Request, sample  # noqa: E402
 
 pytestmark = pytest.mark.slow
 
@@ -193,7 +193,7 @@ class Loop:
 
     def _answers(self, number: int) -> list[Answer]:
         """Those of the first prompts that are kept; for each that is not, two more are asked, a step's at a time."""
-        from services.trainer.verl.generation import StepBatch
+        from services.trainer.verl.rollout.batch_generation import StepBatch
 
         groups: list[list[Answer]] = []
         asked, owed, batch = PROMPTS, 0, 0

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from services.trainer.algorithms import algorithms
 from services.trainer.algorithms.overrides import SETTINGS_FILE
-from services.trainer.plan import LaunchPlan
+from services.trainer.training.launch_plan import LaunchPlan
 from tests.unit.trainer.test_algorithms import plan
 
 pytestmark = pytest.mark.usefixtures("verl_on_cpu")
@@ -96,14 +96,14 @@ def test_a_jobs_own_settings_reach_verl() -> None:
 
 
 def test_the_open_settings_are_listed_as_the_installed_verl_has_them() -> None:
-    """Otherwise: `python -m services.trainer.verl.list_settings`."""
-    from services.trainer.verl.list_settings import render
+    """Otherwise: `python -m services.trainer.verl.dump_settings`."""
+    from services.trainer.verl.dump_settings import render
 
     assert SETTINGS_FILE.read_text("utf-8") == render()
 
 
 def test_no_open_setting_is_text_but_a_choice() -> None:
-    from services.trainer.verl.list_settings import listing
+    from services.trainer.verl.dump_settings import listing
 
     entries = [entry for known in listing()["settings"].values() for entry in known.values()]
     assert len(entries) > 50

@@ -7,8 +7,9 @@ import pytest
 from rlhf.trainer.v1 import trainer_service_pb2 as pb
 from rlhf.trainer.v1 import training_job_pb2
 
-from services.mesh import client, names
+from services.mesh import names
 from services.mesh.errors import InvalidArgument
+from services.mesh.rpc import client
 from tests.integration.trainer import test_runs
 from tests.integration.trainer.test_retention import RULE, SCRIPT, states
 

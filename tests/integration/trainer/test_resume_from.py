@@ -11,10 +11,10 @@ from rlhf.trainer.v1 import trainer_service_pb2 as pb
 from rlhf.trainer.v1 import training_job_pb2
 from rlhf.type.v1 import checkpoint_pb2, job_state_pb2
 
-from services.mesh import client
 from services.mesh.errors import InvalidArgument
-from services.trainer import plan as plans
+from services.mesh.rpc import client
 from services.trainer.store import ended_states
+from services.trainer.training import launch_plan as plans
 from tests.integration.trainer import test_runs
 from tests.integration.trainer.test_corruption import flip_a_byte
 

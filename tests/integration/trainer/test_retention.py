@@ -13,15 +13,15 @@ from rlhf.trainer.v1 import trainer_service_pb2 as pb
 from rlhf.trainer.v1 import training_job_pb2
 from rlhf.type.v1 import checkpoint_pb2
 
-from services.mesh import client
 from services.mesh.artifacts import ArtifactStore, Manifest, gc, references
 from services.mesh.artifacts.gc import Collector
 from services.mesh.errors import FailedPrecondition, InvalidArgument, NotFound
-from services.mesh.jobs import Job
-from services.trainer import training_handler
-from services.trainer.checkpoint_intake import CheckpointIntake
-from services.trainer.keeping import Keeper
+from services.mesh.jobs.store import Job
+from services.mesh.rpc import client
+from services.trainer.checkpoints.ingest import CheckpointIntake
+from services.trainer.checkpoints.lifecycle import Keeper
 from services.trainer.store import checkpoints as store
+from services.trainer.training import handler
 from tests.fix_member import until
 from tests.fix_references import insert_model
 from tests.integration.trainer import test_runs
@@ -171,7 +171,7 @@ def crashing(function: Callable[..., Any], times: int) -> Callable[..., Any]:
         nonlocal left
         if left:
             left -= 1
-            raise training_handler.Unavailable("GONE", "as if the worker had died here")
+            raise handler.Unavailable("GONE", "as if the worker had died here")
         return await function(*arguments, **named)
 
     return crash
@@ -237,7 +237,7 @@ async def test_weights_that_vanish_before_they_have_a_name_are_stored_again(
 
 
 async def test_the_state_that_a_resume_uses_outlives_its_weights(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training_handler, "_RETRY_SECONDS", 0.05)
+    monkeypatch.setattr(handler, "_RETRY_SECONDS", 0.05)
     script = {"save_at": [1, 2, 3, 4], "die_at": 5, "scores": {"2": 0.9}}
     name = await kept(bench, monkeypatch, script)
     job = await bench.ended(name)
@@ -283,7 +283,7 @@ async def test_what_is_ready_stays_while_a_later_attempt_verifies_the_same_step(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second attempt begins anew and dies where it has saved step 2 again, but not had it checked."""
-    monkeypatch.setattr(training_handler, "_RETRY_SECONDS", 0.05)
+    monkeypatch.setattr(handler, "_RETRY_SECONDS", 0.05)
     monkeypatch.setattr(Keeper, "resume_point", _from_the_beginning)
     script = {"save_at": [2], "die_at": 3, "die_attempts": 99, "unverified_from_attempt": 2}
     await bench.start_worker(script, monkeypatch)

@@ -17,10 +17,10 @@ from rlhf.type.v1 import checkpoint_pb2, job_state_pb2
 
 from services.mesh.artifacts import ArtifactStore, Manifest
 from services.mesh.errors import ResourceExhausted
-from services.trainer import training_handler
-from services.trainer.preparation import Preparation
-from services.trainer.runners import processes
-from services.trainer.training_handler import retry_seconds
+from services.trainer.runs.runners import processes
+from services.trainer.training import handler
+from services.trainer.training.handler import retry_seconds
+from services.trainer.training.preparation import Preparation
 from tests.integration.trainer import test_runs
 
 bench = test_runs.bench
@@ -43,7 +43,7 @@ async def test_job_that_waits_for_its_next_try_holds_no_lease_and_lets_the_more_
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With room for one job a more urgent one runs in the pause of the first, and a younger one does not."""
-    monkeypatch.setattr(training_handler, "retry_seconds", lambda deaths: 500.0)
+    monkeypatch.setattr(handler, "retry_seconds", lambda deaths: 500.0)
     bench.values["RLHF_TRAINER_CONCURRENCY"] = "1"
     await bench.start_worker({"die_at": 2}, monkeypatch)
     first = await bench.create()
@@ -68,7 +68,7 @@ async def test_a_step_whose_metrics_died_with_the_run_is_taken_again(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Though its checkpoint is READY: each step has its metrics, and none of them twice in an attempt."""
-    monkeypatch.setattr(training_handler, "_RETRY_SECONDS", 0.05)
+    monkeypatch.setattr(handler, "_RETRY_SECONDS", 0.05)
     await bench.start_worker({"save_at": [2, 4], "die_untold_at": 4}, monkeypatch)
     name = await bench.create()
     job = await bench.ended(name)
@@ -85,7 +85,7 @@ async def test_a_step_whose_metrics_died_with_the_run_is_taken_again(
 async def test_run_whose_ray_went_away_goes_on_from_its_checkpoint(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, reason: str
 ) -> None:
-    monkeypatch.setattr(training_handler, "_RETRY_SECONDS", 0.05)
+    monkeypatch.setattr(handler, "_RETRY_SECONDS", 0.05)
     await bench.start_worker({"save_at": [2], "fail_at": 4, "fail_reason": reason, "fail_attempts": 2}, monkeypatch)
     name = await bench.create()
     job = await bench.ended(name)
@@ -98,7 +98,7 @@ async def test_run_whose_ray_went_away_goes_on_from_its_checkpoint(
 
 async def test_run_that_died_after_its_last_step_shows_all_steps(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second attempt has nothing left to train, and does not set the job back to step 0."""
-    monkeypatch.setattr(training_handler, "_RETRY_SECONDS", 0.05)
+    monkeypatch.setattr(handler, "_RETRY_SECONDS", 0.05)
     await bench.start_worker({"save_at": [6], "die_at": 6}, monkeypatch)
     job = await bench.ended(await bench.create())
     assert (job.state, len(job.attempts)) == (SUCCEEDED, 2)
@@ -108,7 +108,7 @@ async def test_run_that_died_after_its_last_step_shows_all_steps(bench: Bench, m
 async def test_what_dies_four_times_fails_with_reason_and_remedy_and_leaves_nothing(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training_handler, "_RETRY_SECONDS", 0.05)
+    monkeypatch.setattr(handler, "_RETRY_SECONDS", 0.05)
     before = run_folders()
     await bench.start_worker({"save_at": [1], "die_at": 2, "die_attempts": 99}, monkeypatch)
     job = await bench.ended(await bench.create())
@@ -133,7 +133,7 @@ async def test_stopped_by_a_signal_and_killed_while_it_saves_is_no_death(
 async def test_checkpoint_for_which_the_store_has_no_room_waits_and_nothing_is_lost(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training_handler, "_DISK_SECONDS", 0.05)
+    monkeypatch.setattr(handler, "_DISK_SECONDS", 0.05)
     put_folder = ArtifactStore.put_folder
     full = True
 
@@ -154,7 +154,7 @@ async def test_checkpoint_for_which_the_store_has_no_room_waits_and_nothing_is_l
 
 
 async def test_job_whose_rows_find_no_room_waits_for_it(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training_handler, "_DISK_SECONDS", 0.05)
+    monkeypatch.setattr(handler, "_DISK_SECONDS", 0.05)
     rows = Preparation._rows
     calls = 0
 
@@ -178,7 +178,7 @@ async def test_run_of_a_job_that_fails_for_another_reason_is_ended(
     def broken(*_: Any) -> None:
         raise ValueError("a bug")
 
-    monkeypatch.setattr("services.trainer.following._take_metrics", broken)
+    monkeypatch.setattr("services.trainer.runs.follower._take_metrics", broken)
     before = run_folders()
     await bench.start_worker({"step_seconds": 0.2}, monkeypatch)
     name = await bench.create(steps=2000)
@@ -193,7 +193,7 @@ async def test_run_of_a_job_that_fails_for_another_reason_is_ended(
 
 async def test_killed_with_its_worker_it_goes_on_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """The run dies while no worker looks: the next one sees it, and spends one try on it."""
-    monkeypatch.setattr(training_handler, "_RETRY_SECONDS", 0.05)
+    monkeypatch.setattr(handler, "_RETRY_SECONDS", 0.05)
     first = await bench.start_worker({"step_seconds": 0.1, "save_at": [5]}, monkeypatch)
     name = await bench.create(steps=12)
     await bench.until(name, lambda job: job.step_count >= 6)
@@ -213,7 +213,7 @@ async def test_a_run_that_hangs_is_killed_and_goes_on_from_its_checkpoint(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And what it was doing is kept."""
-    monkeypatch.setattr(training_handler, "_RETRY_SECONDS", 0.05)
+    monkeypatch.setattr(handler, "_RETRY_SECONDS", 0.05)
     bench.values["RLHF_TRAINER_STALL_SECONDS"] = "2"
     await bench.start_worker({"save_at": [2], "hang_at": 4}, monkeypatch)
     name = await bench.create()
@@ -237,8 +237,8 @@ async def test_a_run_that_is_slow_or_waits_is_left_alone(bench: Bench, monkeypat
 
 
 async def test_a_stopped_run_is_killed_with_what_it_started(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training_handler, "_RETRY_SECONDS", 0.05)
-    monkeypatch.setattr("services.trainer.stall.STOPPED_SECONDS", 0.5)
+    monkeypatch.setattr(handler, "_RETRY_SECONDS", 0.05)
+    monkeypatch.setattr("services.trainer.runs.stall.STOPPED_SECONDS", 0.5)
     await bench.start_worker({"step_seconds": 0.1, "save_at": [5], "starts_another": True}, monkeypatch)
     name = await bench.create(steps=12)
     await bench.until(name, lambda job: job.step_count >= 6)

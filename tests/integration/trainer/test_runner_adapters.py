@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from services.mesh.artifacts import Manifest
-from services.trainer import plan as plans
-from services.trainer.spool import Checkpoint, End, SampleBatch
-from services.trainer.weights.merge import merge
+from services.models.merge import merge
+from services.trainer.runs.spool import Checkpoint, End, SampleBatch
+from services.trainer.training import launch_plan as plans
 from tests.fix_runner import AttemptMaker
 from tests.integration.trainer.test_merge import logits
 from tests.integration.trainer.test_runner_sft import PARAMS, losses

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from services.trainer import plan as plans
-from services.trainer.spool import Checkpoint, End, Metrics, Phase
+from services.trainer.runs.spool import Checkpoint, End, Metrics, Phase
+from services.trainer.training import launch_plan as plans
 from tests.fix_runner import AttemptMaker, trained_rows_as_held_out
 from tests.fix_stored import store_as
 
@@ -115,8 +115,8 @@ def base_logps(model: Path, train: Path, pairs: list[int]) -> list[list[float]]:
     """Log-probability of chosen and rejected under the base model, by transformers, one sequence at a time."""
     import torch
 
-    from services.trainer.verl.pair_rows import PairRows
-    from services.trainer.weights.answering import Answerer
+    from services.trainer.verifier.generate import Answerer
+    from services.trainer.verl.trainers.pair_rows import PairRows
 
     loaded = Answerer(model, dtype="float32")
     rows = PairRows(train, loaded.tokenizer, 32, lambda *_: None)

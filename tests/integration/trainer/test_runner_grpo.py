@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from services.trainer.spool import Checkpoint, End, Metrics, Phase, SampleBatch
+from services.trainer.runs.spool import Checkpoint, End, Metrics, Phase, SampleBatch
 from tests.fix_runner import AttemptMaker, PrivateRay
 
 pytestmark = pytest.mark.slow

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
-from services.trainer.run_health import QUIET_STEPS, REWARD_STEPS
-from services.trainer.spool import Checkpoint, End, Metrics, Problem, Record
+from services.trainer.runs.health import QUIET_STEPS, REWARD_STEPS
+from services.trainer.runs.spool import Checkpoint, End, Metrics, Problem, Record
 from tests.fix_runner import Attempt, AttemptMaker, write_rows
 
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from services.trainer import plan as plans
-from services.trainer.spool import Checkpoint, End, Metrics, Record, Software
-from services.trainer.verl.fingerprints import SAMPLER_FILE
+from services.trainer.runs.spool import Checkpoint, End, Metrics, Record, Software
+from services.trainer.training import launch_plan as plans
+from services.trainer.verl.verification.resume_check import SAMPLER_FILE
 from tests.fix_runner import AttemptMaker
 
 pytestmark = pytest.mark.slow

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from services.trainer import plan as plans
-from services.trainer.spool import Checkpoint, End, Metrics, SampleBatch
+from services.trainer.runs.spool import Checkpoint, End, Metrics, SampleBatch
+from services.trainer.training import launch_plan as plans
 from tests.fix_runner import AttemptMaker
 
 pytestmark = pytest.mark.slow

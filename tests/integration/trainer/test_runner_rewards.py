@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from services.trainer.plan import RewardSite
-from services.trainer.spool import Checkpoint, End, Metrics, Phase, Problem, Record, SampleBatch
+from services.rewards.spec import RewardSite
+from services.trainer.runs.spool import Checkpoint, End, Metrics, Phase, Problem, Record, SampleBatch
 from tests.fix_judge import Answer, FakeJudge, chat, start
 from tests.fix_reward_model import tiny_reward_model as tiny_reward_model
 from tests.fix_runner import RUNNER, Attempt, AttemptMaker

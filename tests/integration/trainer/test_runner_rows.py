@@ -13,10 +13,10 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from services.trainer.weights.answering import Answerer  # noqa: E402
-from services.trainer.weights.initialise import initialise  # noqa: E402
-from services.trainer.weights.inspection import UnusableModelError, inspect  # noqa: E402
-from services.trainer.weights.sampling import Request, check, distribution, sample  # noqa: E402
+from services.models.initialise import initialise  # noqa: E402
+from services.models.inspection import UnusableModelError, inspect  # noqa: E402
+from services.models.sampling import Request, check, distribution, sample  # noqa: E402
+from services.trainer.verifier.generate import Answerer  # noqa: E402
 from tests.fix_runner import SPEC  # noqa: E402
 
 PROMPTS = [(4, 7, 8, 9, 5), (4, 9, 5), (4, 16, 15, 14, 13, 12, 11, 5)]
@@ -28,7 +28,7 @@ def model(tiny_model: Path) -> Answerer:
 
 
 def test_only_the_assistants_tokens_are_trained(tiny_model: Path, tmp_path: Path, model: Answerer) -> None:
-    from services.trainer.verl.datasets import ConversationRows, NoRowsError
+    from services.trainer.verl.trainers.datasets import ConversationRows, NoRowsError
 
     turns = [("system", "9"), ("user", "21"), ("assistant", "12"), ("user", "3"), ("assistant", "4")]
     short = {"messages": [{"role": role, "content": text} for role, text in turns]}
@@ -170,6 +170,6 @@ def _replace(path: Path, before: str, after: str) -> None:
 def test_the_command_refuses_in_json(tmp_path: Path) -> None:
     spec = tmp_path / "spec.json"
     spec.write_text('{"config": {"model_type": "llama"}, "tokenizer": {"kind": "characters", "alphabet": "00"}}')
-    command = [sys.executable, "-m", "services.trainer.weights", "init", str(tmp_path / "m"), "--spec", str(spec)]
+    command = [sys.executable, "-m", "services.models", "init", str(tmp_path / "m"), "--spec", str(spec)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, json.loads(done.stdout)) == (2, {"error": "the alphabet repeats '0'"})

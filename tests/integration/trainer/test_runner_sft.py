@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from services.mesh.artifacts import Manifest
-from services.trainer import plan as plans
-from services.trainer.spool import Checkpoint, End, Metrics, Phase, Problem, SampleBatch
+from services.trainer.runs.spool import Checkpoint, End, Metrics, Phase, Problem, SampleBatch
+from services.trainer.training import launch_plan as plans
 from tests.fix_runner import AttemptMaker, trained_rows_as_held_out
 
 pytestmark = pytest.mark.slow

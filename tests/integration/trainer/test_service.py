@@ -12,8 +12,8 @@ from google.protobuf import json_format, struct_pb2
 from rlhf.trainer.v1 import model_pb2, trainer_service_pb2, training_job_pb2
 from rlhf.trainer.v1.trainer_service_pb2_grpc import TrainerServiceStub
 
-from services.mesh import client
 from services.mesh.errors import AlreadyExists, InvalidArgument, NotFound
+from services.mesh.rpc import client
 from services.trainer import app
 from services.trainer.settings import Settings
 

@@ -12,13 +12,13 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from services.mesh.params import parse
-from services.trainer import plan as plans
+from services.mesh.validation.params import parse
+from services.models.probe import TOLERANCE, Probe, ask, difference
 from services.trainer.algorithms import algorithms
-from services.trainer.spool import Checkpoint, Problem, SampleBatch, SpoolWriter, read_from
-from services.trainer.weights.answering import Answerer
-from services.trainer.weights.probe import TOLERANCE, Probe, ask, difference
-from services.trainer.weights.side import Checker, CheckRequest
+from services.trainer.runs.spool import Checkpoint, Problem, SampleBatch, SpoolWriter, read_from
+from services.trainer.training import launch_plan as plans
+from services.trainer.verifier.generate import Answerer
+from services.trainer.verifier.process import Checker, CheckRequest
 from tests.fix_reward_model import tiny_reward_model as tiny_reward_model
 from tests.unit.trainer.test_algorithms import INPUTS
 

@@ -13,9 +13,10 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from services.models import loading  # noqa: E402
 from services.trainer.entities import BaseModel, DatasetVersion  # noqa: E402
-from services.trainer.token_lengths import Asking, Kind, MeasuringError, Request, TokenLengths  # noqa: E402
-from services.trainer.weights import lengths, loading  # noqa: E402
+from services.trainer.training.token_lengths import Asking, Kind, MeasuringError, Request, TokenLengths  # noqa: E402
+from services.trainer.verifier import token_lengths as lengths  # noqa: E402
 from tests.fix_runner import ENVIRONMENT, PrivateRay  # noqa: E402
 
 MOST = 12
@@ -41,8 +42,8 @@ def written(path: Path, kind: str, sizes: list[int]) -> Path:
 
 def kept_by_training(kind: str, path: Path, tokenizer: Any, said: list[Any] | None = None) -> int:
     """How many rows verl's datasets keep; what they say of the others is added to `said`."""
-    from services.trainer.verl.datasets import ConversationRows, PromptRows
-    from services.trainer.verl.pair_rows import PairRows
+    from services.trainer.verl.trainers.datasets import ConversationRows, PromptRows
+    from services.trainer.verl.trainers.pair_rows import PairRows
 
     rows = {"messages": ConversationRows, "prompt": PromptRows, "preference": PairRows}[kind]
     return len(rows(path, tokenizer, MOST, lambda *what: said.append(what) if said is not None else None))
@@ -187,7 +188,7 @@ async def test_a_fork_server_measures_the_same(private_ray: PrivateRay, tiny_mod
 async def test_of_much_more_than_is_read_windows_are_taken_from_everywhere(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from services.trainer import token_lengths
+    from services.trainer.training import token_lengths
 
     # Each row says where it stands, by its length.
     sizes = [1 + index // 100 for index in range(3000)]

@@ -14,11 +14,11 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("trl")
 
-from services.trainer.spool import SpoolWriter  # noqa: E402
-from services.trainer.verl.pair_rows import PairRows, collate, encode  # noqa: E402
-from services.trainer.weights.answering import Answerer  # noqa: E402
-from services.trainer.weights.characters import character_tokenizer  # noqa: E402
-from services.trainer.weights.heldout import read  # noqa: E402
+from services.models.char_tokenizer import character_tokenizer  # noqa: E402
+from services.trainer.runs.spool import SpoolWriter  # noqa: E402
+from services.trainer.verifier.generate import Answerer  # noqa: E402
+from services.trainer.verifier.held_out_loss import read  # noqa: E402
+from services.trainer.verl.trainers.pair_rows import PairRows, collate, encode  # noqa: E402
 from tests.unit.trainer.test_algorithms import plan  # noqa: E402
 
 CHATML = (
@@ -69,7 +69,7 @@ def trained(tokenizer: Any, tokens: list[int], mask: list[int]) -> list[str]:
 
 
 def conversation_rows(tokenizer: Any, path: Path, conversations: list[list[dict[str, str]]]) -> Any:
-    from services.trainer.verl.datasets import ConversationRows
+    from services.trainer.verl.trainers.datasets import ConversationRows
 
     path.write_text("".join(json.dumps({"messages": messages}) + "\n" for messages in conversations))
     return ConversationRows(path, tokenizer, 4096, lambda *_: None)
@@ -154,7 +154,7 @@ def test_thoughts_are_trained_where_the_template_writes_them(tmp_path: Path) -> 
 
 
 def test_thoughts_that_no_template_writes_are_told(tmp_path: Path) -> None:
-    from services.trainer.verl.datasets import ConversationRows
+    from services.trainer.verl.trainers.datasets import ConversationRows
 
     told: list[str] = []
     path = tmp_path / "rows.jsonl"
@@ -172,8 +172,8 @@ def test_thoughts_that_no_template_writes_are_told(tmp_path: Path) -> None:
 
 def test_of_held_out_rows_no_thoughts_are_told(tmp_path: Path) -> None:
     """They are not trained, and would be told as if they were."""
-    from services.trainer.verl.pairs import PairTrainer
-    from services.trainer.verl.sft import SftTrainer
+    from services.trainer.verl.trainers.pairs import PairTrainer
+    from services.trainer.verl.trainers.sft import SftTrainer
 
     told: list[str] = []
     thought = {**assistant("2"), "reasoning_content": "1 and 1"}

@@ -6,8 +6,8 @@ import pytest
 from rlhf.trainer.v1 import trainer_service_pb2 as pb
 from rlhf.type.v1 import checkpoint_pb2
 
-from services.mesh import client
 from services.mesh.errors import FailedPrecondition, InvalidArgument
+from services.mesh.rpc import client
 from tests.integration.trainer import test_runs
 from tests.integration.trainer.test_corruption import blob, flip_a_byte
 from tests.integration.trainer.test_retention import only_weights, states
@@ -64,7 +64,7 @@ async def test_a_rule_bounds_them_as_it_bounds_the_others(bench: Bench, monkeypa
 
 async def test_what_is_saved_again_takes_its_place(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """An attempt that came after it; while it is verified the one before is there."""
-    monkeypatch.setattr("services.trainer.training_handler._RETRY_SECONDS", 0.1)
+    monkeypatch.setattr("services.trainer.training.handler._RETRY_SECONDS", 0.1)
     script = {"save_at": [2, 4], "unconfirmed_at": [2], "die_at": 3, "unverified_from_attempt": 2}
     await bench.start_worker(script, monkeypatch)
     name = await bench.create()

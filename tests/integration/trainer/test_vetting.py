@@ -10,9 +10,9 @@ from google.protobuf import struct_pb2
 from rlhf.trainer.v1 import trainer_service_pb2 as pb
 from rlhf.trainer.v1.training_job_pb2 import TrainingJob
 
-from services.mesh import client
 from services.mesh.errors import InvalidArgument
-from services.trainer import vetting
+from services.mesh.rpc import client
+from services.trainer.training import request_limits
 from tests.integration.trainer.test_runs import PARENT, VERSION, Bench, bench
 
 __all__ = ["bench"]
@@ -43,7 +43,7 @@ def checked_here(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         real(schema, *arguments, **named)
 
     monkeypatch.setattr(jsonschema.Draft202012Validator, "check_schema", check)
-    monkeypatch.setattr(vetting, "CPU_SECONDS", 1)
+    monkeypatch.setattr(request_limits, "CPU_SECONDS", 1)
     return checked
 
 
@@ -68,7 +68,7 @@ async def test_schemas_of_a_request_have_one_budget_in_another_process(
     assert found[f"{prefix}.1.params.schema"].startswith("type: 'thing' is not valid")
     for index in (2, 4):
         assert "the schemas of a request have 1 s of a processor together" in found[f"{prefix}.{index}.params.schema"]
-    monkeypatch.setattr(vetting, "CPU_SECONDS", 60)
+    monkeypatch.setattr(request_limits, "CPU_SECONDS", 60)
     assert await violations(bench, of(*[{**PLAIN, "title": str(n)} for n in range(32)])) == {}
     assert checked_here == []
 

@@ -12,12 +12,12 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from services.trainer.verl.datasets import ConversationRows, NoRowsError, PromptRows  # noqa: E402
-from services.trainer.verl.pair_rows import encode  # noqa: E402
-from services.trainer.weights.answering import end_tokens  # noqa: E402
-from services.trainer.weights.chat import render, rendered_roles  # noqa: E402
-from services.trainer.weights.inspection import UnusableModelError, inspect  # noqa: E402
-from services.trainer.weights.loading import language_model  # noqa: E402
+from services.models.chat_template import render, rendered_roles  # noqa: E402
+from services.models.inspection import UnusableModelError, inspect  # noqa: E402
+from services.models.loading import language_model  # noqa: E402
+from services.trainer.verifier.generate import end_tokens  # noqa: E402
+from services.trainer.verl.trainers.datasets import ConversationRows, NoRowsError, PromptRows  # noqa: E402
+from services.trainer.verl.trainers.pair_rows import encode  # noqa: E402
 from tests.fix_zoo import ARCHITECTURES, TEMPLATES, TOKENIZERS, Shape, make_tokenizer  # noqa: E402
 
 SYSTEM = {"role": "system", "content": "Be brief."}
@@ -202,7 +202,7 @@ def test_every_architecture_makes_a_critic(architecture: str, tmp_path: Path) ->
     """One value a token, on the model's own weights; transformers has no such class for two of them."""
     from transformers import AutoConfig
 
-    from services.trainer.verl.value_head import load
+    from services.trainer.verl.patches.value_head import load
 
     folder = SHAPES[architecture].make(tmp_path / "model")
     config = AutoConfig.from_pretrained(folder)
@@ -220,7 +220,7 @@ def test_every_architecture_makes_a_critic(architecture: str, tmp_path: Path) ->
 def test_verl_takes_models_whose_heads_have_keys_of_their_own(
     architecture: str, tmp_path: Path, verl_on_cpu: None
 ) -> None:
-    from services.trainer.verl import hooks
+    from services.trainer.verl.patches import hooks
 
     hooks.install(hooks.ENGINES)
     from verl.models.transformers.monkey_patch import apply_monkey_patch
@@ -235,7 +235,7 @@ def test_a_critics_dropout_is_a_number(verl_on_cpu: None) -> None:
     """verl gives every critic's configuration the dropout "0"; GPT-NeoX's refuses it."""
     from transformers import GPTNeoXConfig
 
-    from services.trainer.verl.model_patches import numbers
+    from services.trainer.verl.patches.models import numbers
 
     config = GPTNeoXConfig()
     with pytest.raises(Exception, match="hidden_dropout"):
@@ -248,7 +248,7 @@ def test_a_critics_dropout_is_a_number(verl_on_cpu: None) -> None:
 
 
 def test_verl_loads_gpt_2_with_its_output_layer(verl_on_cpu: None) -> None:
-    from services.trainer.verl import hooks
+    from services.trainer.verl.patches import hooks
 
     hooks.install(hooks.ENGINES)
     from transformers import AutoModelForCausalLM, GPT2Config

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import typer.main
 
-from services.cli import exits
+from services.cli import exit_codes
 from services.cli.__main__ import app
 
 # Of the mesh itself: they take next to nothing.
@@ -30,5 +30,5 @@ def test_every_command_is_shown_by_an_example_of_its_own(command: str, text: str
 
 def test_the_exit_codes_are_documented() -> None:
     text = str(typer.main.get_command(app).epilog)
-    for code, meaning in exits.MEANINGS:
+    for code, meaning in exit_codes.MEANINGS:
         assert f"**{code}** {meaning}" in text

@@ -11,7 +11,8 @@ from rlhf.type.v1.job_state_pb2 import JOB_STATE_FAILED, JOB_STATE_QUEUED
 from rlhf.type.v1.metric_point_pb2 import MetricPoint
 from rlhf.type.v1.sample_pb2 import Sample
 
-from services.cli import checkpoints, job_views, progress
+from services.cli import job_views, progress
+from services.cli.commands import checkpoints
 
 points = st.lists(
     st.builds(

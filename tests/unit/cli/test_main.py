@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from services.cli import __main__, exits
+from services.cli import __main__, exit_codes
 
 
 def test_a_file_that_is_in_the_way_is_named_without_a_trace(
@@ -16,7 +16,7 @@ def test_a_file_that_is_in_the_way_is_named_without_a_trace(
     monkeypatch.setattr(__main__, "app", lambda **_: (tmp_path / "file" / "folder").mkdir())
     with pytest.raises(SystemExit) as ended:
         __main__.main()
-    assert ended.value.code == exits.FAILED
+    assert ended.value.code == exit_codes.FAILED
     assert capsys.readouterr().err == f"error: {tmp_path}/file/folder: Not a directory\n"
 
 

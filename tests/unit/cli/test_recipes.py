@@ -8,10 +8,10 @@ import pytest
 
 from services.cli import recipe_files
 from services.mesh.errors import NotFound
-from services.mesh.params import parse
+from services.mesh.validation.params import parse
 from services.trainer.algorithms import algorithms
 from services.trainer.algorithms.retention import check_retention
-from services.trainer.plan import JobFacts, PlanInputs
+from services.trainer.training.launch_plan import JobFacts, PlanInputs
 from tests.unit.trainer.test_algorithms import FACTS, INPUTS
 
 PARAMETERS = 135_000_000

@@ -4,9 +4,10 @@ from google.protobuf.json_format import MessageToDict
 from google.protobuf.struct_pb2 import Struct
 
 from services.cli import schemas
-from services.mesh import params
-from services.trainer.algorithms import algorithms, describing
-from services.trainer.rewards import rewards
+from services.mesh.validation import params
+from services.rewards import rewards
+from services.trainer.algorithms import algorithms
+from services.trainer.algorithms import schema as describing
 
 
 def of(kind: type) -> dict[str, schemas.Parameter]:

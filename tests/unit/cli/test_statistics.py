@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.cli.demo.statistics import Interval, compare, mcnemar, wilson
+from services.scoring.statistics import Interval, compare, mcnemar, wilson
 
 
 # statsmodels 0.15.0: proportion_confint(successes, trials, 1 - confidence, "wilson"); scipy 1.17.1:

@@ -16,12 +16,13 @@ from pathlib import Path
 
 import pytest
 
-from services.cli.supervisor import leftovers, probes, state
-from services.cli.supervisor.group import Plan, Planned, Supervisor
-from services.cli.supervisor.state import MeshState, Phase, ProcessState, Stage
-from services.mesh.embedded import Home, StartFailed, procfs
-from services.mesh.embedded.process import Program
 from services.mesh.errors import FailedPrecondition
+from services.mesh.processes import procfs
+from services.supervisor import leftovers, probes, state
+from services.supervisor.embedded import Home, StartFailed
+from services.supervisor.embedded.process import Program
+from services.supervisor.group import Plan, Planned, Supervisor
+from services.supervisor.state import MeshState, Phase, ProcessState, Stage
 
 # Tells when it starts and when it is asked to stop; `exec` would lose the trap.
 SCRIPT = (
@@ -277,8 +278,8 @@ def killed_supervisor(home: Home) -> MeshState:
     code = """
         import asyncio, runpy, sys
         from pathlib import Path
-        from services.cli.supervisor.group import Supervisor
-        from services.mesh.embedded import Home
+        from services.supervisor.group import Supervisor
+        from services.supervisor.embedded import Home
         make_plan = runpy.run_path(sys.argv[2])["make_plan"]
         home = Home(Path(sys.argv[1]))
         asyncio.run(Supervisor(home, lambda kept: make_plan(home), keep={"ray"}).run())

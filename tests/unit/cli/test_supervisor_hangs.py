@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from services.cli.supervisor import group, probes, state
-from services.cli.supervisor.group import Plan, Planned, Supervisor
-from services.cli.supervisor.state import Phase, ProcessState, Stage
-from services.mesh import server
-from services.mesh.embedded import Home
-from services.mesh.embedded.process import Program
-from services.mesh.server import Process
+from services.mesh.rpc import server
+from services.mesh.rpc.server import Process
+from services.supervisor import group, probes, state
+from services.supervisor.embedded import Home
+from services.supervisor.embedded.process import Program
+from services.supervisor.group import Plan, Planned, Supervisor
+from services.supervisor.state import Phase, ProcessState, Stage
 
 # Touches its file as our processes do.
 BEATING = 'while :; do touch "$0"; sleep 0.05; done'

@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 
-from services.cli import lifecycle
-from services.cli.supervisor import logs, mesh, ports, state
-from services.cli.supervisor.logs import rotate
-from services.cli.supervisor.state import MeshState, Phase
-from services.mesh.embedded import Home, procfs
+from services.cli.commands import lifecycle
 from services.mesh.errors import InvalidArgument
+from services.mesh.processes import procfs
 from services.mesh.settings import Environment
+from services.supervisor import logs, mesh_plan, ports, state
+from services.supervisor.embedded import Home
+from services.supervisor.logs import rotate
+from services.supervisor.state import MeshState, Phase
 from tests.fix_member import background, until
 
 
@@ -75,8 +76,8 @@ def test_broken_ports_file_costs_only_the_memory(tmp_path: Path) -> None:
     assert ports.Ports(tmp_path / "ports.json", ()).take("a") > 0
 
 
-def options(**values: str) -> mesh.Options:
-    return mesh.Options.read(Environment(values))
+def options(**values: str) -> mesh_plan.Options:
+    return mesh_plan.Options.read(Environment(values))
 
 
 @pytest.fixture
@@ -87,7 +88,7 @@ def root(tmp_path: Path) -> Home:
 
 
 def test_services_learn_all_addresses_and_the_embedded_parts_no_secret(root: Home) -> None:
-    plan = mesh.build(
+    plan = mesh_plan.build(
         root, options(), {"PATH": "/bin", "RLHF_POSTGRES_URL": "", "RLHF_X": "secret", "RAY_ADDRESS": "x"}, ()
     )
     assert [each.program.name for each in plan.foundations] == ["postgres", "nats", "ray", "fork-server"]
@@ -120,7 +121,7 @@ def test_services_learn_all_addresses_and_the_embedded_parts_no_secret(root: Hom
 def test_each_process_has_a_page_for_prometheus_where_it_is_asked_for(root: Home) -> None:
     asked = options(RLHF_TELEMETRY="prometheus,otlp", RLHF_PROMETHEUS_LISTEN="127.0.0.1:9000")
     inherited = {"RLHF_TELEMETRY": "prometheus,otlp", "OTEL_EXPORTER_OTLP_HEADERS": "api-key=secret"}
-    plan = mesh.build(root, asked, inherited, ())
+    plan = mesh_plan.build(root, asked, inherited, ())
     pages = plan.endpoints["metrics"]
     assert list(pages) == [each.program.name for each in plan.services]
     assert len(set(pages.values())) == len(pages) and "http://127.0.0.1:9000/metrics" not in pages.values()
@@ -130,7 +131,7 @@ def test_each_process_has_a_page_for_prometheus_where_it_is_asked_for(root: Home
         assert told["RLHF_TELEMETRY"] == "prometheus,otlp"
         assert told["OTEL_EXPORTER_OTLP_HEADERS"] == "api-key=secret"
     assert not any("secret" in str(dict(planned.program.environment)) for planned in plan.foundations)
-    plain = mesh.build(root, options(), {}, ())
+    plain = mesh_plan.build(root, options(), {}, ())
     assert plain.endpoints["metrics"] == {}
     assert not any("RLHF_PROMETHEUS_LISTEN" in planned.program.environment for planned in plain.services)
 
@@ -138,7 +139,7 @@ def test_each_process_has_a_page_for_prometheus_where_it_is_asked_for(root: Home
 def test_the_supervisor_gets_the_settings_of_whoever_starts_it(root: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     """Addresses with passwords too: it hands them on to the services."""
     given: dict[str, Any] = {}
-    monkeypatch.setattr("services.cli.lifecycle.subprocess.Popen", lambda *_, **options: given.update(options))
+    monkeypatch.setattr("services.cli.commands.lifecycle.subprocess.Popen", lambda *_, **options: given.update(options))
     monkeypatch.setenv("RLHF_POSTGRES_URL", "postgresql://u:p@elsewhere/d")
     lifecycle.start_supervisor(root)
     assert given["env"]["RLHF_POSTGRES_URL"] == "postgresql://u:p@elsewhere/d"
@@ -146,7 +147,7 @@ def test_the_supervisor_gets_the_settings_of_whoever_starts_it(root: Home, monke
 
 
 def test_second_plan_of_a_home_has_the_same_addresses_and_passwords(root: Home) -> None:
-    first, second = (mesh.build(root, options(), {}, ()).endpoints for _ in range(2))
+    first, second = (mesh_plan.build(root, options(), {}, ()).endpoints for _ in range(2))
     assert first == second
 
 
@@ -155,7 +156,7 @@ def test_each_embedded_part_gives_way_to_a_setting(root: Home) -> None:
         RLHF_POSTGRES_URL="postgresql://p", RLHF_NATS_URL="nats://n", RLHF_RAY_ADDRESS="ray:1",
         RLHF_ARTIFACTS_URL="s3://b", RLHF_GATEWAY_HTTP_LISTEN="0.0.0.0:80", RLHF_TRAINER_SLOTS="3",
     )  # fmt: skip
-    plan = mesh.build(root, given, {}, ())
+    plan = mesh_plan.build(root, given, {}, ())
     assert plan.foundations == []
     told = plan.services[0].program.environment
     assert told["RLHF_POSTGRES_URL"] == "postgresql://p"
@@ -171,10 +172,10 @@ def test_each_embedded_part_gives_way_to_a_setting(root: Home) -> None:
 
 
 def test_a_slots_memory_is_told_unless_somebody_has_said_it(root: Home) -> None:
-    told = mesh.build(root, options(RLHF_TRAINER_SLOTS="2"), {}, ()).services[0].program.environment
+    told = mesh_plan.build(root, options(RLHF_TRAINER_SLOTS="2"), {}, ()).services[0].program.environment
     assert int(told["RLHF_TRAINER_SLOT_MEMORY_BYTES"]) * 2 > 1 << 30
     said = {"RLHF_TRAINER_SLOT_MEMORY_BYTES": "5"}
-    assert mesh.build(root, options(), said, ()).services[0].program.environment.items() >= said.items()
+    assert mesh_plan.build(root, options(), said, ()).services[0].program.environment.items() >= said.items()
 
 
 def test_every_wrong_setting_is_told_at_once() -> None:

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from services.cli.supervisor import settings
-from services.cli.supervisor.settings import Difference
-from services.mesh.embedded import Home
 from services.mesh.errors import InvalidArgument
+from services.supervisor import settings
+from services.supervisor.embedded import Home
+from services.supervisor.settings import Difference
 
 OPERATIONS = Path(__file__).parents[3] / "docs" / "operations.md"
 

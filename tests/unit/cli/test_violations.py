@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from services.cli import exits, violations
+from services.cli import exit_codes, violations
 from services.mesh import errors
 from services.mesh.errors import InvalidArgument, PlatformError, Violation
 
@@ -54,11 +54,11 @@ def test_a_message_is_shown_as_it_is(capfd: pytest.CaptureFixture[str]) -> None:
 
 
 def test_every_error_has_an_exit_code_of_the_documented_ones() -> None:
-    documented = {code for code, _ in exits.MEANINGS}
+    documented = {code for code, _ in exit_codes.MEANINGS}
     for kind in (*errors.BY_CODE.values(), PlatformError):
-        assert exits.code_of(kind("R", "m")) in documented - {exits.OK}
-    assert exits.code_of(InvalidArgument.of("f", "d")) == exits.USAGE
-    assert exits.code_of(errors.NotFound("R", "m")) == exits.NOT_FOUND
-    assert exits.code_of(errors.Unavailable("R", "m")) == exits.NOT_UP
-    assert exits.code_of(errors.FailedPrecondition("R", "m")) == exits.REFUSED
-    assert exits.code_of(errors.DataLoss("R", "m")) == exits.FAILED
+        assert exit_codes.code_of(kind("R", "m")) in documented - {exit_codes.OK}
+    assert exit_codes.code_of(InvalidArgument.of("f", "d")) == exit_codes.USAGE
+    assert exit_codes.code_of(errors.NotFound("R", "m")) == exit_codes.NOT_FOUND
+    assert exit_codes.code_of(errors.Unavailable("R", "m")) == exit_codes.NOT_UP
+    assert exit_codes.code_of(errors.FailedPrecondition("R", "m")) == exit_codes.REFUSED
+    assert exit_codes.code_of(errors.DataLoss("R", "m")) == exit_codes.FAILED

@@ -6,8 +6,8 @@ import pytest
 from rlhf.dataset.v1.dataset_service_pb2 import CreateDatasetRequest, DeleteDatasetRequest, GetDatasetRequest
 
 from services.client.backoff import Backoff, is_connection_lost
-from services.mesh.client import is_repeatable
 from services.mesh.errors import DeadlineExceeded, NotFound, PlatformError, Unavailable
+from services.mesh.rpc.client import is_repeatable
 
 
 def test_pauses_double_with_jitter_up_to_a_limit_and_end() -> None:

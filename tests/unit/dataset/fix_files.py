@@ -15,9 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import zstandard
 
-from services.dataset.chunks import Content, version_sha256
-from services.dataset.limits import Limits
-from services.dataset.validation import Report, validate
+from services.dataset.datasets.chunks import Content, version_sha256
+from services.dataset.reading.limits import Limits
+from services.dataset.uploads.validation import Report, validate
 
 CONTAINERS = ("jsonl", "json", "csv", "parquet")
 COMPRESSIONS = ("", ".gz", ".zst")

@@ -6,8 +6,8 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.dataset.chunks import Chunk, ChunkWriter, Content, raw_rows, rows, version_sha256
-from services.dataset.rows import Message, PromptRow, encode
+from services.dataset.datasets.chunks import Chunk, ChunkWriter, Content, raw_rows, rows, version_sha256
+from services.dataset.reading.rows import Message, PromptRow, encode
 
 ROWS = st.lists(st.binary(min_size=1, max_size=40).map(lambda row: row.replace(b"\n", b"x")), max_size=40)
 

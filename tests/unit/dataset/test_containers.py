@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 
 from services.dataset.containers import csv_table, json_array, json_lines
 from services.dataset.containers.batches import Broken, Lines, Texts
-from services.dataset.file_names import by_name
-from services.dataset.findings import UnreadableFile
-from services.dataset.limits import Limits
+from services.dataset.reading.file_names import by_name
+from services.dataset.reading.findings import UnreadableFile
+from services.dataset.reading.limits import Limits
 from tests.unit.dataset.fix_files import COMPRESSIONS, CONTAINERS, assistant, check, compress, encode, jsonl, user
 from tests.unit.dataset.fix_rows import VALUES
 

@@ -14,13 +14,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.dataset.bytecounts import count, count_above
 from services.dataset.containers import json_lines
 from services.dataset.containers.batches import Lines, Texts
-from services.dataset.findings import Finding, Findings
 from services.dataset.formats import formats
-from services.dataset.limits import Limits
-from services.dataset.rowreading import RowReader
+from services.dataset.reading.byte_counts import count, count_above
+from services.dataset.reading.findings import Finding, Findings
+from services.dataset.reading.limits import Limits
+from services.dataset.reading.row_reader import RowReader
 from tests.unit.dataset.fix_rows import any_rows
 
 FORMATS = st.sampled_from(["messages", "preference", "prompt"])
@@ -150,7 +150,7 @@ def test_a_small_file_is_read_without_numpy(tmp_path: Path) -> None:
     """Importing it takes longer than reading the file."""
     (tmp_path / "a.jsonl").write_text(f"{GOOD}\n" * 100)
     code = (
-        "import sys; from pathlib import Path; from services.dataset.validation import validate\n"
+        "import sys; from pathlib import Path; from services.dataset.uploads.validation import validate\n"
         "report = validate(Path(sys.argv[1]), 'a.jsonl', 'messages', lambda chunk: None)\n"
         "assert report.ok and report.rows == 100\n"
         "assert 'numpy' not in sys.modules"

@@ -16,9 +16,9 @@ import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from services.dataset.findings import UnreadableFile
-from services.dataset.limits import Limits
-from services.dataset.validation import validate
+from services.dataset.reading.findings import UnreadableFile
+from services.dataset.reading.limits import Limits
+from services.dataset.uploads.validation import validate
 from tests.unit.dataset.fix_files import COMPRESSIONS, CONTAINERS, assistant, check, compress, encode, user
 
 ROWS = [{"messages": [user(f"q{n}"), assistant("é" * n + "a")], "id": n} for n in range(20)]

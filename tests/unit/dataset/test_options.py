@@ -12,13 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.dataset.field_mapping import targets
-from services.dataset.findings import UnreadableFile
 from services.dataset.formats import formats
-from services.dataset.limits import Limits
-from services.dataset.mapping_suggestion import suggest
-from services.dataset.options import Split, UploadOptions
-from services.dataset.skipping import MAX_ROWS, SkippedRow
+from services.dataset.reading.field_mapping import targets
+from services.dataset.reading.findings import UnreadableFile
+from services.dataset.reading.limits import Limits
+from services.dataset.reading.mapping_suggestion import suggest
+from services.dataset.uploads.options import Split, UploadOptions
+from services.dataset.uploads.skipped_rows import MAX_ROWS, SkippedRow
 from tests.unit.dataset.fix_files import Checked, assistant, check, check_rows, compress, encode, jsonl, user
 from tests.unit.dataset.fix_rows import any_rows, valid_rows
 

@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.dataset.containers.batches import Texts, Values
-from services.dataset.findings import Findings, Problems
 from services.dataset.formats import formats
-from services.dataset.limits import Limits
-from services.dataset.rowreading import RowReader
-from services.dataset.rows import encode
-from services.dataset.shapes import Shapes
-from services.dataset.spellings import canonical
+from services.dataset.reading.fast_decode import Shapes
+from services.dataset.reading.findings import Findings, Problems
+from services.dataset.reading.input_layouts import canonical
+from services.dataset.reading.limits import Limits
+from services.dataset.reading.row_reader import RowReader
+from services.dataset.reading.rows import encode
 from services.mesh.errors import InvalidArgument
 from services.mesh.registry import summary
 from tests.unit.dataset.fix_rows import any_rows, valid_rows

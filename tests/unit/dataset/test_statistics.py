@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from services.dataset.datasets.statistics import Collector, Duplicates, Histogram, Lengths, _middle
 from services.dataset.formats import formats
-from services.dataset.rows import Message, MessagesRow, PreferenceRow, PromptRow, Row, encode
-from services.dataset.statistics import Collector, Duplicates, Histogram, Lengths, _middle
+from services.dataset.reading.rows import Message, MessagesRow, PreferenceRow, PromptRow, Row, encode
 
 QUESTION = Message("user", "1")
 VALUES = st.lists(st.integers(0, 300) | st.integers(0, 1 << 24), min_size=1, max_size=60)

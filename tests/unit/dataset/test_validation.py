@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.dataset.chunks import rows as read_rows
-from services.dataset.findings import Findings, Problems
+from services.dataset.datasets.chunks import rows as read_rows
 from services.dataset.formats import formats
-from services.dataset.limits import Limits
-from services.dataset.rows import encode
-from services.dataset.spellings import canonical
-from services.dataset.validation import Progress, Report, validate
+from services.dataset.reading.findings import Findings, Problems
+from services.dataset.reading.input_layouts import canonical
+from services.dataset.reading.limits import Limits
+from services.dataset.reading.rows import encode
+from services.dataset.uploads.validation import Progress, Report, validate
 from services.mesh.errors import InvalidArgument
 from tests.unit.dataset.fix_files import assistant, check, jsonl, user
 from tests.unit.dataset.fix_rows import any_rows

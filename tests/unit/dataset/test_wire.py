@@ -17,17 +17,18 @@ from rlhf.event.v1.training_job_changed_pb2 import TrainingJobChanged
 from rlhf.trainer.v1 import training_job_pb2
 from rlhf.type.v1 import job_state_pb2
 
-from services.dataset import versions, wire
-from services.dataset.datasets import DatasetChange, NewDataset
+from services.dataset import wire
+from services.dataset.datasets import versions
+from services.dataset.datasets.service import DatasetChange, NewDataset
+from services.dataset.datasets.versions import StoredRow
 from services.dataset.entities import Dataset, DatasetVersion, Upload
 from services.dataset.formats import formats
-from services.dataset.new_upload import NewUpload
-from services.dataset.options import Split, UploadOptions, to_json
-from services.dataset.rows import encode
-from services.dataset.skipping import SkippedRow
-from services.dataset.uploads import Piece
-from services.dataset.versions import StoredRow
-from services.mesh.jobs import State
+from services.dataset.reading.rows import encode
+from services.dataset.uploads.new_upload import NewUpload
+from services.dataset.uploads.options import Split, UploadOptions, to_json
+from services.dataset.uploads.service import Piece
+from services.dataset.uploads.skipped_rows import SkippedRow
+from services.mesh.jobs.store import State
 
 UID = uuid.UUID(int=7)
 TIME = datetime(2026, 1, 2, 3, 4, 5, 678901, UTC)

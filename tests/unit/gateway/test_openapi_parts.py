@@ -21,7 +21,7 @@ VENDOR = Path(__file__).parents[3] / "proto" / "vendor"
 
 def made(source: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """The document of a contract that is this file alone; what is served by hand is left out."""
-    monkeypatch.setattr(openapi.by_hand, "by_hand", lambda *_: iter(()))
+    monkeypatch.setattr(openapi.static_operations, "by_hand", lambda *_: iter(()))
     with tempfile.TemporaryDirectory() as folder:
         file, output = Path(folder, "some.proto"), Path(folder, "out.binpb")
         file.write_text(HEAD.format(package="some.v1") + source)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from google.rpc import code_pb2
 
-from services.gateway.problems import HTTP_STATUS, HttpError, problem
+from services.gateway.http.problems import HTTP_STATUS, HttpError, problem
 from services.mesh import errors
 from services.mesh.errors import InvalidArgument, PlatformError, Violation
 

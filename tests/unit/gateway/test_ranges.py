@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.gateway.ranges import Span, choose, is_known
+from services.gateway.http.ranges import Span, choose, is_known
 
 WHOLE = Span(0, 100, 100, partial=False)
 

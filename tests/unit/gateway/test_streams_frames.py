@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.gateway.streams_http import Events, Lines, frames, one_line
+from services.gateway.streams.http_body import Events, Lines, frames, one_line
 
 ANY_JSON = st.recursive(
     st.none() | st.integers() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)

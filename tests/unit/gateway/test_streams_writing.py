@@ -12,8 +12,8 @@ import pytest
 import uvloop
 from starlette.types import Message
 
-from services.gateway.connections import TRANSPORT
-from services.gateway.streams_writing import Writer
+from services.gateway.http.http1_protocol import TRANSPORT
+from services.gateway.streams.slow_reader import Writer
 from services.mesh.errors import PlatformError, ResourceExhausted
 
 
@@ -59,7 +59,7 @@ async def test_a_reader_that_takes_a_little_has_more_time() -> None:
 
 
 async def test_a_reader_that_waits_is_sent_beats(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("services.gateway.streams_writing.BEAT_SECONDS", 0.01)
+    monkeypatch.setattr("services.gateway.streams.slow_reader.BEAT_SECONDS", 0.01)
     reader = Reader(0)
     reader.room.set()
     writer = Writer(reader.scope, reader.send, 30)
@@ -73,7 +73,7 @@ async def test_a_reader_that_waits_is_sent_beats(monkeypatch: pytest.MonkeyPatch
 
 
 async def test_who_does_not_make_room_for_the_last_words_is_reset(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("services.gateway.streams_writing.LAST_WORDS_SECONDS", 0.01)
+    monkeypatch.setattr("services.gateway.streams.slow_reader.LAST_WORDS_SECONDS", 0.01)
     reader = Reader(100)
     await Writer(reader.scope, reader.send, 30).last_words({"type": "x"})
     async with asyncio.timeout(10):

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from services.gateway import tickets
-from services.gateway.tickets import Tickets
+from services.gateway.security import tickets
+from services.gateway.security.tickets import Tickets
 from services.mesh.errors import InvalidArgument, Unauthenticated
 
 PATH = "/v1/projects/p/trainingJobs/j:streamEvents?after_sequence=3&a=%2F"

@@ -9,9 +9,9 @@ import pytest
 import uvicorn
 from uvicorn.server import ServerState
 
-from services.gateway.streams import STOPPING
-from services.gateway.websocket import closing
-from services.gateway.websocket_protocol import WebSocketConnection
+from services.gateway.streams.server_stream import STOPPING
+from services.gateway.streams.websocket import closing
+from services.gateway.streams.websocket_protocol import WebSocketConnection
 from services.mesh.errors import DataLoss, FailedPrecondition, PlatformError, ResourceExhausted, Unavailable
 
 

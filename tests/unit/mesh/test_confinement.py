@@ -15,7 +15,7 @@ from tests.fix_namespaces import NO_NAMESPACES
 BEGIN = """
 import ctypes, json, os, socket, sys
 from pathlib import Path
-from services.mesh import confinement
+from services.mesh.processes import confinement
 read, write, secret = map(Path, sys.argv[1:])
 """
 

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from services.mesh.disk_space import DiskSpace
+from services.mesh.artifacts.disk_space import DiskSpace
 from services.mesh.settings import Environment, MeshSettings
 
 LOW = 100 << 20

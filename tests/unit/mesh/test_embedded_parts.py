@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from services.mesh import embedded
-from services.mesh.embedded import home, launch, ports, process, procfs, ray_head
-from services.mesh.embedded.postgres_server import scram_verifier
+from services.mesh.processes import procfs
+from services.supervisor import embedded
+from services.supervisor.embedded import home, launch, ports, process, ray_head
+from services.supervisor.embedded.postgres_server import scram_verifier
 
 
 def program(tmp_path: Path, script: str, **changes) -> process.Program:
@@ -101,7 +102,7 @@ async def test_program_dies_with_the_process_that_started_it(tmp_path: Path) -> 
     code = f"""
 import asyncio, sys
 from pathlib import Path
-from services.mesh.embedded import process
+from services.supervisor.embedded import process
 async def main():
     log = Path({str(tmp_path)!r}) / "log"
     for name, number in (("tied", 15), ("free", None)):

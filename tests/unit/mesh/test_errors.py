@@ -7,9 +7,9 @@ from google.rpc import code_pb2
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.mesh import client
 from services.mesh.errors import BY_CODE, InvalidArgument, NotFound, PlatformError, Violation
-from services.mesh.interceptors import to_status
+from services.mesh.rpc import client
+from services.mesh.rpc.interceptors import to_status
 
 # What a client accepts by default for all headers of an answer.
 HEADERS_BYTES = 8192

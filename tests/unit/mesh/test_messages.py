@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 from google.rpc import code_pb2, error_details_pb2
 
-from services.mesh.messages import status, struct, timestamp, to_struct
+from services.mesh.rpc.wellknown import status, struct, timestamp, to_struct
 
 
 def test_whole_numbers_come_back_as_integers_at_any_depth() -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from services.mesh import nkeys
 from services.mesh.errors import Unauthenticated
-from services.mesh.nats import client_of, signing
+from services.mesh.events import nkeys
+from services.mesh.events.bus import client_of, signing
 
 # From the documentation of NATS, "NKeys".
 SEED = "SUACSSL3UAHUDXKFSNVUZRF5UHPMWZ6BFDTJ7M6USDXIEDNPPQYYYCU3VY"

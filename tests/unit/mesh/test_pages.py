@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.mesh.errors import InvalidArgument
-from services.mesh.pages import PageRequest
+from services.mesh.rpc.pagination import PageRequest
 
 
 @pytest.mark.parametrize(("asked", "given_"), [(0, 50), (1, 1), (1000, 1000), (1001, 1000), (2**31 - 1, 1000)])

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field
 
-from services.mesh import params
 from services.mesh.errors import InvalidArgument
+from services.mesh.validation import params
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field
 
-from services.mesh import params
 from services.mesh.errors import Violation
-from services.mesh.params import STRICT_FIELDS
-from services.mesh.partly import Unknown, known, partly, told
+from services.mesh.validation import params
+from services.mesh.validation.params import STRICT_FIELDS
+from services.mesh.validation.partial import Unknown, known, partly, told
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.mesh.path_templates import NoRoute, PathTemplate, Router
+from services.gateway.transcoding.path_templates import NoRoute, PathTemplate, Router
 
 
 def find(template: str, path: str) -> dict[str, str] | None:

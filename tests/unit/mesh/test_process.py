@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from services.mesh.server import Process
+from services.mesh.rpc.server import Process
 
 
 class Diary(Process):

@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rlhf.dataset.v1 import dataset_pb2
 
-from services.mesh import protojson, transcoding
+from services.gateway.transcoding import transcoder
 from services.mesh.errors import InvalidArgument
+from services.mesh.rpc import protojson
 from tests.fix_http_descriptors import COLOUR_0, as_dict, kinds, send, violations
 
 
@@ -165,7 +166,7 @@ def test_reads_back_what_it_prints(message: Message) -> None:
 
 
 def test_answer_prints_zero_values_and_long_integers_as_text() -> None:
-    route = next(route for route in transcoding.routes(kinds()) if route.method.name == "Query")
+    route = next(route for route in transcoder.routes(kinds()) if route.method.name == "Query")
     message = message_factory.GetMessageClass(route.method.output_type)()
     message.i64, message.f64, message.text = 2**60, float("nan"), "é"
     raw = route.answer(message)

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from rlhf.dataset.v1 import dataset_pb2, dataset_service_pb2
 from rlhf.trainer.v1 import trainer_service_pb2
 
-from services.mesh import protojson_printing
-from services.mesh.protojson import is_map
+from services.mesh.rpc import protojson_printing
+from services.mesh.rpc.protojson import is_map
 from tests.fix_http_descriptors import compile_service
 
 SCALARS = "double float int32 int64 uint32 uint64 sint32 sint64 fixed32 fixed64 sfixed32 sfixed64 bool string bytes"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
-from services.mesh.embedded import ray_tls
+from services.supervisor.embedded import ray_tls
 
 
 def test_it_is_made_once_for_its_owner_and_kept(tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from services.mesh.fork_server import ray_worker
-from services.mesh.fork_server.client import VARIABLE
+from services.mesh.processes.fork_server import ray_worker
+from services.mesh.processes.fork_server.client import VARIABLE
 
 RAYLET = {"RAY_JOB_ID": "01000000", "RAY_RAYLET_PID": "77", "PATH": "/bin"}
 

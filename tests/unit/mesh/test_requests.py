@@ -5,7 +5,7 @@ from __future__ import annotations
 from rlhf.dataset.v1.dataset_service_pb2 import CreateDatasetRequest
 from rlhf.trainer.v1.trainer_service_pb2 import ImportModelRequest
 
-from services.mesh.requests import RequestKey
+from services.mesh.rpc.idempotency import RequestKey
 
 ID = "f81d4fae-7dec-41d0-a765-00a0c91e6bf6"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 
-from services.mesh.server import Process
+from services.mesh.rpc.server import Process
 
 
 async def test_routine_that_swallows_a_cancellation_is_stopped() -> None:

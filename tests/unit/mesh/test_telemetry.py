@@ -14,11 +14,11 @@ import pytest
 from opentelemetry import trace
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from services.mesh import metrics, telemetry, tracing
 from services.mesh.errors import InvalidArgument, NotFound
-from services.mesh.interceptors import to_status
-from services.mesh.metrics import Observation
+from services.mesh.rpc.interceptors import to_status
 from services.mesh.settings import Environment, TelemetrySettings, child_environment, member_environment
+from services.mesh.telemetry import logs, metrics, tracing
+from services.mesh.telemetry.metrics import Observation
 from tests.fix_telemetry import Figure, Spans, hexadecimal
 
 TRACE, SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
@@ -81,7 +81,7 @@ def log() -> Iterator[Callable[[], list[dict[str, Any]]]]:
     root, stream = logging.getLogger(), io.StringIO()
     handlers, level, stderr = root.handlers, root.level, sys.stderr
     sys.stderr = stream
-    telemetry.configure_logging("testing")
+    logs.configure_logging("testing")
     yield lambda: [json.loads(line) for line in stream.getvalue().splitlines()]
     sys.stderr = stderr
     root.handlers = handlers
@@ -103,7 +103,7 @@ def test_no_level_silences_the_audit_log(log: Callable[[], list[dict[str, Any]]]
     logging.getLogger().setLevel(logging.CRITICAL)
     logging.disable(logging.CRITICAL)
     logging.getLogger("services").critical("lost")
-    telemetry.audit("user:owner", "DeleteDataset", "projects/p/datasets/d", "OK", peer="ipv4:1")
+    logs.audit("user:owner", "DeleteDataset", "projects/p/datasets/d", "OK", peer="ipv4:1")
     [line] = log()
     wanted = {"logger": "audit", "level": "AUDIT", "principal": "user:owner", "verb": "DeleteDataset"}
     wanted |= {"resource": "projects/p/datasets/d", "result": "OK", "peer": "ipv4:1"}

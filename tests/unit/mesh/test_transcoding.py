@@ -11,15 +11,15 @@ from google.protobuf import message_factory
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.mesh import transcoding
+from services.gateway.transcoding import transcoder
+from services.gateway.transcoding.path_templates import NoRoute
+from services.gateway.transcoding.transcoder import parse_query
 from services.mesh.errors import InvalidArgument
-from services.mesh.path_templates import NoRoute
-from services.mesh.transcoding import parse_query
 from tests.fix_http_descriptors import COLOUR_0, SPEC, as_dict, compile_service, kinds, send, violations
 
 
 def test_method_without_annotation_has_no_route() -> None:
-    assert "Unbound" not in {route.method.name for route in transcoding.routes(compile_service("spec.v1", SPEC))}
+    assert "Unbound" not in {route.method.name for route in transcoder.routes(compile_service("spec.v1", SPEC))}
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_absent_body_leaves_its_field_unset() -> None:
 
 def test_body_may_be_a_repeated_field_and_so_may_the_answer() -> None:
     name, message = send(kinds(), "PUT", "/l", [{"word": "a"}, {"word": "b"}])
-    route = next(route for route in transcoding.routes(kinds()) if route.method.name == name)
+    route = next(route for route in transcoder.routes(kinds()) if route.method.name == name)
     assert json.loads(route.answer(message)) == [
         {"word": "a", "countOfIt": 0},
         {"word": "b", "countOfIt": 0},
@@ -163,7 +163,7 @@ def test_body_may_be_a_repeated_field_and_so_may_the_answer() -> None:
 
 
 def test_response_body_sends_one_field_or_null() -> None:
-    route = next(route for route in transcoding.routes(kinds()) if route.method.name == "SubBody")
+    route = next(route for route in transcoder.routes(kinds()) if route.method.name == "SubBody")
     message = message_factory.GetMessageClass(route.method.output_type)()
     assert json.loads(route.answer(message)) is None
     message.sub.word = "x"
@@ -196,7 +196,7 @@ def test_annotation_that_cannot_be_served_is_refused(rpc: str) -> None:
         package, f"service S {{ {rpc} }} message M {{ string a = 1; repeated string many = 2; M inner = 3; }}"
     )
     with pytest.raises(ValueError):
-        list(transcoding.routes(service))
+        list(transcoder.routes(service))
 
 
 @given(st.text())

@@ -9,9 +9,9 @@ from rlhf.dataset.v1 import dataset_service_pb2
 from rlhf.trainer.v1 import trainer_service_pb2
 from rlhf.type.v1 import job_state_pb2
 
-from services.mesh import transcoding
-from services.mesh.path_templates import Router
-from services.mesh.transcoding import Route
+from services.gateway.transcoding import transcoder
+from services.gateway.transcoding.path_templates import Router
+from services.gateway.transcoding.transcoder import Route
 from tests.fix_http_descriptors import compile_service, send, violations
 
 DATASETS = dataset_service_pb2.DESCRIPTOR.services_by_name["DatasetService"]
@@ -70,7 +70,7 @@ def test_nested_mask_goes_down_messages_and_stops_at_maps() -> None:
 @pytest.mark.parametrize("service", [DATASETS, TRAINER], ids=lambda service: service.name)
 def test_every_annotation_of_the_contract_can_be_served(service: Any) -> None:
     router: Router[Route] = Router()
-    for route in transcoding.routes(service):
+    for route in transcoder.routes(service):
         router.add(route.http_method, route.template, route)
         path = route.template.text
         for variable in route.template.variables:

@@ -12,8 +12,8 @@ from google.protobuf import text_format
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from services.mesh import transcoding
-from services.mesh.path_templates import NoRoute, PathTemplate, Router
+from services.gateway.transcoding import transcoder
+from services.gateway.transcoding.path_templates import NoRoute, PathTemplate, Router
 from tests.fix_http_descriptors import COLOUR_0, SPEC, as_dict, compile_service, kinds, send, violations
 
 SPECIFICATION = Path(__file__).parents[3] / "proto" / "vendor" / "google" / "api" / "http.proto"
@@ -123,7 +123,7 @@ def test_annotation_that_the_specification_rules_out_is_refused(rule: str, why: 
         "message M { string a = 1; repeated string many = 2; M inner = 3; map<string, string> by_name = 4; }",
     )
     with pytest.raises(ValueError, match=why):
-        list(transcoding.routes(service))
+        list(transcoder.routes(service))
 
 
 def captured(template: str, path: str) -> dict[str, str]:

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from services.mesh.postgres import Notices, wait
+from services.mesh.db.postgres import Notices, wait
 
 
 async def test_wait_says_whether_it_was_woken() -> None:

@@ -6,7 +6,7 @@ from itertools import product
 
 import pytest
 
-from services.mesh.job_warnings import JobWarning, Severity
+from services.mesh.jobs.warnings import JobWarning, Severity
 
 
 @pytest.mark.parametrize(("first", "later"), list(product(Severity, Severity)))

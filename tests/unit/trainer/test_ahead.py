@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from torch.utils.data import Dataset, DistributedSampler
 
-from services.trainer.verl.ahead import AheadLoader
+from services.trainer.verl.trainers.prefetch import AheadLoader
 
 
 class Rows(Dataset):

@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.mesh.errors import InvalidArgument
-from services.mesh.params import parse, schema, to_json
 from services.mesh.registry import summary
+from services.mesh.validation.params import parse, schema, to_json
 from services.trainer.algorithms import algorithms
-from services.trainer.algorithms.sections import largest_divisor, total_steps
-from services.trainer.plan import JobFacts, LaunchPlan, PlanInputs
+from services.trainer.algorithms.verl_config import largest_divisor, total_steps
+from services.trainer.training.launch_plan import JobFacts, LaunchPlan, PlanInputs
 
 FACTS = JobFacts(device="cpu", slots=1, train_format="", train_rows=1000, validation_format="prompt")
 INPUTS = PlanInputs(
@@ -66,7 +66,7 @@ def test_a_plan_is_made_without_torch() -> None:
         "import sys\n"
         "sys.modules.update(dict.fromkeys(('torch', 'verl', 'transformers', 'ray', 'grpc', 'vllm')))\n"
         "from services.trainer.algorithms import algorithms\n"
-        "from services.trainer import plan, spool\n"
+        "from services.trainer.training import launch_plan as plan; from services.trainer.runs import spool\n"
         "assert algorithms.names()"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.mesh.errors import InvalidArgument, NotFound
-from services.trainer import checks
 from services.trainer.algorithms import algorithms
 from services.trainer.entities import BaseModel, DatasetVersion, NewTrainingJob
+from services.trainer.training import checks
 from tests.fix_look_up import NoTrainingStates
 
 PARENT = "projects/p"

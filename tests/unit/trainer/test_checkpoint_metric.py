@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from services.mesh.params import parse
-from services.trainer import rewards
+from services import rewards
+from services.mesh.validation.params import parse
+from services.rewards import RewardSample
 from services.trainer.algorithms import algorithms
 from services.trainer.algorithms.validation_series import settle
-from services.trainer.rewards import RewardSample
-from services.trainer.weights.questions import summarise
+from services.trainer.verifier.prompts import summarise
 from tests.unit.trainer.test_algorithms import FACTS, check
 
 ALL = (

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from services.trainer.runners.local import LocalRun
-from services.trainer.verl import connecting
-from services.trainer.verl.connecting import wait_for_ray
+from services.trainer.runs.runners.local import LocalRun
+from services.trainer.verl import ray_connection
 from services.trainer.verl.control import Control, StopRequestedError
 from services.trainer.verl.failures import RayUnreachableError, explain
+from services.trainer.verl.ray_connection import wait_for_ray
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def address() -> str:
 def test_a_ray_that_stays_away_is_a_reason_to_try_again(
     tmp_path: Path, address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connecting, "_POLL_SECONDS", 0.01)
+    monkeypatch.setattr(ray_connection, "_POLL_SECONDS", 0.01)
     told: list[str] = []
     with pytest.raises(RayUnreachableError, match="nobody listens") as raised:
         wait_for_ray(address, Control(tmp_path), lambda: told.append("waiting"), patience_seconds=0.2)

@@ -6,7 +6,7 @@ import os
 import signal
 from pathlib import Path
 
-from services.trainer.runners.local import LocalRun
+from services.trainer.runs.runners.local import LocalRun
 from services.trainer.verl.control import Control
 
 

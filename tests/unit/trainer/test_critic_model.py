@@ -8,9 +8,10 @@ from typing import Any, ClassVar
 import pytest
 
 from services.mesh.errors import InvalidArgument
-from services.trainer import checks, vocabulary
+from services.models import tokenizer_compat
+from services.rewards.spec import RewardSite
 from services.trainer.entities import BaseModel, DatasetVersion, NewTrainingJob, TrainingSpec
-from services.trainer.plan import RewardSite
+from services.trainer.training import checks
 from tests.fix_look_up import NoTrainingStates
 from tests.unit.trainer.test_algorithms import plan
 
@@ -94,10 +95,12 @@ async def test_another_model_of_the_name_is_refused_when_the_job_is_made_again()
 def test_vocabularies_are_the_same_where_every_number_has_the_same_text() -> None:
     known = {"tokenizer.json": tokenizer(LETTERS)}
     # A token of the model and one that was added are the same; so is a list with probabilities.
-    assert vocabulary.differs(known, {"tokenizer.json": tokenizer({"a": 0, "b": 1}, (2, "c"))}) == ""
-    assert vocabulary.differs(known, {"tokenizer.json": tokenizer([["a", -1], ["b", -2], ["c", -3]])}) == ""
-    assert "such as 3: none and 'd'" in vocabulary.differs(known, {"tokenizer.json": tokenizer({**LETTERS, "d": 3})})
+    assert tokenizer_compat.differs(known, {"tokenizer.json": tokenizer({"a": 0, "b": 1}, (2, "c"))}) == ""
+    assert tokenizer_compat.differs(known, {"tokenizer.json": tokenizer([["a", -1], ["b", -2], ["c", -3]])}) == ""
+    assert "such as 3: none and 'd'" in tokenizer_compat.differs(
+        known, {"tokenizer.json": tokenizer({**LETTERS, "d": 3})}
+    )
     # Without the file only sizes can be compared.
     sized = known | {"config.json": b'{"vocab_size": 3}'}
-    assert vocabulary.differs(sized, {"config.json": b'{"vocab_size": 3}'}) == ""
-    assert vocabulary.differs(sized, {"config.json": b'{"vocab_size": 4}'}) == "3 tokens and 4"
+    assert tokenizer_compat.differs(sized, {"config.json": b'{"vocab_size": 3}'}) == ""
+    assert tokenizer_compat.differs(sized, {"config.json": b'{"vocab_size": 4}'}) == "3 tokens and 4"

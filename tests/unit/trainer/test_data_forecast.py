@@ -8,15 +8,16 @@ from typing import Any
 
 import pytest
 
+from services import rewards
 from services.mesh.errors import Violation
-from services.mesh.params import parse, read
-from services.mesh.partly import Unknown
-from services.trainer import data_forecast, rewards
+from services.mesh.validation.params import parse, read
+from services.mesh.validation.partial import Unknown
 from services.trainer.algorithms import algorithms
-from services.trainer.algorithms.settings import LoraSettings
-from services.trainer.data_forecast import Bound, keeping
-from services.trainer.plan import LaunchPlan, PlanInputs
-from services.trainer.token_lengths import Lengths
+from services.trainer.algorithms.common_params import LoraSettings
+from services.trainer.training import data_forecast
+from services.trainer.training.data_forecast import Bound, keeping
+from services.trainer.training.launch_plan import LaunchPlan, PlanInputs
+from services.trainer.training.token_lengths import Lengths
 
 CONTEXT = 512
 # 60 rows of 100 tokens, 40 of 300.

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from services.mesh.params import parse
+from services.mesh.validation.params import parse
 from services.trainer.algorithms import algorithms
-from services.trainer.disk import Disk, DiskForecast, check_room, forecast, save_every
+from services.trainer.training.disk_estimate import Disk, DiskForecast, check_room, forecast, save_every
 from tests.unit.trainer.test_algorithms import plan
 
 MILLION = 1_000_000

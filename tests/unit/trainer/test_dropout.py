@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from services.trainer.verl.environment import DROPOUT  # noqa: E402
-from services.trainer.verl.model_patches import leave_out_dropout, own_dropout  # noqa: E402
+from services.trainer.verl.patches.models import leave_out_dropout, own_dropout  # noqa: E402
 
 SIZES = {"vocab_size": 40, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 MODELS: dict[str, dict[str, Any]] = {

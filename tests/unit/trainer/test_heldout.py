@@ -20,11 +20,12 @@ from torch import Tensor  # noqa: E402
 from torch.nn.functional import cross_entropy  # noqa: E402
 from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
 
-from services.trainer.plan import DpoLoss, RewardModelLoss  # noqa: E402
-from services.trainer.spool import Problem, SpoolWriter, read_from  # noqa: E402
-from services.trainer.weights import heldout, loading  # noqa: E402
-from services.trainer.weights.heldout import Answered, HeldOut, Side, ask, pair_metrics, token_metrics  # noqa: E402
-from services.trainer.weights.pair_scores import ScoredPair, summarise  # noqa: E402
+from services.models import loading  # noqa: E402
+from services.trainer.runs.spool import Problem, SpoolWriter, read_from  # noqa: E402
+from services.trainer.training.launch_plan import DpoLoss, RewardModelLoss  # noqa: E402
+from services.trainer.verifier import held_out_loss  # noqa: E402
+from services.trainer.verifier.held_out_loss import Answered, HeldOut, Side, ask, pair_metrics, token_metrics  # noqa: E402
+from services.trainer.verifier.pair_scores import ScoredPair, summarise  # noqa: E402
 from tests.unit.trainer.test_algorithms import plan  # noqa: E402
 
 VOCABULARY = 40
@@ -61,7 +62,7 @@ def logps(model: LlamaForCausalLM, side: Side) -> Tensor:
 
 @pytest.mark.parametrize("room", [1, 90 * VOCABULARY, 1 << 27])
 def test_batches_of_any_size_give_what_single_rows_give(monkeypatch: pytest.MonkeyPatch, room: int) -> None:
-    monkeypatch.setattr(heldout, "LOGITS", room)
+    monkeypatch.setattr(held_out_loss, "LOGITS", room)
     asked, rows = model(0), sides(17)
     found = ask(asked, rows)
     expected = [logps(asked, side) for side in rows]
@@ -142,7 +143,7 @@ def test_pairs_are_measured_as_trl_measures_them(tmp_path: Path, kind: Any, beta
     assert 0 < expected["validation/accuracy"] < 1 and abs(expected["validation/margin"]) > 0.1
 
     reference.save_pretrained(tmp_path / "base")
-    heldout.write(tmp_path, pairs)
+    held_out_loss.write(tmp_path, pairs)
     settings = {"loss_type": kind, "beta": beta}
     run = plan("dpo", settings, work_dir=str(tmp_path), model_path=str(tmp_path / "base"))
     # Asked as step 0, and by a run that has been taken up again, which has no step 0.
@@ -156,7 +157,7 @@ def test_pairs_are_measured_as_trl_measures_them(tmp_path: Path, kind: Any, beta
 
 def test_simpo_has_no_reference(tmp_path: Path) -> None:
     pairs = list(zip(sides(4)[::2], sides(4)[1::2], strict=True))
-    heldout.write(tmp_path, pairs)
+    held_out_loss.write(tmp_path, pairs)
     held_out = HeldOut(plan("dpo", {"loss_type": "simpo"}, work_dir=str(tmp_path), model_path="/nowhere"))
     held_out.prepare()
     policy = model(3)
@@ -168,7 +169,7 @@ def test_simpo_has_no_reference(tmp_path: Path) -> None:
 
 
 def test_a_reference_that_does_not_load_is_told_where_the_loss_is_asked_for(tmp_path: Path) -> None:
-    heldout.write(tmp_path, [(sides(1)[0], sides(1)[0])])
+    held_out_loss.write(tmp_path, [(sides(1)[0], sides(1)[0])])
     held_out = HeldOut(plan("dpo", {}, work_dir=str(tmp_path), model_path=str(tmp_path / "gone")))
     held_out.prepare()
     with pytest.raises(OSError):
@@ -185,7 +186,7 @@ def test_a_reference_that_does_not_load_is_told_where_the_loss_is_asked_for(tmp_
 
 @pytest.mark.parametrize("name", ["sft", "dpo"])
 def test_rows_that_cannot_be_read_are_told_where_the_loss_is_asked_for(name: str, tmp_path: Path) -> None:
-    (tmp_path / heldout.HELD_OUT_FILE).write_bytes(b"\xc1")
+    (tmp_path / held_out_loss.HELD_OUT_FILE).write_bytes(b"\xc1")
     held_out = HeldOut(plan(name, {}, work_dir=str(tmp_path), model_path="/nowhere"))
     held_out.prepare()
     with pytest.raises(msgspec.DecodeError):
@@ -193,16 +194,16 @@ def test_rows_that_cannot_be_read_are_told_where_the_loss_is_asked_for(name: str
 
 
 def test_rows_that_cannot_be_written_are_told_and_leave_nothing(tmp_path: Path) -> None:
-    from services.trainer.verl.held_out import write_held_out
+    from services.trainer.verl.verification.held_out import write_held_out
 
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"messages": []}\n')
     run = plan("sft", {}, work_dir=str(tmp_path), validation_path=str(rows))
-    (tmp_path / f".{heldout.HELD_OUT_FILE}.partial").mkdir()
+    (tmp_path / f".{held_out_loss.HELD_OUT_FILE}.partial").mkdir()
     write_held_out(run, SpoolWriter(tmp_path / "spool"), "messages", lambda *_: [1], lambda _: (sides(1)[0],))
     [problem], _ = read_from(tmp_path / "spool", 0)
     assert isinstance(problem, Problem) and problem.reason == "VALIDATION_SKIPPED"
-    assert "Is a directory" in problem.message and heldout.read(tmp_path) == []
+    assert "Is a directory" in problem.message and held_out_loss.read(tmp_path) == []
 
 
 def test_a_base_in_bf16_is_measured_as_training_computes(tmp_path: Path) -> None:
@@ -212,7 +213,7 @@ def test_a_base_in_bf16_is_measured_as_training_computes(tmp_path: Path) -> None
     def stored(dtype: str = "auto") -> Any:
         return LlamaForCausalLM.from_pretrained(tmp_path / "base", dtype=dtype).eval()
 
-    heldout.write(tmp_path, [(side,) for side in sides(5)])
+    held_out_loss.write(tmp_path, [(side,) for side in sides(5)])
     wanted = token_metrics(ask(stored("float32"), sides(5)))
     rounded = token_metrics(ask(stored(), sides(5)))
     assert rounded != pytest.approx(wanted, rel=1e-5)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from services.trainer import import_paths
+from services.trainer.models import import_paths
 
 
 @pytest.fixture

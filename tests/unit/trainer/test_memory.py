@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from services.mesh.embedded.memory import machine_bytes
 from services.mesh.errors import InvalidArgument
-from services.trainer import checks
+from services.models.shape import ModelShape, shape_of
+from services.supervisor.embedded.memory import machine_bytes
 from services.trainer.entities import BaseModel, DatasetVersion, NewTrainingJob
-from services.trainer.model_shape import shape_of
-from services.trainer.plan import CriticFacts, ModelShape
+from services.trainer.training import checks
+from services.trainer.training.launch_plan import CriticFacts
 from tests.unit.trainer import test_critic_model as critic_tests
 from tests.unit.trainer.test_algorithms import check
 from tests.unit.trainer.test_critic_model import BASE, PARENT

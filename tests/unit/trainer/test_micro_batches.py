@@ -11,9 +11,9 @@ import torch
 from verl.utils import tensordict_utils as tu
 from verl.workers.engine import utils as verl_utils
 
-from services.trainer.algorithms.sections import rows_a_pass
-from services.trainer.verl.micro_batches import by_length, sort_rows
-from services.trainer.verl.one_slot import partitions, whole_chunks
+from services.trainer.algorithms.verl_config import rows_a_pass
+from services.trainer.verl.patches.micro_batches import by_length, sort_rows
+from services.trainer.verl.patches.one_slot import partitions, whole_chunks
 
 LENGTHS = [3, 9, 4, 1, 8, 2, 7, 7]
 

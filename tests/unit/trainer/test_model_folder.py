@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from services.trainer.copying import copy_folder
-from services.trainer.model_folder import UnusableModelError, check_new, check_stored, shards
+from services.models.folder import UnusableModelError, check_new, check_stored, shards
+from services.trainer.models.folder_copy import copy_folder
 
 INDEX = "model.safetensors.index.json"
 

@@ -9,8 +9,8 @@ import pytest
 
 pytest.importorskip("torch")
 
-from services.trainer.weights.initialise import initialise
-from services.trainer.weights.inspection import UnusableModelError, inspect
+from services.models.initialise import initialise
+from services.models.inspection import UnusableModelError, inspect
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from services.mesh.errors import InvalidArgument
-from services.mesh.params import parse
-from services.trainer import plan as plans
+from services.mesh.validation.params import parse
 from services.trainer.algorithms import algorithms
-from services.trainer.plan import DpoLoss, PairValidationPlan, RewardModelLoss
+from services.trainer.training import launch_plan as plans
+from services.trainer.training.launch_plan import DpoLoss, PairValidationPlan, RewardModelLoss
 from tests.unit.trainer.test_algorithms import check, plan
 
 OVERRIDE = "verl_overrides.model.use_fused_kernels"

@@ -8,8 +8,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from services.trainer import plan as plans
-from services.trainer.plan import LaunchPlan, PlanInputs, ResumePoint, RewardSpec, ValidationPlan
+from services.rewards.spec import RewardSpec
+from services.trainer.training import launch_plan as plans
+from services.trainer.training.launch_plan import LaunchPlan, PlanInputs, ResumePoint, ValidationPlan
 
 PLAN = LaunchPlan(
     job="projects/p/trainingJobs/j",

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from services.trainer.algorithms import algorithms
-from services.trainer.algorithms.policy import PolicyParams
+from services.trainer.algorithms.policy_gradient import PolicyParams
 from services.trainer.algorithms.retention import DEFAULT_CHECKPOINTS
-from services.trainer.disk import forecast
-from services.trainer.verl.overlong import Overlong
+from services.trainer.training.disk_estimate import forecast
+from services.trainer.verl.rollout.overlong import Overlong
 from tests.unit.trainer.test_algorithms import check, plan
 
 ACTOR = "actor_rollout_ref.actor"
@@ -169,7 +169,7 @@ def test_a_critic_is_saved_with_the_training_state(params: dict[str, Any]) -> No
 
 @pytest.mark.parametrize(("tokens", "lost"), [(1, 0), (6, 0), (7, -0.25), (8, -0.5), (10, -1)])
 def test_the_penalty_on_long_answers_grows_over_the_buffer(tokens: int, lost: float) -> None:
-    from services.trainer.rewards import Score
+    from services.rewards import Score
 
     shaped = Overlong(limit=10, buffer=4, penalty=1.0).applied(Score(0.5, {"correct": 1.0}), tokens)
     assert shaped == Score(0.5 + lost, {"correct": 1.0, "overlong": lost})

@@ -7,7 +7,7 @@ import sys
 
 PROGRAM = """
 import logging, pprint, sys, types, warnings
-from services.trainer.verl.quiet import silence
+from services.trainer.verl.patches.quiet import silence
 silence()
 silence()
 verl = types.ModuleType("verl.trainer.x")

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from services.mesh.errors import InvalidArgument
-from services.trainer import checks
 from services.trainer.entities import Checkpoint, NewTrainingJob, TrainingSpec
+from services.trainer.training import checks
 from tests.unit.trainer.test_all_at_once import PARENT, ROWS, LookUp
 from tests.unit.trainer.test_retention import checkpoint
 

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.trainer.algorithms.retention import CheckpointSettings, check_retention
+from services.trainer.checkpoints.retention import reason, settings_of, surplus
 from services.trainer.entities import Checkpoint, CheckpointState
-from services.trainer.retention import reason, settings_of, surplus
 
 SCORE = "validation/score/mean"
 

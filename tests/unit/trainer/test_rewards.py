@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.mesh import params as mesh_params
+from services import rewards
 from services.mesh.errors import InvalidArgument
 from services.mesh.registry import summary
-from services.trainer import rewards
-from services.trainer.rewards import RewardSample, Score
+from services.mesh.validation import params as mesh_params
+from services.rewards import RewardSample, Score
 
 ANY_TEXT = st.text(st.characters(codec=None), max_size=120)
 PLACES = st.sampled_from(["whole", "last_line", "after_marker", "boxed"])
@@ -182,8 +182,6 @@ def test_a_score_is_finite(value: float) -> None:
 def test_the_registry_is_light() -> None:
     """Listing rewards must not load what only scoring needs, nor anything that only training needs."""
     heavy = "{'torch', 'verl', 'ray', 'transformers', 'sympy', 'math_verify', 'grpc'}"
-    code = (
-        f"import sys; from services.trainer.rewards import rewards; rewards.items(); print({heavy} & set(sys.modules))"
-    )
+    code = f"import sys; from services.rewards import rewards; rewards.items(); print({heavy} & set(sys.modules))"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ended.stdout.strip() == "set()"

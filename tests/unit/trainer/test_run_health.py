@@ -7,15 +7,15 @@ from collections.abc import Mapping
 import pytest
 import torch
 
+from services.rewards import Score
 from services.trainer.algorithms import algorithms
-from services.trainer.plan import LearnsFrom
-from services.trainer.rewards import Score
-from services.trainer.run_health import QUIET_STEPS, REWARD_STEPS, TRUNCATED_SHARE, ZERO_REWARD_STEPS, RunHealth
-from services.trainer.spool import Problem
-from services.trainer.verl.agent_answers import uniform_groups
-from services.trainer.verl.generation import _StepScores
+from services.trainer.runs.health import QUIET_STEPS, REWARD_STEPS, TRUNCATED_SHARE, ZERO_REWARD_STEPS, RunHealth
+from services.trainer.runs.spool import Problem
+from services.trainer.training.launch_plan import LearnsFrom
 from services.trainer.verl.metrics import WEIGHTS_CHANGED, translate
-from services.trainer.verl.weight_changes import bits
+from services.trainer.verl.rollout.agent_loop_report import uniform_groups
+from services.trainer.verl.rollout.batch_generation import _StepScores
+from services.trainer.verl.verification.weight_changes import bits
 
 SOUND = {"train/grad_norm": 0.5, "train/weights_changed": 1.0, "train/learning_rate": 1e-4}
 REWARDED = {**SOUND, "reward/min": 0.0, "reward/max": 1.0, "reward/uniform_groups": 0.5}
@@ -117,7 +117,7 @@ def test_few_answers_that_are_all_alike_are_chance_and_steps_of_a_critic_alone_s
 
 
 def test_what_an_algorithm_learns_from() -> None:
-    from services.trainer.plan import PlanInputs
+    from services.trainer.training.launch_plan import PlanInputs
 
     nowhere = dict.fromkeys(
         ("job", "job_uid", "ray_address", "ray_namespace", "model_path", "train_path", "work_dir"), ""

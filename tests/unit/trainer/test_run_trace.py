@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from services.trainer import plan as plans
-from services.trainer import spool
-from services.trainer.plan import LaunchPlan, ResumePoint
-from services.trainer.run_trace import TracedSpool
-from services.trainer.spool import End, Metrics, Phase, Problem, Span
+from services.trainer.runs import spool
+from services.trainer.runs.spans import TracedSpool
+from services.trainer.runs.spool import End, Metrics, Phase, Problem, Span
+from services.trainer.training import launch_plan as plans
+from services.trainer.training.launch_plan import LaunchPlan, ResumePoint
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 PLAN = LaunchPlan(

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from services import rewards
 from services.mesh.errors import InvalidArgument
+from services.rewards import RewardSample, Score
+from services.rewards.spec import DEFAULT_REWARD_SITE
 from services.scoring import json_schema
-from services.trainer import rewards
-from services.trainer.plan import DEFAULT_REWARD_SITE
-from services.trainer.rewards import RewardSample, Score
 
 ANY_TEXT = st.text(st.characters(codec=None), max_size=200)
 POINT = {

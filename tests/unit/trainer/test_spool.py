@@ -10,8 +10,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.trainer import spool
-from services.trainer.spool import Checkpoint, End, Metrics, Phase, Problem, Sample, SampleBatch, SpoolWriter, read_from
+from services.trainer.runs import spool
+from services.trainer.runs.spool import (
+    Checkpoint,
+    End,
+    Metrics,
+    Phase,
+    Problem,
+    Sample,
+    SampleBatch,
+    SpoolWriter,
+    read_from,
+)
 
 ALL_KINDS = [
     Metrics(step=1, values={"train/loss": 0.5, "many": 1e300}),

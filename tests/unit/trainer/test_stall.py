@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from services.trainer.runners.local import LocalRun
-from services.trainer.spool import Phase
-from services.trainer.stall import STEPLESS, STEPS, STOPPED_SECONDS, Stall
+from services.trainer.runs.runners.local import LocalRun
+from services.trainer.runs.spool import Phase
+from services.trainer.runs.stall import STEPLESS, STEPS, STOPPED_SECONDS, Stall
 
 SECOND = 1_000_000_000
 

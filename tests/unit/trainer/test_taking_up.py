@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from services.trainer import plan as plans
-from services.trainer.plan import ResumePoint
-from services.trainer.spool import Metrics, SpoolWriter
+from services.trainer.runs.spool import Metrics, SpoolWriter
+from services.trainer.training import launch_plan as plans
+from services.trainer.training.launch_plan import ResumePoint
 from services.trainer.verl.control import Control
 from services.trainer.verl.reporting import StepReporter
 from tests.unit.trainer.test_plan import PLAN

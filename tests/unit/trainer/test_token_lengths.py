@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from services.mesh.errors import FailedPrecondition
-from services.mesh.params import parse
+from services.mesh.validation.params import parse
 from services.trainer.algorithms import algorithms
 from services.trainer.entities import BaseModel, DatasetVersion
-from services.trainer.foreseeing import DataForecaster, Foreseeing
-from services.trainer.token_lengths import Asking, Lengths, MeasuringError, TokenLengths
+from services.trainer.training.forecast_request import DataForecaster, Foreseeing
+from services.trainer.training.token_lengths import Asking, Lengths, MeasuringError, TokenLengths
 from tests.unit.trainer.test_data_forecast import planned
 
 # More than are kept.

@@ -10,7 +10,7 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from services.trainer.verl.value_head import load, score_layer  # noqa: E402
+from services.trainer.verl.patches.value_head import load, score_layer  # noqa: E402
 
 SIZES: dict[str, dict[str, Any]] = {
     # Both of its classifiers call the last layer `score`.

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from services.trainer.algorithms import algorithms, describing
+from services.trainer.algorithms import algorithms, schema
 from services.trainer.algorithms.overrides import open_settings, settings
 from tests.unit.trainer.test_algorithms import check, plan
 
@@ -128,7 +128,7 @@ def test_all_wrong_settings_are_told_at_once() -> None:
 
 @pytest.mark.parametrize("algorithm", algorithms.names())
 def test_the_schema_lists_what_is_taken_with_the_default_of_a_job_that_sets_nothing(algorithm: str) -> None:
-    options = describing.schema(algorithm)["properties"]["verl_overrides"]["anyOf"]
+    options = schema.schema(algorithm)["properties"]["verl_overrides"]["anyOf"]
     listed = options[0]["properties"]
     assert set(listed) == set(open_settings(algorithms.get(algorithm).Params))
     planned = plan(algorithm, {}).verl

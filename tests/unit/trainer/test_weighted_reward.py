@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from services import rewards
 from services.mesh.errors import InvalidArgument
-from services.trainer import rewards
-from services.trainer.plan import DEFAULT_REWARD_SITE
-from services.trainer.rewards import RewardError, RewardSample, Rule, Score
+from services.rewards import RewardError, RewardSample, Rule, Score
+from services.rewards.spec import DEFAULT_REWARD_SITE
 
 SAMPLES = [RewardSample("q", "4", "4"), RewardSample("q", "<think>a</think><answer>4</answer>", "4")]
 

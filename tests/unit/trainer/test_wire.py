@@ -10,9 +10,10 @@ from rlhf.trainer.v1 import model_pb2
 from rlhf.type.v1 import job_state_pb2
 
 from services.mesh.errors import InvalidArgument
-from services.mesh.jobs import Job, State
-from services.trainer import model_wire, wire
+from services.mesh.jobs.store import Job, State
+from services.trainer import wire
 from services.trainer.entities import Model, ModelState
+from services.trainer.models import wire as model_wire
 
 MODEL, ADAPTER, JUDGE = (f"projects/default/models/{id_}" for id_ in ("base", "adapter", "judge"))
 VERSION = "projects/default/datasets/digits/versions/1"

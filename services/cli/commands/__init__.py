@@ -1,0 +1,1 @@
+"""The nouns and verbs of `rlhf`, one file each."""

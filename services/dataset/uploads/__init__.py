@@ -1,0 +1,1 @@
+"""Uploads: staged, checked in a sandbox, made a version of."""

@@ -1,0 +1,262 @@
+"""Bytes over HTTP, the only routes that are written by hand: uploads in, dataset versions and files of checkpoints
+and models out.
+
+Both directions hold at most a few chunks: a slow service slows the client down, and a slow client the service.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+from urllib.parse import quote
+
+import grpc
+from rlhf.dataset.v1 import dataset_service_pb2 as dataset
+from rlhf.dataset.v1 import dataset_service_pb2_grpc as dataset_grpc
+from rlhf.trainer.v1 import trainer_service_pb2 as trainer
+from rlhf.trainer.v1 import trainer_service_pb2_grpc as trainer_grpc
+from starlette.responses import Response, StreamingResponse
+
+from services.gateway.http import ranges
+from services.gateway.http.problems import HttpError
+from services.gateway.http.request import IDLE_SECONDS, Call, Endpoint
+from services.gateway.transcoding.transcoder import fill_path, fill_query, to_json
+from services.gateway.upstreams import Upstream
+from services.mesh.errors import Cancelled, DataLoss, DeadlineExceeded, InvalidArgument, NotFound, OutOfRange, Violation
+from services.mesh.rpc.sending import finish, send
+
+UPLOAD_CHUNK_BYTES = 1024 * 1024
+_FINISH_SECONDS = 30.0
+_UNSAFE_IN_FILE_NAME = re.compile(r"[^A-Za-z0-9._-]+")
+
+
+def transfer_routes(upstream: Upstream) -> Iterator[tuple[str, str, Endpoint]]:
+    """HTTP method, path template and endpoint of what this service takes and gives."""
+    if upstream.name == "dataset":
+        upload = UploadEndpoint(upstream)
+        for method in ("PUT", "POST"):
+            yield method, "/v1/{name=projects/*/datasets/*/uploads/*}:write", upload
+        yield "GET", "/v1/{name=projects/*/datasets/*/versions/*}:download", DatasetDownload(upstream)
+    if upstream.name == "trainer":
+        for what, template in (("Checkpoint", "trainingJobs/*/checkpoints/*"), ("Model", "models/*")):
+            yield "GET", f"/v1/{{name=projects/*/{template}}}:download", FileDownload(upstream, what)
+
+
+class UploadEndpoint:
+    """The raw body, from `?offset_bytes=N` on, into WriteUpload."""
+
+    def __init__(self, upstream: Upstream) -> None:
+        self._upstream = upstream
+        self._stub: Any = dataset_grpc.DatasetServiceStub(upstream.channel)
+
+    async def __call__(self, call: Call, captured: dict[str, str]) -> Response:
+        call.refuse_encoding()
+        if call.headers.get("content-type", "").lower().startswith("multipart/"):
+            error = InvalidArgument.of("Content-Type", "send the bytes of the file themselves, not a form")
+            raise HttpError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, error)
+        first = dataset.WriteUploadRequest()
+        violations = fill_query(first, call.query, {"name": "in the path", "chunk": "the body"})
+        if first.offset_bytes < 0:
+            violations.append(Violation("offset_bytes", "must be 0 or more"))
+        if violations := violations + fill_path(first, captured):
+            raise InvalidArgument(violations)
+        writing = self._stub.WriteUpload(metadata=call.metadata())
+        try:
+            stopped = await _send_body(call, writing, first)
+            async with asyncio.timeout(_FINISH_SECONDS):
+                upload = await writing
+        except grpc.aio.AioRpcError as error:
+            raise self._upstream.error(error) from None
+        except TimeoutError:
+            raise DeadlineExceeded("DEADLINE_EXCEEDED", "the dataset service did not finish the upload") from None
+        finally:
+            writing.cancel()
+        if stopped is not None:
+            raise HttpError(HTTPStatus.REQUEST_TIMEOUT, stopped) if isinstance(stopped, UploadIdle) else stopped
+        return Response(to_json(upload), media_type="application/json")
+
+
+async def _send_body(call: Call, writing: Any, message: dataset.WriteUploadRequest) -> Exception | None:
+    """Pass the body on in chunks. What arrived is passed on even when the client stops or vanishes, which is returned.
+
+    A service that has answered already gets no more: its answer is what counts.
+    """
+    buffer = bytearray()
+    stopped: Exception | None = None
+    first = True
+    try:
+        async for piece in _not_idle(call.chunks()):
+            buffer += piece
+            while len(buffer) >= UPLOAD_CHUNK_BYTES:
+                message.chunk = bytes(buffer[:UPLOAD_CHUNK_BYTES])
+                if not await _send_in_time(writing, message):
+                    return None
+                del buffer[:UPLOAD_CHUNK_BYTES]
+                message, first = dataset.WriteUploadRequest(), False
+    except (Cancelled, UploadIdle) as error:
+        stopped = error
+    message.chunk = bytes(buffer)
+    if not (buffer or first) or await _send_in_time(writing, message):
+        await finish(writing)
+    return stopped
+
+
+async def _send_in_time(writing: Any, message: dataset.WriteUploadRequest) -> bool:
+    try:
+        async with asyncio.timeout(IDLE_SECONDS):
+            return await send(writing, message.SerializeToString())
+    except TimeoutError:
+        raise DeadlineExceeded("DEADLINE_EXCEEDED", "the dataset service stopped taking bytes") from None
+
+
+class UploadIdle(DeadlineExceeded):
+    """The client stopped sending."""
+
+
+async def _not_idle(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    while True:
+        try:
+            async with asyncio.timeout(IDLE_SECONDS):
+                chunk = await anext(chunks)
+        except StopAsyncIteration:
+            return
+        except TimeoutError:
+            message = f"no byte came for {IDLE_SECONDS:g} s"
+            raise UploadIdle("UPLOAD_IDLE", message, idle_seconds=IDLE_SECONDS) from None
+        yield chunk
+
+
+@dataclass(frozen=True)
+class Content:
+    """What is sent. `sha256` names it: the same hash, the same bytes."""
+
+    size_bytes: int
+    sha256: str
+    file_name: str
+    media_type: str
+
+    @property
+    def etag(self) -> str:
+        return f'"{self.sha256}"'
+
+    def headers(self) -> dict[str, str]:
+        plain = _UNSAFE_IN_FILE_NAME.sub("_", self.file_name).lstrip(".") or "download"
+        exact = quote("".join(c for c in self.file_name if c.isprintable()), safe="", errors="replace")
+        disposition = f"attachment; filename=\"{plain}\"; filename*=UTF-8''{exact}"
+        return {"ETag": self.etag, "Accept-Ranges": "bytes", "Content-Disposition": disposition}
+
+
+class DatasetDownload:
+    """The canonical rows of a version as JSON lines."""
+
+    def __init__(self, upstream: Upstream) -> None:
+        self._upstream = upstream
+        self._stub: Any = dataset_grpc.DatasetServiceStub(upstream.channel)
+
+    async def __call__(self, call: Call, captured: dict[str, str]) -> Response:
+        request = dataset.GetDatasetVersionRequest()
+        if violations := fill_query(request, call.query, {"name": "in the path"}) + fill_path(request, captured):
+            raise InvalidArgument(violations)
+        pending = self._stub.GetDatasetVersion(request, metadata=call.metadata(), timeout=call.timeout_seconds)
+        version = await call.unary(self._upstream, pending)
+        # The resolved name: `latest` may be another version by the time the bytes are asked for.
+        *_, dataset_id, _, version_id = version.name.split("/")
+        content = Content(
+            version.size_bytes, version.sha256, f"{dataset_id}-{version_id}.jsonl", "application/x-ndjson"
+        )
+
+        def replies(offset: int) -> Any:
+            wanted = dataset.DownloadDatasetRequest(name=version.name, offset_bytes=offset)
+            return self._stub.DownloadDataset(wanted, metadata=call.metadata())
+
+        return await _send(call, self._upstream, content, replies)
+
+
+class FileDownload:
+    """One file of a checkpoint or of a model, `?path=P`. `what` is the name of the resource: `Checkpoint`."""
+
+    def __init__(self, upstream: Upstream, what: str) -> None:
+        self._upstream = upstream
+        self._what = what.lower()
+        stub = trainer_grpc.TrainerServiceStub(upstream.channel)
+        self._get: Any = getattr(stub, f"Get{what}")
+        self._download: Any = getattr(stub, f"Download{what}")
+        self._get_request: Any = getattr(trainer, f"Get{what}Request")
+        self._download_request: Any = getattr(trainer, f"Download{what}Request")
+
+    async def __call__(self, call: Call, captured: dict[str, str]) -> Response:
+        wanted = self._download_request()
+        elsewhere = {"name": "in the path", "offset_bytes": "in the Range header"}
+        violations = fill_query(wanted, call.query, elsewhere) + fill_path(wanted, captured)
+        if not wanted.path:
+            violations.append(Violation("path", f"must be the path of one of the {self._what}'s files"))
+        if violations:
+            raise InvalidArgument(violations)
+        request = self._get_request(name=wanted.name)
+        pending = self._get(request, metadata=call.metadata(), timeout=call.timeout_seconds)
+        found = await call.unary(self._upstream, pending)
+        file = next((file for file in found.files if file.path == wanted.path), None)
+        if file is None:
+            message = f"{found.name} has no file {wanted.path!r}"
+            raise NotFound("FILE_NOT_FOUND", message, name=found.name, path=wanted.path)
+        name = file.path.rpartition("/")[2]
+        content = Content(file.size_bytes, file.sha256, name, "application/octet-stream")
+
+        def replies(offset: int) -> Any:
+            wanted.offset_bytes = offset
+            return self._download(wanted, metadata=call.metadata())
+
+        return await _send(call, self._upstream, content, replies)
+
+
+async def _send(call: Call, upstream: Upstream, content: Content, replies: Any) -> Response:
+    """The answer to a download. `replies(offset)` starts the service's stream at a byte."""
+    headers = content.headers()
+    if ranges.is_known(call.headers, content.etag):
+        return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=headers)
+    span = ranges.choose(call.headers, content.size_bytes, content.etag)
+    if span is None:
+        error = OutOfRange("RANGE_NOT_SATISFIABLE", f"there are {content.size_bytes} bytes")
+        unsatisfiable = {"Content-Range": f"bytes */{content.size_bytes}"}
+        raise HttpError(HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, error, unsatisfiable)
+    headers["Content-Length"] = str(span.end - span.start)
+    if span.partial:
+        headers["Content-Range"] = span.content_range
+    status = HTTPStatus.PARTIAL_CONTENT if span.partial else HTTPStatus.OK
+    if call.request.method == "HEAD":
+        return Response(status_code=status, headers=headers, media_type=content.media_type)
+    stream = replies(span.start)
+    try:
+        # Headers wait for the first chunk, so that an error still has its own status.
+        async with asyncio.timeout(call.timeout_seconds):
+            first = await stream.read()
+    except grpc.aio.AioRpcError as error:
+        raise upstream.error(error) from None
+    except TimeoutError:
+        stream.cancel()
+        raise DeadlineExceeded("DEADLINE_EXCEEDED", f"the {upstream.name} service sent nothing in time") from None
+    body = _chunks(upstream, stream, first, span)
+    return StreamingResponse(body, status, headers, content.media_type)
+
+
+async def _chunks(upstream: Upstream, stream: Any, message: Any, span: ranges.Span) -> AsyncIterator[bytes]:
+    """The bytes of `span`. Raises rather than end early: the client then sees a broken connection, not a short file."""
+    position = span.start
+    try:
+        while position < span.end:
+            if message is grpc.aio.EOF or message.offset_bytes != position:
+                raise DataLoss("SHORT_DOWNLOAD", f"the {upstream.name} service stopped at byte {position}")
+            chunk = message.chunk[: span.end - position]
+            position += len(chunk)
+            yield chunk
+            if position < span.end:
+                async with asyncio.timeout(IDLE_SECONDS):
+                    message = await stream.read()
+    except grpc.aio.AioRpcError as error:
+        raise upstream.error(error) from None
+    finally:
+        stream.cancel()

@@ -1,0 +1,1 @@
+"""Who gets in: tokens, tickets, hosts, origins, the number of open requests."""

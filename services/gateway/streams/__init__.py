@@ -1,0 +1,1 @@
+"""Server streams over HTTP: Server-Sent Events, JSON lines, WebSockets."""

@@ -1,0 +1,1 @@
+"""HTTP/JSON to gRPC and back, by the annotations of the contract (google.api.http)."""

@@ -1,0 +1,1 @@
+"""Events: an outbox in the database, NATS JetStream, consumers that handle each event once."""

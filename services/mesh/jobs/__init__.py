@@ -1,0 +1,1 @@
+"""Jobs: states, leases, queue, warnings, and the worker that carries them out."""

@@ -1,0 +1,1 @@
+"""Child processes: confinement, the fork server, what /proc tells."""

@@ -1,0 +1,1 @@
+"""Parameters by their schema; all violations of a request at once."""

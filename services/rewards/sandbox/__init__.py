@@ -1,0 +1,1 @@
+"""A user's own reward code in a process that sees the interpreter and nothing else."""

@@ -1,0 +1,1 @@
+"""Checkpoints: registered as runs write them, verified, kept or removed."""

@@ -1,0 +1,72 @@
+"""Which event tells of which change; called inside the transaction of the change."""
+
+from __future__ import annotations
+
+from rlhf.event.v1 import checkpoint_changed_pb2, training_job_deleted_pb2, training_job_warned_pb2
+
+from services.mesh.artifacts import references
+from services.mesh.db.postgres import Connection, Database
+from services.mesh.events.outbox import EventLog
+from services.mesh.jobs import warnings as job_warnings
+from services.mesh.jobs.store import TERMINAL, Announce, Job, Jobs, State
+from services.mesh.jobs.warnings import JobWarning, JobWarnings
+from services.trainer import wire
+from services.trainer.entities import Checkpoint
+from services.trainer.models import service
+from services.trainer.training.deletion import AnnounceDeletion
+from services.trainer.training.service import TRAINING
+
+
+def jobs_of(database: Database, log: EventLog) -> Jobs:
+    """The trainer's jobs: a training job's move is an event, an import's end is written into its model. One that has
+    ended holds its inputs no more."""
+
+    async def announce(connection: Connection, job: Job, before: State | None) -> None:
+        if job.state in TERMINAL:
+            await references.drop_inputs(connection, job.name)
+        if job.kind == TRAINING:
+            attempts = (await jobs.attempts(connection, [job.uid]))[job.uid]
+            warnings = (await job_warnings.of(connection, [job.uid]))[job.uid]
+            await log.add(connection, job.name, job.sequence, wire.job_changed(job, attempts, warnings, before))
+        else:
+            await service.ended(connection, job)
+
+    announce_typed: Announce = announce
+    jobs = Jobs(database, announce_typed)
+    return jobs
+
+
+def warnings_of(jobs: Jobs, log: EventLog) -> JobWarnings:
+    """The warnings of the trainer's jobs: the first of its kind in an attempt is an event of its job."""
+
+    async def announce(connection: Connection, job: Job, warning: JobWarning) -> None:
+        event = training_job_warned_pb2.TrainingJobWarned(training_job=job.name, warning=wire.warning(warning))
+        await log.add(connection, job.name, await jobs.next_sequence(connection, job.uid), event)
+
+    return JobWarnings(announce)
+
+
+def deletion_of(jobs: Jobs, log: EventLog) -> AnnounceDeletion:
+    """The last event of a training job."""
+
+    async def announce(connection: Connection, job: Job) -> None:
+        attempts = (await jobs.attempts(connection, [job.uid]))[job.uid]
+        warnings = (await job_warnings.of(connection, [job.uid]))[job.uid]
+        sequence = await jobs.next_sequence(connection, job.uid)
+        found = wire.job_changed(job, attempts, warnings, None).training_job
+        await log.add(connection, job.name, sequence, training_job_deleted_pb2.TrainingJobDeleted(training_job=found))
+
+    return announce
+
+
+class CheckpointAnnouncer:
+    """Announces every state of a checkpoint, in the order of its job's events."""
+
+    def __init__(self, jobs: Jobs, log: EventLog) -> None:
+        self._jobs = jobs
+        self._log = log
+
+    async def __call__(self, connection: Connection, checkpoint: Checkpoint) -> None:
+        event = checkpoint_changed_pb2.CheckpointChanged(checkpoint=wire.checkpoint(checkpoint))
+        sequence = await self._jobs.next_sequence(connection, checkpoint.job_uid)
+        await self._log.add(connection, checkpoint.name, sequence, event)

@@ -1,0 +1,1 @@
+"""Models: imported, resolved to the layers of their weights, brought to a worker's disk."""

@@ -1,0 +1,1 @@
+"""Training jobs: checked and created, prepared, carried out, resumed, deleted."""

@@ -1,0 +1,1 @@
+"""Answers to a step's prompts, and their rewards."""
