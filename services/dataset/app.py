@@ -32,7 +32,7 @@ from services.mesh.jobs.store import Job, Jobs, State
 from services.mesh.jobs.worker import Worker
 from services.mesh.rpc.server import Process, Server
 from services.mesh.settings import NATS
-from services.mesh.telemetry.gauges import Census, open_jobs, unpublished_events
+from services.mesh.telemetry.gauges import Gauges, open_jobs, unpublished_events
 
 SCHEMA = "dataset"
 SERVICE = dataset_service_pb2.DESCRIPTOR.services_by_name["DatasetService"].full_name
@@ -54,7 +54,7 @@ def build(settings: Settings) -> Server:
     server.add(database)
     server.add_step(lambda: claim(database, artifacts))
     server.add(bus)
-    server.add(Census(database, open_jobs, unpublished_events))
+    server.add(Gauges(database, open_jobs, unpublished_events))
     server.add_routine("relay", Relay("dataset", database, EventLog(database), bus).run)
     server.add_routine("uses", Consumer("dataset", database, bus, {TrainingJobChanged: _note_use}).run)
     server.watch_disk(settings.uploads_folder)

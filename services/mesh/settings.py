@@ -9,8 +9,6 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import fsspec
-
 from services.mesh.addresses import is_address, is_socket
 from services.mesh.errors import InvalidArgument, Violation
 from services.mesh.outbound import Allowance
@@ -232,6 +230,8 @@ class MeshSettings:
     @property
     def artifacts_folder(self) -> Path | None:
         """Where the artifact store lies on this machine; None where it is elsewhere."""
+        import fsspec  # 80 ms, for services only
+
         filesystem, root = fsspec.url_to_fs(self.artifacts_url)
         return Path(root) if "file" in filesystem.protocol else None
 

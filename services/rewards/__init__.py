@@ -17,8 +17,8 @@ from typing import Any, ClassVar, Protocol, TypeGuard
 from services.mesh.errors import InvalidArgument, Violation
 from services.mesh.registry import Registry
 from services.mesh.validation import params as mesh_params
-from services.mesh.validation.partial import known, told
-from services.rewards.answer_check import Misfit
+from services.mesh.validation.partial import collect_violations, value_or
+from services.rewards.answer_check import AnswerMismatch
 from services.rewards.errors import RewardError
 from services.rewards.spec import DEFAULT_REWARD_SITE, RewardSite
 
@@ -75,7 +75,7 @@ def _no_models(folder: str) -> ModelScorer:
 
 
 @dataclass(frozen=True)
-class Surroundings:
+class RewardContext:
     """Where a judge works. `wait(why, seconds)` is called while what the judge depends on is away: it says so, sleeps,
     and raises where nobody wants to wait. `check` is called now and then while it works, and raises to end that.
     `load_model` loads a reward model from a folder."""
@@ -107,7 +107,7 @@ class Reward:
         return False
 
     @staticmethod
-    def misfit(params: Any, answers: Sequence[str]) -> Misfit | None:
+    def misfit(params: Any, answers: Sequence[str]) -> AnswerMismatch | None:
         """What is odd about the answers (some of a dataset's) as what this reward compares with; None where nothing
         is."""
         return None
@@ -115,7 +115,7 @@ class Reward:
     @staticmethod
     def check(params: Any, site: RewardSite, field: str, depth: int) -> list[Violation]:
         """What is wrong with parsed `params` at this site, each violation under `field`. `depth` counts the rewards
-        that this one is a component of. The params may be known in part: each rule is asked by `told`."""
+        that this one is a component of. The params may be known in part: each rule is asked by `collect_violations`."""
         return []
 
     @staticmethod
@@ -134,7 +134,7 @@ class Reward:
         return None
 
     @staticmethod
-    def open(params: Any, surroundings: Surroundings) -> Judge:
+    def open(params: Any, surroundings: RewardContext) -> Judge:
         """A judge; whoever opens it closes it."""
         raise NotImplementedError
 
@@ -154,16 +154,16 @@ rewards: Registry[type[Reward]] = Registry("reward", __name__)
 def read(
     name: str, params: Mapping[str, Any], site: RewardSite | None = None, field: str = "reward", depth: int = 0
 ) -> tuple[Any, list[Violation]]:
-    """The params of the reward called `name`, without what is wrong (services/mesh/validation/partial.py), and everything that is:
-    at `<field>.name` for an unknown name, under `<field>.params` for the rest. Without a site only the form is checked.
-    None for a reward that does not exist."""
+    """The params of the reward called `name`, without what is wrong (services/mesh/validation/partial.py), and all that
+    is: at `<field>.name` for an unknown name, under `<field>.params` for the rest. Without a site only the form is
+    checked. None for a reward that does not exist."""
     try:
         entry = rewards.get(name, f"{field}.name")
     except InvalidArgument as error:
         return None, list(error.violations)
     parsed, found = mesh_params.read(entry.Params, params, f"{field}.params")
     if site is not None:
-        found += told(lambda: entry.check(parsed, site, f"{field}.params", depth))
+        found += collect_violations(lambda: entry.check(parsed, site, f"{field}.params", depth))
     return parsed, found
 
 
@@ -178,10 +178,10 @@ def parse(name: str, params: Mapping[str, Any], site: RewardSite | None = None, 
 def needs_answer(name: str, params: Mapping[str, Any]) -> bool:
     """Whether it compares with an answer, as far as its params are right."""
     parsed, _ = read(name, params)
-    return parsed is not None and known(lambda: rewards.get(name).needs_answer(parsed), False)
+    return parsed is not None and value_or(lambda: rewards.get(name).needs_answer(parsed), False)
 
 
-def misfit(name: str, params: Mapping[str, Any], answers: Sequence[str]) -> Misfit | None:
+def misfit(name: str, params: Mapping[str, Any], answers: Sequence[str]) -> AnswerMismatch | None:
     """Of a reward whose params are right, with some answers of the dataset."""
     return rewards.get(name).misfit(parse(name, params), answers) if answers else None
 
@@ -194,7 +194,7 @@ def complete(name: str, params: Mapping[str, Any]) -> dict[str, Any]:
 def models(name: str, params: Mapping[str, Any]) -> dict[str, str]:
     """References of the models that it loads, by the path of the parameter, as far as its params are right."""
     parsed, _ = read(name, params)
-    return {} if parsed is None else known(lambda: rewards.get(name).models(parsed), {})
+    return {} if parsed is None else value_or(lambda: rewards.get(name).models(parsed), {})
 
 
 def parts(name: str, params: Mapping[str, Any]) -> frozenset[str] | None:
@@ -208,7 +208,7 @@ def parts(name: str, params: Mapping[str, Any]) -> frozenset[str] | None:
 
 
 @contextlib.contextmanager
-def opened(name: str, params: Mapping[str, Any], surroundings: Surroundings | None = None) -> Iterator[Judge]:
+def opened(name: str, params: Mapping[str, Any], surroundings: RewardContext | None = None) -> Iterator[Judge]:
     """A judge for the length of a block. Raises InvalidArgument, RewardError."""
     judge = open_judge(name, params, surroundings)
     try:
@@ -217,13 +217,13 @@ def opened(name: str, params: Mapping[str, Any], surroundings: Surroundings | No
         judge.close()
 
 
-def open_judge(name: str, params: Mapping[str, Any], surroundings: Surroundings | None = None) -> Judge:
+def open_judge(name: str, params: Mapping[str, Any], surroundings: RewardContext | None = None) -> Judge:
     """A judge that keeps to the contract. Raises InvalidArgument for wrong params, RewardError where it can't start."""
     entry, parsed = rewards.get(name), parse(name, params)
     if issubclass(entry, Rule):
         return _Checked(name, _RuleJudge(entry, parsed))
     try:
-        return _Checked(name, entry.open(parsed, surroundings or Surroundings()))
+        return _Checked(name, entry.open(parsed, surroundings or RewardContext()))
     except RewardError as error:
         raise error.of(name, []) from None
 

@@ -13,7 +13,7 @@ _QUOTED_CHARACTERS = 80
 
 
 @dataclass(frozen=True)
-class Misfit:
+class AnswerMismatch:
     """Why answers and reward do not fit, and the remedy."""
 
     message: str

@@ -13,8 +13,8 @@ from services.mesh.errors import NotFound, Violation
 from services.mesh.identity import read_secret
 from services.mesh.outbound import Allowance, Endpoint
 from services.mesh.validation.params import STRICT_FIELDS
-from services.mesh.validation.partial import told
-from services.rewards import Judge, Reward, RewardError, RewardSample, Score, Surroundings, rewards
+from services.mesh.validation.partial import collect_violations
+from services.rewards import Judge, Reward, RewardContext, RewardError, RewardSample, Score, rewards
 from services.rewards.spec import RewardSite
 from services.scoring import regex
 
@@ -90,7 +90,7 @@ class ApiParams:
     __pydantic_config__ = STRICT_FIELDS
 
     def rules(self) -> list[Violation]:
-        return told(
+        return collect_violations(
             lambda: self._check_set("model", self.protocol == "chat", self.model, "chat wants one"),
             lambda: self._check_set("rubric", self.protocol == "chat", self.rubric, "chat wants one"),
             lambda: self._check_set("pattern", self.reply == "regex", self.pattern, "regex wants one"),
@@ -133,7 +133,7 @@ class Api(Reward):
 
     @staticmethod
     def check(params: ApiParams, site: RewardSite, field: str, depth: int) -> list[Violation]:
-        return told(
+        return collect_violations(
             lambda: _check_address(params, site, field),
             lambda: _check_way(params, field),
             lambda: _check_key(params, site, field),
@@ -144,7 +144,7 @@ class Api(Reward):
         return _CHAT_PARTS if params.protocol == "chat" else None
 
     @staticmethod
-    def open(params: ApiParams, surroundings: Surroundings) -> Judge:
+    def open(params: ApiParams, surroundings: RewardContext) -> Judge:
         key = ""
         if params.key:
             try:
@@ -209,13 +209,13 @@ def _rubric(params: ApiParams) -> Rubric:
 
 
 class _ChatJudge:
-    def __init__(self, params: ApiParams, key: str, surroundings: Surroundings) -> None:
-        from services.rewards.judges.cost_ledger import Ledger
+    def __init__(self, params: ApiParams, key: str, surroundings: RewardContext) -> None:
+        from services.rewards.judges.cost_ledger import CostLedger
         from services.rewards.judges.http_client import Caller
 
         self._params = params
         self._rubric = _rubric(params)
-        self._ledger = Ledger(surroundings.site.ledger, params.cost_cap)
+        self._ledger = CostLedger(surroundings.site.ledger, params.cost_cap)
         self._caller = Caller(_calls(params, key), surroundings)
 
     def score(self, samples: Sequence[RewardSample]) -> list[Score]:
@@ -251,12 +251,12 @@ class _ChatJudge:
 
 
 class _Scores:
-    def __init__(self, params: ApiParams, key: str, surroundings: Surroundings) -> None:
-        from services.rewards.judges.cost_ledger import Ledger
+    def __init__(self, params: ApiParams, key: str, surroundings: RewardContext) -> None:
+        from services.rewards.judges.cost_ledger import CostLedger
         from services.rewards.judges.http_client import Caller
 
         self._params = params
-        self._ledger = Ledger(surroundings.site.ledger, params.cost_cap)
+        self._ledger = CostLedger(surroundings.site.ledger, params.cost_cap)
         self._caller = Caller(_calls(params, key), surroundings)
 
     def score(self, samples: Sequence[RewardSample]) -> list[Score]:

@@ -13,22 +13,22 @@ from pydantic import Field
 
 from services.mesh.errors import Violation
 from services.mesh.validation.params import STRICT_FIELDS, to_json
-from services.mesh.validation.partial import told
+from services.mesh.validation.partial import collect_violations
 from services.rewards import (
     LARGEST_SCORE,
     Judge,
     Reward,
+    RewardContext,
     RewardError,
     RewardSample,
     Score,
-    Surroundings,
     is_score,
     rewards,
 )
 from services.rewards.spec import RewardSite
 
 if TYPE_CHECKING:
-    from services.rewards.sandbox.host import Cage, CageSettings
+    from services.rewards.sandbox.host import RewardSandbox, SandboxSettings
 
 LONGEST_SOURCE = 65_536
 _SETTING = "RLHF_TRAINER_CUSTOM_CODE"
@@ -50,7 +50,7 @@ class CustomParams:
     __pydantic_config__ = STRICT_FIELDS
 
     def rules(self) -> list[Violation]:
-        return told(self._check_sha256)
+        return collect_violations(self._check_sha256)
 
     def _check_sha256(self) -> list[Violation]:
         if not self.source_sha256 or self.source_sha256 == self.sha256:
@@ -89,45 +89,45 @@ class Custom(Reward):
         return to_json(replace(params, source_sha256=params.sha256))
 
     @staticmethod
-    def open(params: CustomParams, surroundings: Surroundings) -> Judge:
-        from services.rewards.sandbox.host import CageSettings
+    def open(params: CustomParams, surroundings: RewardContext) -> Judge:
+        from services.rewards.sandbox.host import SandboxSettings
 
         mode = surroundings.site.custom_code
         if mode == "refuse":
             raise RewardError(f"{_SETTING} does not allow a user's own code", reason="REWARD_NOT_ALLOWED")
         memory_bytes = params.memory_mib << 20
-        settings = CageSettings(params.source, True, memory_bytes, params.timeout_seconds)
+        settings = SandboxSettings(params.source, True, memory_bytes, params.timeout_seconds)
         return _Caged(settings, surroundings.check, may_be_bare=mode == "allow-unisolated")
 
 
 class _Caged:
-    def __init__(self, settings: CageSettings, check: Callable[[], None], *, may_be_bare: bool) -> None:
+    def __init__(self, settings: SandboxSettings, check: Callable[[], None], *, may_be_bare: bool) -> None:
         self._settings = settings
         self._check = check
         # verl's reward workers score in many threads at a time; a cage answers one question after the other.
         self._lock = threading.Lock()
         self._cage = self._started(may_be_bare)
 
-    def _started(self, may_be_bare: bool) -> Cage:
-        from services.rewards.sandbox.host import Cage
+    def _started(self, may_be_bare: bool) -> RewardSandbox:
+        from services.rewards.sandbox.host import RewardSandbox
 
         try:
-            return Cage(self._settings, self._check)
+            return RewardSandbox(self._settings, self._check)
         except RewardError as error:
             if error.reason != "REWARD_NOT_ISOLATED" or not may_be_bare:
                 raise
             self._settings = replace(self._settings, isolated=False)
-            return Cage(self._settings, self._check)
+            return RewardSandbox(self._settings, self._check)
 
     def score(self, samples: Sequence[RewardSample]) -> list[Score]:
         from services.rewards.judges.payload import plain
-        from services.rewards.sandbox.host import CageDied, CageTimeout
+        from services.rewards.sandbox.host import SandboxDied, SandboxTimeout
 
         asked = [plain(sample) for sample in samples]
         with self._lock:
             try:
                 given = self._cage.ask(asked)
-            except (CageTimeout, CageDied) as error:
+            except (SandboxTimeout, SandboxDied) as error:
                 raise self._blamed(asked, error) from None
         if not isinstance(given, list) or len(given) != len(samples):
             what = f"{len(given)} scores" if isinstance(given, list) else f"a {type(given).__name__}"
@@ -136,21 +136,23 @@ class _Caged:
 
     def _blamed(self, samples: list[dict[str, Any]], cause: Exception) -> RewardError:
         """Which sample it hung on or died of: each again by itself, in a new process, until it does so again."""
-        from services.rewards.sandbox.host import Cage, CageDied, CageTimeout
+        from services.rewards.sandbox.host import RewardSandbox, SandboxDied, SandboxTimeout
 
         seconds = self._settings.timeout_seconds
         why = (
-            f"did not answer within {seconds:g} s" if isinstance(cause, CageTimeout) else f"died ({self._cage.died()})"
+            f"did not answer within {seconds:g} s"
+            if isinstance(cause, SandboxTimeout)
+            else f"died ({self._cage.died()})"
         )
         self._cage.close()
         give_up = time.monotonic() + 2 * seconds
-        self._cage = Cage(self._settings, self._check)
+        self._cage = RewardSandbox(self._settings, self._check)
         for index, sample in enumerate(samples):
             if time.monotonic() > give_up:
                 break
             try:
                 self._cage.ask([sample])
-            except (CageTimeout, CageDied):
+            except (SandboxTimeout, SandboxDied):
                 return RewardError(f"its code {why}", index)
             except RewardError:
                 continue

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from services.mesh.validation.params import STRICT_FIELDS
 from services.rewards import RewardSample, Rule, Score, rewards
-from services.rewards.answer_check import NUMERIC, Misfit, quoted, too_many
+from services.rewards.answer_check import NUMERIC, AnswerMismatch, quoted, too_many
 from services.scoring import numeric
 from services.scoring.exact import same
 from services.scoring.text import Place, Spelling, locate
@@ -50,7 +50,7 @@ class Exact(Rule):
         return True
 
     @staticmethod
-    def misfit(params: ExactParams, answers: Sequence[str]) -> Misfit | None:
+    def misfit(params: ExactParams, answers: Sequence[str]) -> AnswerMismatch | None:
         return misfit(params, answers)
 
     @staticmethod
@@ -63,7 +63,7 @@ class Exact(Rule):
 _LONGEST_ANSWER = 200
 
 
-def misfit(params: ExactParams, answers: Sequence[str]) -> Misfit | None:
+def misfit(params: ExactParams, answers: Sequence[str]) -> AnswerMismatch | None:
     """Answers that no completion matches, or that are whole solutions, of which every word would have to be said."""
     spelling = Spelling(params.unicode_forms, params.ignore_case, params.ignore_spacing, params.strip)
     written = [answer for answer in answers if _is_written_out(answer)]
@@ -73,18 +73,18 @@ def misfit(params: ExactParams, answers: Sequence[str]) -> Misfit | None:
             " every word of them"
         )
         numbers = all("####" in answer and numeric.find(answer.rpartition("####")[2]) for answer in written)
-        return Misfit(message, NUMERIC if numbers else "keep the final answer alone in `answer`")
+        return AnswerMismatch(message, NUMERIC if numbers else "keep the final answer alone in `answer`")
     unheard = [answer for answer in answers if not _score(_ideal(answer, params), params, spelling).score]
     if too_many(unheard, answers):
         where = {"last_line": "in the last line", "after_marker": f"after {params.marker!r}"}.get(
             params.look_in, "there"
         )
         message = f"{len(unheard)} of {len(answers)} answers ({quoted(unheard[0])}) are none that can stand {where}"
-        return Misfit(message, "keep the final answer alone in `answer`, or set look_in to whole")
+        return AnswerMismatch(message, "keep the final answer alone in `answer`, or set look_in to whole")
     padded = [answer for answer in answers if answer != answer.strip()]
     if not params.strip and too_many(padded, answers):
         message = f"{len(padded)} of {len(answers)} answers begin or end with white space, and strip is false"
-        return Misfit(message, "set strip to true")
+        return AnswerMismatch(message, "set strip to true")
     return None
 
 

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from services.mesh.errors import Violation
 from services.mesh.validation.params import STRICT_FIELDS
-from services.mesh.validation.partial import told
+from services.mesh.validation.partial import collect_violations
 from services.rewards import RewardSample, Rule, Score, rewards
 from services.scoring import shaping
 
@@ -36,7 +36,7 @@ class LengthParams:
     __pydantic_config__ = STRICT_FIELDS
 
     def rules(self) -> list[Violation]:
-        return told(self._check_shortest, self._check_free, self._check_low)
+        return collect_violations(self._check_shortest, self._check_free, self._check_low)
 
     def _check_shortest(self) -> list[Violation]:
         return [] if self.shortest <= self.free else [Violation("shortest", f"must be at most free ({self.free})")]

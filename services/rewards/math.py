@@ -10,7 +10,7 @@ from pydantic import Field
 
 from services.mesh.validation.params import STRICT_FIELDS
 from services.rewards import RewardSample, Rule, Score, rewards
-from services.rewards.answer_check import NUMERIC, Misfit, quoted, too_many
+from services.rewards.answer_check import NUMERIC, AnswerMismatch, quoted, too_many
 from services.scoring import math
 from services.scoring.text import Place, locate
 
@@ -49,12 +49,12 @@ class Math(Rule):
         return True
 
     @staticmethod
-    def misfit(params: MathParams, answers: Sequence[str]) -> Misfit | None:
+    def misfit(params: MathParams, answers: Sequence[str]) -> AnswerMismatch | None:
         written = [answer for answer in answers if "####" in answer]
         if not too_many(written, answers):
             return None
         message = f"{len(written)} of {len(answers)} answers are solutions that end in '#### …' ({quoted(written[0])})"
-        return Misfit(message, NUMERIC)
+        return AnswerMismatch(message, NUMERIC)
 
     @staticmethod
     def score(samples: Sequence[RewardSample], params: MathParams) -> list[Score]:

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from services.mesh.validation.params import STRICT_FIELDS
 from services.models.kinds import REWARD_MODEL
-from services.rewards import Judge, ModelScorer, Reward, RewardError, RewardSample, Score, Surroundings, rewards
+from services.rewards import Judge, ModelScorer, Reward, RewardContext, RewardError, RewardSample, Score, rewards
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Model(Reward):
         return frozenset({"output"})
 
     @staticmethod
-    def open(params: ModelParams, surroundings: Surroundings) -> Judge:
+    def open(params: ModelParams, surroundings: RewardContext) -> Judge:
         folder = surroundings.site.models.get(params.model)
         if folder is None:
             raise RewardError(f"{params.model} is not at hand", reason="REWARD_MODEL_MISSING")

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from services.mesh.validation.params import STRICT_FIELDS
 from services.rewards import RewardSample, Rule, Score, rewards
-from services.rewards.answer_check import Misfit, quoted, too_many
+from services.rewards.answer_check import AnswerMismatch, quoted, too_many
 from services.scoring import numeric
 from services.scoring.text import Place, locate
 
@@ -52,14 +52,14 @@ class Numeric(Rule):
         return True
 
     @staticmethod
-    def misfit(params: NumericParams, answers: Sequence[str]) -> Misfit | None:
+    def misfit(params: NumericParams, answers: Sequence[str]) -> AnswerMismatch | None:
         without = [answer for answer in answers if numeric.find(answer) is None]
         if not too_many(without, answers):
             return None
         message = (
             f"{len(without)} of {len(answers)} answers hold no number ({quoted(without[0])}) and are never matched"
         )
-        return Misfit(message, "use exact or math, or leave those rows out")
+        return AnswerMismatch(message, "use exact or math, or leave those rows out")
 
     @staticmethod
     def score(samples: Sequence[RewardSample], params: NumericParams) -> list[Score]:

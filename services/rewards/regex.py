@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field
 
 from services.mesh.validation.params import STRICT_FIELDS
 from services.rewards import RewardSample, Rule, Score, rewards
-from services.rewards.answer_check import Misfit, quoted, too_many
+from services.rewards.answer_check import AnswerMismatch, quoted, too_many
 from services.scoring import regex
 from services.scoring.exact import same
 from services.scoring.text import Spelling
@@ -58,7 +58,7 @@ class Regex(Rule):
         return ANSWER_GROUP in regex.compile_pattern(params.pattern, False).groupindex
 
     @staticmethod
-    def misfit(params: RegexParams, answers: Sequence[str]) -> Misfit | None:
+    def misfit(params: RegexParams, answers: Sequence[str]) -> AnswerMismatch | None:
         group = regex.group_pattern(params.pattern, ANSWER_GROUP)
         if group is None:
             return None
@@ -67,7 +67,7 @@ class Regex(Rule):
         if not too_many(unheard, answers):
             return None
         message = f"{len(unheard)} of {len(answers)} answers ({quoted(unheard[0])}) are none that the group can match"
-        return Misfit(message, f"widen (?P<{ANSWER_GROUP}>{group}), or keep in `answer` what it is to match")
+        return AnswerMismatch(message, f"widen (?P<{ANSWER_GROUP}>{group}), or keep in `answer` what it is to match")
 
     @staticmethod
     def score(samples: Sequence[RewardSample], params: RegexParams) -> list[Score]:

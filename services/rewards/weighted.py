@@ -13,9 +13,9 @@ from pydantic import Field
 from services import rewards as package
 from services.mesh.errors import Violation
 from services.mesh.validation.params import STRICT_FIELDS, to_json
-from services.mesh.validation.partial import known, told
-from services.rewards import Judge, Reward, RewardError, RewardSample, Score, Surroundings, rewards
-from services.rewards.answer_check import Misfit
+from services.mesh.validation.partial import collect_violations, value_or
+from services.rewards import Judge, Reward, RewardContext, RewardError, RewardSample, Score, rewards
+from services.rewards.answer_check import AnswerMismatch
 from services.rewards.spec import RewardSite
 
 # A sum of sums of sums; more is a mistake, or an attempt at one.
@@ -62,23 +62,23 @@ class Weighted(Reward):
 
     @staticmethod
     def needs_answer(params: WeightedParams) -> bool:
-        return any(known(partial(_needs_answer, one), False) for one in params.components)
+        return any(value_or(partial(_needs_answer, one), False) for one in params.components)
 
     @staticmethod
-    def misfit(params: WeightedParams, answers: Sequence[str]) -> Misfit | None:
+    def misfit(params: WeightedParams, answers: Sequence[str]) -> AnswerMismatch | None:
         found = (package.misfit(one.name, one.params, answers) for one in params.components)
         return next((one for one in found if one is not None), None)
 
     @staticmethod
     def check(params: WeightedParams, site: RewardSite, field: str, depth: int) -> list[Violation]:
         field = f"{field}.components"
-        if depth + 1 >= DEEPEST and any(known(partial(_is_sum, one), False) for one in params.components):
+        if depth + 1 >= DEEPEST and any(value_or(partial(_is_sum, one), False) for one in params.components):
             return [Violation(field, f"sums may stand in each other {DEEPEST} deep")]
         each = [
             partial(_check_component, one, site, f"{field}.{index}", depth + 1)
             for index, one in enumerate(params.components)
         ]
-        return told(lambda: _check_labels(params.components, field), *each)
+        return collect_violations(lambda: _check_labels(params.components, field), *each)
 
     @staticmethod
     def complete(params: WeightedParams) -> dict[str, Any]:
@@ -94,7 +94,7 @@ class Weighted(Reward):
         return {
             f"components.{index}.params.{path}": reference
             for index, one in enumerate(params.components)
-            for path, reference in known(partial(_models, one), {}).items()
+            for path, reference in value_or(partial(_models, one), {}).items()
         }
 
     @staticmethod
@@ -108,7 +108,7 @@ class Weighted(Reward):
         return frozenset(found)
 
     @staticmethod
-    def open(params: WeightedParams, surroundings: Surroundings) -> Judge:
+    def open(params: WeightedParams, surroundings: RewardContext) -> Judge:
         return _Sum(params.components, surroundings)
 
 
@@ -133,7 +133,7 @@ def _check_labels(components: Sequence[Component], field: str) -> list[Violation
     first: dict[str, int] = {}
     for index, one in enumerate(components):
         # One whose label is wrong has none that another could have too.
-        called = known(partial(_called, one), None)
+        called = value_or(partial(_called, one), None)
         if called is not None and first.setdefault(called, index) != index:
             message = f"{called!r} is the label of component {first[called]} too; give one of them another"
             found.append(Violation(f"{field}.{index}.label", message))
@@ -145,7 +145,7 @@ def _called(one: Component) -> str | None:
 
 
 class _Sum:
-    def __init__(self, components: Sequence[Component], surroundings: Surroundings) -> None:
+    def __init__(self, components: Sequence[Component], surroundings: RewardContext) -> None:
         self._components = components
         self._judges: list[Judge] = []
         with contextlib.ExitStack() as undo:

@@ -18,12 +18,12 @@ from services.mesh.events.outbox import EventLog, Relay
 from services.mesh.jobs.worker import Worker
 from services.mesh.rpc.server import Process, Server
 from services.mesh.settings import NATS, child_environment
-from services.mesh.telemetry.gauges import Census, open_jobs, unpublished_events
+from services.mesh.telemetry.gauges import Gauges, open_jobs, unpublished_events
 from services.models.process import WeightsProcess
 from services.trainer import events
 from services.trainer.checkpoints.corruption import Corruption
-from services.trainer.checkpoints.ingest import CheckpointIntake
-from services.trainer.checkpoints.lifecycle import Keeper
+from services.trainer.checkpoints.ingest import CheckpointIngest
+from services.trainer.checkpoints.lifecycle import CheckpointLifecycle
 from services.trainer.checkpoints.service import Checkpoints
 from services.trainer.dataset_client import DatasetClient
 from services.trainer.models.import_handler import ImportHandler
@@ -34,7 +34,7 @@ from services.trainer.servicer import Servicer
 from services.trainer.settings import Settings
 from services.trainer.store.checkpoints import by_state as checkpoints_by_state
 from services.trainer.streams.series import Series
-from services.trainer.training.checks import Site
+from services.trainer.training.checks import Capacity
 from services.trainer.training.deletion import Deletion
 from services.trainer.training.disk_estimate import Disk
 from services.trainer.training.handler import TrainingHandler
@@ -59,7 +59,7 @@ def build(settings: Settings) -> Server:
     bus = Bus(settings.mesh.nats_url, "trainer", functools.partial(server.set_serving, NATS))
     disk = Disk.of(settings.jobs_folder, settings.mesh.artifacts_url)
     memory = settings.slot_memory_bytes or None
-    site = Site(settings.device, settings.slots, settings.reward_site, disk, memory)
+    site = Capacity(settings.device, settings.slots, settings.reward_site, disk, memory)
     announce = events.CheckpointAnnouncer(jobs, log)
     corruption = Corruption(database, artifacts, announce)
     asking = Asking(settings.worker_python, _training_environment(), settings.fork_server)
@@ -76,7 +76,7 @@ def build(settings: Settings) -> Server:
         RewardTrials(settings, _training_environment(), resolver, artifacts),
     )
     server.add_step(lambda: database.migrate(*PACKAGES))
-    census = Census(database, open_jobs, unpublished_events, checkpoints_by_state)
+    census = Gauges(database, open_jobs, unpublished_events, checkpoints_by_state)
     for resource in (database, datasets, bus, census):
         server.add(resource)
     server.add_step(lambda: claim(database, artifacts))
@@ -95,17 +95,18 @@ def build_worker(settings: Settings) -> Process:
     artifacts = CollectingStore(settings.mesh.artifacts_url)
     datasets = DatasetClient(settings.dataset_target, identity.read_token(settings.mesh.token_file))
     announce = events.CheckpointAnnouncer(jobs, log)
-    intake = CheckpointIntake(artifacts, announce)
+    ingest = CheckpointIngest(artifacts, announce)
     warnings = events.warnings_of(jobs, log)
     collector = Collector(database, artifacts, settings.mesh.keep.unfinished_seconds)
-    keeper = Keeper(database, jobs, collector, announce, settings.jobs_folder, settings.kept_training_states)
+    folder, kept = settings.jobs_folder, settings.kept_training_states
+    lifecycle = CheckpointLifecycle(database, jobs, collector, announce, folder, kept)
     corruption = Corruption(database, artifacts, announce)
     environment = _training_environment()
     weights_process = WeightsProcess(settings.worker_python, environment)
     weights = WeightsCache(artifacts, corruption, weights_process, settings.cache_folder)
-    preparation = Preparation(settings, database, jobs, weights, datasets, keeper)
+    preparation = Preparation(settings, database, jobs, weights, datasets, lifecycle)
     handlers = {
-        TRAINING: TrainingHandler(settings, database, jobs, warnings, preparation, intake, keeper, environment),
+        TRAINING: TrainingHandler(settings, database, jobs, warnings, preparation, ingest, lifecycle, environment),
         IMPORT: ImportHandler(settings, database, jobs, artifacts, weights, weights_process),
     }
     worker = Worker(
@@ -121,9 +122,8 @@ def build_worker(settings: Settings) -> Process:
         process.add(resource)
     process.add_step(lambda: claim(database, artifacts))
     process.add_routine("worker", worker.run)
-    sweeper = Sweeper(database, settings.mesh.artifacts_url, settings.mesh.keep)
-    process.add_routine("mesh sweeper", sweeper.run)
-    process.add_routine("keeper", keeper.run)
+    process.add_routine("mesh sweeper", Sweeper(database, settings.mesh.artifacts_url, settings.mesh.keep).run)
+    process.add_routine("checkpoints", lifecycle.run)
     process.add_routine("collector", collector.run)
     return process
 

@@ -8,7 +8,7 @@ from services.mesh.artifacts import references
 from services.mesh.db.postgres import Connection, Database
 from services.mesh.events.outbox import EventLog
 from services.mesh.jobs import warnings as job_warnings
-from services.mesh.jobs.store import TERMINAL, Announce, Job, Jobs, State
+from services.mesh.jobs.store import TERMINAL, Job, Jobs, OnTransition, State
 from services.mesh.jobs.warnings import JobWarning, JobWarnings
 from services.trainer import wire
 from services.trainer.entities import Checkpoint
@@ -31,7 +31,7 @@ def jobs_of(database: Database, log: EventLog) -> Jobs:
         else:
             await service.ended(connection, job)
 
-    announce_typed: Announce = announce
+    announce_typed: OnTransition = announce
     jobs = Jobs(database, announce_typed)
     return jobs
 

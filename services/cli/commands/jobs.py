@@ -294,8 +294,7 @@ def _state(text: str) -> JobState.ValueType:
     from rlhf.type.v1.job_state_pb2 import JobState
 
     name = f"JOB_STATE_{text.upper()}"
-    known = list(JobState.keys())[1:]  # the first is UNSPECIFIED
-    if name not in known:
+    if name not in (known := list(JobState.keys())[1:]):  # the first is UNSPECIFIED
         words = ", ".join(key.removeprefix("JOB_STATE_").lower() for key in known)
         raise InvalidArgument.of("--state", f"{text!r} is none; one of {words}")
     return JobState.Value(name)

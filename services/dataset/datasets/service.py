@@ -14,10 +14,10 @@ from services.mesh.artifacts import references
 from services.mesh.db.postgres import Connection, Database
 from services.mesh.errors import Aborted, FailedPrecondition, InvalidArgument, Violation
 from services.mesh.jobs.store import job_topic
-from services.mesh.rpc.idempotency import RequestKey, claim, earlier
+from services.mesh.rpc.idempotency import RequestKey, claim, find_previous
 from services.mesh.rpc.labels import check_labels
 from services.mesh.rpc.pagination import Page, PageRequest
-from services.mesh.validation.partial import found_or_told
+from services.mesh.validation.partial import find_or_report
 
 MAX_DISPLAY_NAME_CHARACTERS = 200
 # Fields of a dataset that its owner can change.
@@ -103,7 +103,7 @@ class Datasets:
         uid = names.uuid7()
         name = names.child(new.parent, "datasets", new.id or str(uid))
         async with self._database.transaction() as connection:
-            if made := await earlier(connection, key):
+            if made := await find_previous(connection, key):
                 return await datasets.get(connection, made)
             await self._free_name(connection, name)
             known = await claim(connection, key, name)
@@ -146,7 +146,7 @@ class Datasets:
         async with self._database.transaction() as connection:
             if violations:
                 # What is found out next is told with it; alone, a name of nothing is NOT_FOUND.
-                there = await found_or_told(datasets.get(connection, change.name), "dataset.name", violations)
+                there = await find_or_report(datasets.get(connection, change.name), "dataset.name", violations)
                 raise InvalidArgument([*violations, *(change.check_format(there) if there else [])])
             dataset = await datasets.lock(connection, change.name)
             _check_etag(dataset, change.etag)

@@ -1,4 +1,8 @@
-"""`python -m services.dataset.uploads.sandbox_main PARENT PATH FILE_NAME FORMAT MEMORY_BYTES CPU_SECONDS OPTIONS`: see sandbox.py.
+"""The process that parses an upload: see sandbox.py.
+
+    python -m services.dataset.uploads.sandbox_main PARENT PATH FILE_NAME FORMAT MEMORY_BYTES CPU_SECONDS OPTIONS
+
+
 
 Imports what parses only after the limits are set.
 """

@@ -32,7 +32,7 @@ from services.mesh.errors import (
 from services.mesh.jobs.store import Jobs, job_topic, progress_topic
 from services.mesh.rpc.pagination import Page, PageRequest
 from services.mesh.telemetry import metrics
-from services.mesh.validation.partial import found_or_told
+from services.mesh.validation.partial import find_or_report
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ class Uploads:
         async with self._database.transaction() as connection:
             if violations:
                 # Told with the rest; by itself it is NOT_FOUND.
-                await found_or_told(datasets.get(connection, new.parent), "parent", violations)
+                await find_or_report(datasets.get(connection, new.parent), "parent", violations)
                 raise InvalidArgument(violations)
             dataset = await datasets.get(connection, new.parent)
             if wrong := await check_against_dataset(connection, new.options, dataset):
@@ -225,7 +225,7 @@ class Uploads:
                 if writing is not None and await writing:
                     await self._tell(upload)
                 writing = writer.append(piece.chunk)
-                metrics.figures().uploaded.add(len(piece.chunk))
+                metrics.instruments().uploaded.add(len(piece.chunk))
                 piece = await self._next(pieces)
                 if piece is not None and piece.name not in ("", upload.name):
                     raise InvalidArgument.of("name", f"one call writes one upload, {upload.name}")

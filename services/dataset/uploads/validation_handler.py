@@ -26,7 +26,7 @@ from services.mesh.artifacts.collecting_store import CollectingStore
 from services.mesh.db.postgres import Connection, Database
 from services.mesh.errors import PlatformError, Unavailable
 from services.mesh.jobs.store import Jobs, Lease, State
-from services.mesh.jobs.worker import Ending, Retry
+from services.mesh.jobs.worker import JobResult, Retry
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ class ValidationHandler:
         self._limits = limits
         self._announce = announce
 
-    async def run(self, lease: Lease, cancelled: asyncio.Event) -> Ending:
+    async def run(self, lease: Lease, cancelled: asyncio.Event) -> JobResult:
         """Nobody cancels a validation: deleting its dataset takes the lease away."""
         found = Found()
         try:
@@ -104,7 +104,7 @@ class ValidationHandler:
             upload = await uploads.get(connection, lease.job.name)
             return attempt, upload, await datasets.get(connection, lease.job.parent)
 
-    async def _attempt(self, lease: Lease, attempt: int, upload: Upload, dataset: Dataset, found: Found) -> Ending:
+    async def _attempt(self, lease: Lease, attempt: int, upload: Upload, dataset: Dataset, found: Found) -> JobResult:
         path, options = self._staging.path(upload.uid), from_json(upload.options)
         try:
             with self._staging.scratch(upload.uid) as scratch:
@@ -184,7 +184,7 @@ class ValidationHandler:
             async with self._database.transaction() as connection:
                 await self._jobs.report(connection, lease, {"validated_row_count": row_count})
 
-    def _success(self, upload: Upload, dataset: Dataset, found: Found, outcome: Outcome) -> Ending:
+    def _success(self, upload: Upload, dataset: Dataset, found: Found, outcome: Outcome) -> JobResult:
         split, kept = from_json(upload.options).split, _version(upload, dataset, found.content, outcome.statistics)
 
         async def write(connection: Connection) -> None:
@@ -206,9 +206,9 @@ class ValidationHandler:
             await uploads.write_ending(connection, upload.name, made, outcome.report, outcome.report["row_count"])
             await self._database.notify(connection, SWEEP_TOPIC)
 
-        return Ending(State.SUCCEEDED, then=write)
+        return JobResult(State.SUCCEEDED, then=write)
 
-    def _rejection(self, lease: Lease, error: Rejected, found: Found) -> Ending:
+    def _rejection(self, lease: Lease, error: Rejected, found: Found) -> JobResult:
         async def write(connection: Connection) -> None:
             rows = (error.report or {}).get("row_count", 0)
             await uploads.write_ending(connection, lease.job.name, ("", ""), error.report, rows)
@@ -216,7 +216,7 @@ class ValidationHandler:
             await references.release(connection, [chunk.sha256 for chunk in stored])
             await self._database.notify(connection, SWEEP_TOPIC)
 
-        return Ending(State.FAILED, error, write)
+        return JobResult(State.FAILED, error, write)
 
 
 def _version(upload: Upload, dataset: Dataset, content: Content, statistics: dict[str, Any]) -> NewVersion:

@@ -63,7 +63,7 @@ class _Exchange:
         parent = tracing.remote(headers.of(scope))
         self._span = tracing.start(self._method, tracing.SpanKind.SERVER, parent, self._known)
         tracing.enter(self._span)
-        metrics.figures().http_active.add(1, self._known)
+        metrics.instruments().http_active.add(1, self._known)
         self._started = time.perf_counter()
 
     def receiving(self, receive: Receive) -> Receive:
@@ -91,7 +91,7 @@ class _Exchange:
         """What the access log says. `ended` is by the performance counter."""
         seconds = ended - self._started
         route, status = self._scope.get(ROUTE, ""), self._status or _CLIENT_CLOSED
-        figures = metrics.figures()
+        figures = metrics.instruments()
         figures.http_active.add(-1, self._known)
         place = {**self._known, "http.route": route}
         figures.http_duration.record(seconds, {**place, "http.response.status_code": status})

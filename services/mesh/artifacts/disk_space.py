@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
-from services.mesh.telemetry.outage_log import Outage
+from services.mesh.telemetry.outage_log import OutageLog
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +29,9 @@ class DiskSpace:
         self._low_bytes = low_bytes
         self._told = told
         self._look_seconds = look_seconds
-        self._outage = Outage(log, "the disk is nearly full; uploads, checkpoints and PostgreSQL will soon be refused")
+        self._outage = OutageLog(
+            log, "the disk is nearly full; uploads, checkpoints and PostgreSQL will soon be refused"
+        )
 
     async def run(self) -> None:
         """Until cancelled."""

@@ -19,7 +19,7 @@ from nats.js.api import DiscardPolicy, StreamConfig
 
 from services.mesh.errors import Unauthenticated
 from services.mesh.events.nkeys import UserKey
-from services.mesh.telemetry.outage_log import Outage
+from services.mesh.telemetry.outage_log import OutageLog
 
 log = logging.getLogger(__name__)
 
@@ -102,8 +102,8 @@ class Bus:
         self._is_of_use: bool | None = None
         self._client = Client()
         self._connecting: asyncio.Task[None] | None = None
-        self._outage = Outage(log, "NATS is away; events wait in the database, everything else goes on")
-        self._impostor = Outage(log, "the port of NATS is another's, who is told nothing; end what holds it")
+        self._outage = OutageLog(log, "NATS is away; events wait in the database, everything else goes on")
+        self._impostor = OutageLog(log, "the port of NATS is another's, who is told nothing; end what holds it")
 
     async def __aenter__(self) -> Bus:
         self._connecting = asyncio.create_task(self._stay_connected(), name="nats")

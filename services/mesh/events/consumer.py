@@ -22,7 +22,7 @@ from services.mesh.errors import Unavailable
 from services.mesh.events.bus import DEAD_PREFIX, STREAM, Bus
 from services.mesh.events.outbox import attributes_of, figure_of
 from services.mesh.telemetry import metrics, tracing
-from services.mesh.telemetry.outage_log import Outage
+from services.mesh.telemetry.outage_log import OutageLog
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class Consumer:
         self._database = database
         self._bus = bus
         self._effects = {kind.DESCRIPTOR.full_name: (kind, effect) for kind, effect in effects.items()}
-        self._outage = Outage(log, f"consumer {name} waits for events")
+        self._outage = OutageLog(log, f"consumer {name} waits for events")
 
     async def run(self) -> None:
         """Until cancelled; waits out every outage of NATS or the database."""
@@ -99,7 +99,7 @@ class Consumer:
                 tracing.fail(span, type(error).__name__)
                 await self._refuse(context, message, error)
                 return
-            metrics.figures().consumed_events.add(1, figure_of("process", type_))
+            metrics.instruments().consumed_events.add(1, figure_of("process", type_))
 
     async def _settle(self, message: Msg) -> Exception | None:
         """Apply the event and acknowledge it. Returns why it cannot be applied."""
@@ -132,13 +132,13 @@ class Consumer:
         log.exception("consumer %s: delivery %d failed", self._name, deliveries, exc_info=error)
         counted = {"rlhf.event.consumer": self._name}
         if deliveries < MAX_DELIVERIES:
-            metrics.figures().failed_deliveries.add(1, counted)
+            metrics.instruments().failed_deliveries.add(1, counted)
             await message.nak(delay=2.0**deliveries / 10)
             return
         headers = {**(message.headers or {}), "Rlhf-Consumer": self._name, "Rlhf-Error": _header_value(repr(error))}
         headers["Nats-Msg-Id"] = f"{self._name}:{headers.get('Nats-Msg-Id', message.metadata.sequence.stream)}"
         await context.publish(f"{DEAD_PREFIX}.{self._name}", message.data, headers=headers)
-        metrics.figures().dead_letters.add(1, counted)
+        metrics.instruments().dead_letters.add(1, counted)
         await message.term()
 
 

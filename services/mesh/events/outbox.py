@@ -27,7 +27,7 @@ from services.mesh.db.postgres import Connection, Database, wait
 from services.mesh.errors import ResourceExhausted, Unavailable
 from services.mesh.events.bus import STREAM, Bus
 from services.mesh.telemetry import metrics, tracing
-from services.mesh.telemetry.outage_log import Outage
+from services.mesh.telemetry.outage_log import OutageLog
 
 __all__ = ["Bus", "EventLog", "Relay", "StoredEvent"]
 
@@ -145,7 +145,7 @@ class Relay:
 
     async def run(self) -> None:
         """Until cancelled; waits out every outage of NATS or the database."""
-        outage = Outage(log, "events wait to be published")
+        outage = OutageLog(log, "events wait to be published")
         with self._database.notices.subscribe(OUTBOX_TOPIC) as written:
             while True:
                 try:
@@ -187,7 +187,7 @@ class Relay:
                 stack.enter_context(tracing.span(name, tracing.SpanKind.PRODUCER, event.traceparent, attributes))
             headers = {"Nats-Msg-Id": str(event.id), **dict(tracing.headers())}
             await context.publish(_subject(event), self._encode(event), headers=headers)
-        metrics.figures().sent_events.add(1, figure_of("send", event.type))
+        metrics.instruments().sent_events.add(1, figure_of("send", event.type))
 
     def _encode(self, event: StoredEvent) -> bytes:
         return json.dumps(

@@ -26,11 +26,11 @@ __all__ = [
     "QUEUE_TOPIC",
     "TERMINAL",
     "TRANSITIONS",
-    "Announce",
     "Attempt",
     "Job",
     "Jobs",
     "Lease",
+    "OnTransition",
     "State",
     "job_topic",
     "progress_topic",
@@ -39,7 +39,7 @@ __all__ = [
 QUEUE_TOPIC = "queue"
 
 # Writes the event of a change, given the job as it is now and the state before; None for a new job.
-Announce = Callable[[Connection, Job, State | None], Awaitable[None]]
+OnTransition = Callable[[Connection, Job, State | None], Awaitable[None]]
 
 _COLUMNS = (
     "uid, kind, name, parent, state, priority, sequence, spec, progress, error, create_time, start_time, end_time,"
@@ -50,7 +50,7 @@ _COLUMNS = (
 class Jobs:
     """The jobs of one service."""
 
-    def __init__(self, database: Database, announce: Announce) -> None:
+    def __init__(self, database: Database, announce: OnTransition) -> None:
         self._database = database
         self._announce = announce
 

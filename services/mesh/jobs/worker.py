@@ -29,7 +29,7 @@ _LAST_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
-class Ending:
+class JobResult:
     """How a job ended. `then` writes what belongs to the ending into the same transaction, before the state moves; it
     may raise Retry.
     """
@@ -61,7 +61,7 @@ class Handler(Protocol):
     when it has. Being cancelled as a task means that the lease is lost or the worker stops: leave everything as it is.
     """
 
-    async def run(self, lease: Lease, cancelled: asyncio.Event) -> Ending: ...
+    async def run(self, lease: Lease, cancelled: asyncio.Event) -> JobResult: ...
 
 
 class Worker:
@@ -156,7 +156,7 @@ class Worker:
                 await asyncio.sleep(_BEAT_GAP_SECONDS)
                 await wait(changed, self._lease_seconds / 3)
 
-    def _ending(self, lease: Lease, handler: asyncio.Task[Ending]) -> Ending | Retry:
+    def _ending(self, lease: Lease, handler: asyncio.Task[JobResult]) -> JobResult | Retry:
         """What a handler that is done said. Raises Unavailable, Aborted when it lost the lease."""
         try:
             return handler.result()
@@ -167,14 +167,14 @@ class Worker:
         except Aborted as error:
             if error.reason == "LEASE_LOST":
                 raise
-            return Ending(State.FAILED, error)
+            return JobResult(State.FAILED, error)
         except PlatformError as error:
-            return Ending(State.FAILED, error)
+            return JobResult(State.FAILED, error)
         except (Exception, asyncio.CancelledError):  # cancelled by its own doing: nobody here has cancelled it yet
             log.exception("handler of %s failed", lease.job.name)
-            return Ending(State.FAILED, _internal_error())
+            return JobResult(State.FAILED, _internal_error())
 
-    async def _finish(self, lease: Lease, ending: Ending | Retry) -> None:
+    async def _finish(self, lease: Lease, ending: JobResult | Retry) -> None:
         """Write the ending, waiting for the database as long as it takes.
 
         An ending that cannot be written, such as a move that the table forbids, fails the job: left alone it would be
@@ -191,13 +191,13 @@ class Worker:
             except Retry as retry:
                 ending = retry
             except Exception as error:
-                nothing_simpler = isinstance(ending, Ending) and ending.state is State.FAILED and ending.then is None
+                nothing_simpler = isinstance(ending, JobResult) and ending.state is State.FAILED and ending.then is None
                 if nothing_simpler or (isinstance(error, Aborted) and error.reason == "LEASE_LOST"):
                     raise
                 log.exception("the ending of %s cannot be written", lease.job.name)
-                ending = Ending(State.FAILED, error if isinstance(error, PlatformError) else _internal_error())
+                ending = JobResult(State.FAILED, error if isinstance(error, PlatformError) else _internal_error())
 
-    async def _write_ending(self, connection: Connection, lease: Lease, ending: Ending | Retry) -> Job:
+    async def _write_ending(self, connection: Connection, lease: Lease, ending: JobResult | Retry) -> Job:
         job = await self._jobs.held(connection, lease)
         if isinstance(ending, Retry):
             await self._jobs.end_attempt(connection, lease, ending.reason)
@@ -230,8 +230,8 @@ def _internal_error() -> PlatformError:
 def _count(job: Job) -> None:
     """What a job has come to, once it is written."""
     if job.end_time is None:
-        metrics.figures().job_retries.add(1, {"rlhf.job.kind": job.kind})
+        metrics.instruments().job_retries.add(1, {"rlhf.job.kind": job.kind})
         return
     seconds = (job.end_time - (job.start_time or job.create_time)).total_seconds()
     outcome = {"rlhf.job.kind": job.kind, "rlhf.job.state": str(job.state)}
-    metrics.figures().job_duration.record(max(0.0, seconds), outcome)
+    metrics.instruments().job_duration.record(max(0.0, seconds), outcome)

@@ -51,7 +51,7 @@ async def claim(connection: Connection, key: RequestKey, resource: str) -> str |
     return None if is_new else _same(key, sha256, earlier)
 
 
-async def earlier(connection: Connection, key: RequestKey) -> str | None:
+async def find_previous(connection: Connection, key: RequestKey) -> str | None:
     """What an earlier, equal request made: asked before a request is checked, since what was right then may be wrong by
     now. Raises AlreadyExists when the id was used for another request."""
     cursor = await connection.execute(

@@ -100,7 +100,7 @@ class _Call:
         self._span = tracing.start(self._method, tracing.SpanKind.SERVER, parent, attributes)
         tracing.enter(self._span)
         if self._many:
-            metrics.figures().open_streams.add(1, {"rpc.method": self._method})
+            metrics.instruments().open_streams.add(1, {"rpc.method": self._method})
         self._started = time.perf_counter()
         return self
 
@@ -121,7 +121,7 @@ class _Call:
     def __exit__(self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None) -> None:
         seconds = time.perf_counter() - self._started
         code = self._code(error)
-        figures = metrics.figures()
+        figures = metrics.instruments()
         if self._many:
             figures.open_streams.add(-1, {"rpc.method": self._method})
         outcome = {"rpc.system.name": "grpc", "rpc.method": self._method, "rpc.response.status_code": code}

@@ -21,7 +21,7 @@ Counts = Mapping[str, Mapping[tuple[tuple[str, str], ...], float]]
 Count = Callable[[Connection], Awaitable[Counts]]
 
 
-class Census:
+class Gauges:
     """An async context manager: counts while it is entered, if this process exports figures at all.
 
     Only services hold one: each worker would tell the same rows once more.
@@ -33,8 +33,8 @@ class Census:
         self._found: dict[str, dict[tuple[tuple[str, str], ...], float]] = {}
         self._stack = contextlib.AsyncExitStack()
 
-    async def __aenter__(self) -> Census:
-        if metrics.are_counted():
+    async def __aenter__(self) -> Gauges:
+        if metrics.enabled():
             for name in metrics.OBSERVED:
                 self._stack.enter_context(metrics.observed(name, partial(self._observe, name)))
             task = asyncio.create_task(self._count_forever(), name="census")

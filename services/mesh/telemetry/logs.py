@@ -53,7 +53,7 @@ class JsonFormatter(logging.Formatter):
             return json.dumps(entry, default=str)
 
 
-class Seldom(logging.Filter):
+class RateLimitFilter(logging.Filter):
     """Lets each kind of line of a noisy library through once in a while, and counts the others."""
 
     def __init__(self) -> None:
@@ -78,7 +78,7 @@ def configure_logging(process: str, level: int = logging.INFO) -> None:
     """Send every logger of this process to stderr as JSON lines."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter(process))
-    handler.addFilter(Seldom())
+    handler.addFilter(RateLimitFilter())
     logging.basicConfig(level=level, handlers=[handler], force=True)
 
 

@@ -37,7 +37,7 @@ OBSERVED: Mapping[str, tuple[str, str, Callable[[float, float], float]]] = {
 _sources: dict[str, list[Source]] = {name: [] for name in OBSERVED}
 
 
-class Figures:
+class Instruments:
     """The instruments of one meter."""
 
     def __init__(self, meter: Meter) -> None:
@@ -75,15 +75,15 @@ def _observe(name: str, _: CallbackOptions) -> Iterable[Observation]:
     return found.values()
 
 
-_figures = Figures(NoOpMeter("rlhf"))
+_figures = Instruments(NoOpMeter("rlhf"))
 _counting = False
 
 
-def figures() -> Figures:
+def instruments() -> Instruments:
     return _figures
 
 
-def are_counted() -> bool:
+def enabled() -> bool:
     """Whether this process exports figures at all."""
     return _counting
 
@@ -93,7 +93,7 @@ def counting(meter: Meter) -> Iterator[None]:
     """From here to the end of the block what is counted goes to `meter`."""
     global _figures, _counting
     before = _figures, _counting
-    _figures, _counting = Figures(meter), True
+    _figures, _counting = Instruments(meter), True
     try:
         yield
     finally:

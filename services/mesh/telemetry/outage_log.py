@@ -8,7 +8,7 @@ import time
 TELL_AGAIN_SECONDS = 60.0
 
 
-class Outage:
+class OutageLog:
     """`failed` at each try that fails, `over` at each that does not; the log has one line a minute, not one a try."""
 
     def __init__(self, log: logging.Logger, what: str) -> None:

@@ -19,7 +19,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from services.mesh.errors import InvalidArgument, Violation
-from services.mesh.validation.partial import Unknown, partly, told
+from services.mesh.validation.partial import UnknownField, collect_violations, partial_instance
 
 P = TypeVar("P")
 Path = tuple[int | str, ...]
@@ -35,7 +35,7 @@ class Ruled(Protocol):
     """A Params class with rules of its own."""
 
     def rules(self) -> list[Violation]:
-        """What is wrong between its fields, by `told`; fields are those of the class."""
+        """What is wrong between its fields, by `collect_violations`; fields are those of the class."""
         ...
 
 
@@ -56,7 +56,7 @@ def read(kind: type[P], values: Mapping[str, Any], field: str = "params") -> tup
         details = error.errors()
         found = _merged(_violation(detail, kind, values, field) for detail in details)
         made = _partly(kind, values, [fault for detail in details for fault in _faults(detail, kind)])
-    return made, found + [violation.under(field) for violation in told(lambda: _rules(made))]
+    return made, found + [violation.under(field) for violation in collect_violations(lambda: _rules(made))]
 
 
 def parse(kind: type[P], values: Mapping[str, Any], field: str = "params") -> P:
@@ -99,9 +99,9 @@ def _partly(kind: type[P], values: Mapping[str, Any], faults: Sequence[Path]) ->
                 made[field.name] = _known(hints[field.name], values[field.name], below)
             elif not below:
                 made[field.name] = _default(field)
-        except Unknown:
+        except UnknownField:
             continue
-    return partly(kind, made)
+    return partial_instance(kind, made)
 
 
 def _known(hint: Any, value: Any, faults: Sequence[Path]) -> Any:
@@ -110,15 +110,16 @@ def _known(hint: Any, value: Any, faults: Sequence[Path]) -> Any:
         return _part_adapter(hint).validate_python(value)
     inner = _dataclass_of(hint)
     if inner is None or () in faults:
-        raise Unknown
+        raise UnknownField
     if isinstance(value, Mapping):
         return _partly(inner, value, faults)
     if not isinstance(value, list):
-        raise Unknown
+        raise UnknownField
     parts = [[fault[1:] for fault in faults if fault[0] == index] for index in range(len(value))]
     # One that is wrong as a whole still has its place: an object of which nothing is known.
     return [
-        partly(inner, {}) if () in below else _known(inner, one, below) for one, below in zip(value, parts, strict=True)
+        partial_instance(inner, {}) if () in below else _known(inner, one, below)
+        for one, below in zip(value, parts, strict=True)
     ]
 
 

@@ -1,8 +1,9 @@
 """What can be said where a part is not known, so that one answer tells everything that is wrong with a request.
 
-A rule about several values cannot be asked where one of them is wrong by itself, or was not found. `partly` makes an
-object whose other fields raise Unknown as soon as they are read; `told` asks rules and skips each that has met such a
-field. So no rule has to think of it: it is asked where all that it reads is known, and only there.
+A rule about several values cannot be asked where one of them is wrong by itself, or was not found. `partial_instance`
+makes an object whose other fields raise UnknownField as soon as they are read; `collect_violations` asks rules and
+skips each that has met such a field. So no rule has to think of it: it is asked where all that it reads is known, and
+only there.
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ K = TypeVar("K")
 T = TypeVar("T")
 
 
-class Unknown(Exception):
+class UnknownField(Exception):
     """A field was read whose value is not known. No AttributeError: `hasattr` would swallow that."""
 
 
-def partly(kind: type[K], known: Mapping[str, Any]) -> K:
-    """An instance of the dataclass `kind` that has the `known` fields; reading another one raises Unknown."""
+def partial_instance(kind: type[K], known: Mapping[str, Any]) -> K:
+    """An instance of the dataclass `kind` that has the `known` fields; reading another one raises UnknownField."""
     missing = [field.name for field in dataclasses.fields(kind) if field.name not in known]  # type: ignore[arg-type]
     if not missing:
         return kind(**known)
@@ -35,24 +36,24 @@ def partly(kind: type[K], known: Mapping[str, Any]) -> K:
     return made
 
 
-def told(*rules: Callable[[], Iterable[Violation]]) -> list[Violation]:
+def collect_violations(*rules: Callable[[], Iterable[Violation]]) -> list[Violation]:
     """What the rules say, each of which finds or does not find one thing; one that reads what is unknown says nothing.
 
     A rule is given as a function without arguments, so that its own are read where it can be skipped:
-    `told(lambda: check_length(params.max_length, facts), …)`.
+    `collect_violations(lambda: check_length(params.max_length, facts), …)`.
     """
-    return [violation for rule in rules for violation in known(functools.partial(_all, rule), [])]
+    return [violation for rule in rules for violation in value_or(functools.partial(_all, rule), [])]
 
 
-def known(read: Callable[[], T], otherwise: T) -> T:
+def value_or(read: Callable[[], T], otherwise: T) -> T:
     """What `read` gives, or `otherwise` where it meets something unknown."""
     try:
         return read()
-    except Unknown:
+    except UnknownField:
         return otherwise
 
 
-async def found_or_told(pending: Awaitable[T], field: str, found: list[Violation]) -> T | None:
+async def find_or_report(pending: Awaitable[T], field: str, found: list[Violation]) -> T | None:
     """What a look-up gives; where that is an error of the caller's, None, and what is wrong goes to `found`."""
     try:
         return await pending
@@ -68,4 +69,4 @@ def _all(rule: Callable[[], Iterable[Violation]]) -> list[Violation]:
 
 
 def _refuse(name: str, owner: object) -> NoReturn:
-    raise Unknown(name)
+    raise UnknownField(name)

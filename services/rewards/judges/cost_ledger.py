@@ -36,12 +36,12 @@ class Spent:
 class Bill:
     """How a request is paid for: what it may cost at most, and what a reply to it did cost."""
 
-    ledger: Ledger
+    ledger: CostLedger
     most: Spent
     count: Callable[[Any], Spent]
 
 
-class Ledger:
+class CostLedger:
     """Counts in a file, or in memory where `path` is empty. A request that might pass the cap is not made: `reserve`
     what it may cost at most, then `settle` for what it did cost. Any thread may call."""
 

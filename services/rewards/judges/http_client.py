@@ -17,7 +17,7 @@ import httpx
 import msgspec
 
 from services.mesh.outbound import Allowance, OutboundRefused, client
-from services.rewards import RewardError, Surroundings
+from services.rewards import RewardContext, RewardError
 from services.rewards.judges.cost_ledger import Bill, Spent
 
 T = TypeVar("T")
@@ -61,7 +61,7 @@ class UnusableReply(Exception):
 class Caller:
     """Posts JSON and gives back JSON."""
 
-    def __init__(self, settings: CallSettings, surroundings: Surroundings) -> None:
+    def __init__(self, settings: CallSettings, surroundings: RewardContext) -> None:
         self._settings = settings
         self._surroundings = surroundings
         allowance = Allowance(surroundings.site.outbound_allow)

@@ -52,7 +52,7 @@ _ISOLATION_REMEDY = (
 
 
 @dataclass(frozen=True)
-class CageSettings:
+class SandboxSettings:
     source: str
     isolated: bool
     memory_bytes: int
@@ -60,18 +60,18 @@ class CageSettings:
     timeout_seconds: float
 
 
-class CageDied(Exception):
+class SandboxDied(Exception):
     """It ended without an answer."""
 
 
-class CageTimeout(Exception):
+class SandboxTimeout(Exception):
     """No answer in time; it has been ended."""
 
 
-class Cage:
+class RewardSandbox:
     """One process with the user's code. Not for several threads."""
 
-    def __init__(self, settings: CageSettings, check: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, settings: SandboxSettings, check: Callable[[], None] = lambda: None) -> None:
         """`check` is called while it is waited for, and raises to end that.
 
         Raises RewardError where it can't be isolated, or the code can't be run.
@@ -97,7 +97,7 @@ class Cage:
             os.close(watch)
         try:
             self._begin()
-        except CageDied:
+        except SandboxDied:
             message = f"its process died at the start ({self.died()})"
             self.close()
             raise RewardError(message) from None
@@ -127,7 +127,7 @@ class Cage:
         # From here on it may be the code that speaks: who is to be killed, and what holds it, is not for it to say.
         try:
             reply = self._receive(time.monotonic() + settings.timeout_seconds)
-        except CageTimeout:
+        except SandboxTimeout:
             raise RewardError(f"its code does not come to an end within {settings.timeout_seconds:g} s") from None
         if not reply.get("ready"):
             raise RewardError(f"its code does not run: {_shown(reply.get('error'))}")
@@ -140,13 +140,13 @@ class Cage:
             if "pid" in reply:
                 self._inner = reply["pid"]
                 reply = self._receive(give_up)
-        except CageTimeout:
+        except SandboxTimeout:
             raise RewardError(f"its process is not there after {_START_SECONDS:.0f} s") from None
         if "caged" not in reply:
             raise _not_isolated(reply.get("error"))
 
     def ask(self, samples: list[dict[str, Any]]) -> Any:
-        """What the code answers to a batch, as it is. Raises CageTimeout, CageDied, RewardError for what it raised."""
+        """The code's answer to a batch. Raises SandboxTimeout, SandboxDied, and RewardError for what it raised."""
         give_up = time.monotonic() + self._settings.timeout_seconds
         self._send({"samples": samples})
         reply = self._receive(give_up)
@@ -186,14 +186,14 @@ class Cage:
             left = give_up - time.monotonic()
             if left <= 0:
                 self.close()
-                raise CageTimeout
+                raise SandboxTimeout
             readable = self._readable(descriptor, min(left, _POLL_SECONDS))
             if not readable:
                 self._check()
                 continue
             part = os.read(descriptor, size - len(data))
             if not part:
-                raise CageDied
+                raise SandboxDied
             data += part
         return data
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 
 from services.mesh.errors import Violation
-from services.mesh.validation.partial import told
+from services.mesh.validation.partial import collect_violations
 from services.trainer.algorithms import algorithms, headline
 from services.trainer.algorithms.headline import Headline
 from services.trainer.algorithms.policy_gradient import DATASET_FORMATS, ClipHigh, Group, GroupParams, policy_plan
@@ -68,7 +68,7 @@ class Dapo:
 
     @staticmethod
     def check(params: DapoParams, facts: JobFacts) -> list[Violation]:
-        return told(lambda: check_policy(params, facts), lambda: _check_buffer(params))
+        return collect_violations(lambda: check_policy(params, facts), lambda: _check_buffer(params))
 
     @staticmethod
     def plan(params: DapoParams, inputs: PlanInputs) -> LaunchPlan:

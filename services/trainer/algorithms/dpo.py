@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from services.mesh.errors import Violation
-from services.mesh.validation.partial import told
+from services.mesh.validation.partial import collect_violations
 from services.trainer.algorithms import algorithms, headline
 from services.trainer.algorithms.common_params import TrainingParams
 from services.trainer.algorithms.headline import Headline
@@ -73,7 +73,7 @@ class Dpo:
 
     @staticmethod
     def check(params: DpoParams, facts: JobFacts) -> list[Violation]:
-        return told(
+        return collect_violations(
             lambda: check_pairs(params, facts, Dpo.validation_formats),
             lambda: _check_smoothing(params),
             lambda: _check_gamma(params),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from services.mesh.errors import Violation
-from services.mesh.validation.partial import told
+from services.mesh.validation.partial import collect_violations
 from services.trainer.algorithms.memory import FLOAT, ForwardPass, Taken, width
 from services.trainer.algorithms.overrides import VLLM_ONLY, flat
 from services.trainer.algorithms.policy_gradient import (
@@ -26,7 +26,7 @@ from services.trainer.training.launch_plan import JobFacts
 
 def check_policy(params: PolicyParams, facts: JobFacts, critics: int = 0) -> list[Violation]:
     """`critics` counts models that are trained besides the policy."""
-    return told(
+    return collect_violations(
         lambda: check_common(params, DATASET_FORMATS, facts, "prompts_per_step"),
         lambda: check_reward(params.held_out_reward, facts, "held_out_reward") if params.held_out_reward else [],
         lambda: _check_mini_batch(params),

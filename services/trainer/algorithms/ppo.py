@@ -9,7 +9,7 @@ from pydantic import Field
 
 from services.mesh.errors import Violation
 from services.mesh.validation.params import STRICT_FIELDS
-from services.mesh.validation.partial import told
+from services.mesh.validation.partial import collect_violations
 from services.models.kinds import REWARD_MODEL
 from services.trainer.algorithms import algorithms, headline
 from services.trainer.algorithms.headline import Headline
@@ -95,7 +95,7 @@ class Ppo:
     @staticmethod
     def check(params: PpoParams, facts: JobFacts) -> list[Violation]:
         size = "critic.micro_batch_size"
-        return told(
+        return collect_violations(
             lambda: check_policy(params, facts, critics=1),
             lambda: check_whitened(params),
             lambda: check_answers_a_pass(size, params.critic.micro_batch_size, params, facts),

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from services.mesh.errors import Violation
-from services.mesh.validation.partial import told
+from services.mesh.validation.partial import collect_violations
 from services.trainer.algorithms.common_params import ROW_TOKENS, RowParams
 from services.trainer.algorithms.memory import ForwardPass
 from services.trainer.algorithms.overrides import applied
@@ -50,7 +50,7 @@ def check_pairs(
 ) -> list[Violation]:
     """`logits`: whether a forward pass ends in the vocabulary."""
     pairs = "the pairs of one slot"
-    return told(
+    return collect_violations(
         lambda: check_common(params, DATASET_FORMATS, facts, "batch_size", validation_formats),
         lambda: check_divides("slots", facts.slots, params.batch_size, "batch_size"),
         lambda: check_share("micro_batch_size", params.micro_batch_size, params.batch_size, facts, pairs),

@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from services.mesh.errors import Violation
-from services.mesh.validation.partial import told
+from services.mesh.validation.partial import collect_violations
 from services.trainer.algorithms import algorithms, headline
 from services.trainer.algorithms.headline import Headline
 from services.trainer.algorithms.policy_gradient import (
@@ -58,7 +58,7 @@ class ReinforcePlusPlus:
 
     @staticmethod
     def check(params: ReinforcePlusPlusParams, facts: JobFacts) -> list[Violation]:
-        return told(
+        return collect_violations(
             lambda: check_policy(params, facts),
             lambda: check_whitened(params),
             lambda: _check_group(params),

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from services.mesh.errors import Violation
 from services.mesh.validation.params import STRICT_FIELDS
-from services.mesh.validation.partial import told
+from services.mesh.validation.partial import collect_violations
 
 # What a checkpoint's own values are called.
 VALIDATION_PREFIX = "validation/"
@@ -42,7 +42,7 @@ DEFAULT_CHECKPOINTS = CheckpointSettings()
 
 def check_retention(settings: CheckpointSettings, has_validation: bool) -> list[Violation]:
     """What would keep other checkpoints than was meant."""
-    return told(
+    return collect_violations(
         lambda: _check_keep_last(settings),
         lambda: _check_keep_best(settings, has_validation),
         lambda: _check_metric(settings),

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from services.mesh.errors import Violation
 from services.mesh.validation.params import STRICT_FIELDS
-from services.mesh.validation.partial import told
+from services.mesh.validation.partial import collect_violations
 from services.trainer.algorithms import algorithms, headline
 from services.trainer.algorithms.headline import Headline
 from services.trainer.algorithms.overrides import flat
@@ -72,7 +72,7 @@ class RewardModel:
 
     @staticmethod
     def check(params: RewardModelParams, facts: JobFacts) -> list[Violation]:
-        return told(
+        return collect_violations(
             lambda: check_pairs(params, facts, RewardModel.validation_formats, logits=False),
             lambda: _check_sequence_parallel(params),
             lambda: _check_fused(params),

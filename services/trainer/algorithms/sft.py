@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from services.mesh.errors import Violation
-from services.mesh.validation.partial import told
+from services.mesh.validation.partial import collect_violations
 from services.trainer.algorithms import algorithms, headline
 from services.trainer.algorithms.common_params import RowParams, TrainingParams
 from services.trainer.algorithms.headline import Headline
@@ -65,7 +65,7 @@ class Sft:
     @staticmethod
     def check(params: SftParams, facts: JobFacts) -> list[Violation]:
         rows = "the rows of one slot"
-        return told(
+        return collect_violations(
             lambda: check_common(params, Sft.dataset_formats, facts, "batch_size"),
             lambda: check_divides("slots", facts.slots, params.batch_size, "batch_size"),
             lambda: check_share("micro_batch_size", params.micro_batch_size, params.batch_size, facts, rows),

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from services import rewards
 from services.mesh.errors import Violation
-from services.mesh.validation.partial import told
+from services.mesh.validation.partial import collect_violations
 from services.trainer.algorithms.common_params import RewardSettings, RunParams, TrainingParams
 from services.trainer.algorithms.retention import VALIDATION_PREFIX
 from services.trainer.training.launch_plan import JobFacts
@@ -59,7 +59,7 @@ def check_metric(params: RunParams, facts: JobFacts) -> list[Violation]:
     """That what says which checkpoint is best is a series of the validation, and that the best is what is kept."""
     if not params.checkpoints.keep_best:
         return []
-    return told(lambda: _check_name(params, facts), lambda: _check_mode(params))
+    return collect_violations(lambda: _check_name(params, facts), lambda: _check_mode(params))
 
 
 def _check_name(params: RunParams, facts: JobFacts) -> list[Violation]:

@@ -1,6 +1,7 @@
 """Checks that several algorithms share: what would make a run fail or mislead, by field.
 
-Parameters and facts may be known in part (services/mesh/validation/partial.py): each rule is asked by `told`, for itself.
+Parameters and facts may be known in part (services/mesh/validation/partial.py): each rule is asked for itself, by
+`collect_violations`.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Sequence
 
 from services import rewards
 from services.mesh.errors import Violation
-from services.mesh.validation.partial import told
+from services.mesh.validation.partial import collect_violations
 from services.trainer.algorithms.common_params import RewardSettings, RunParams, TrainingParams
 from services.trainer.algorithms.memory import ForwardPass, Taken, least, total
 from services.trainer.algorithms.overrides import check_overrides
@@ -29,7 +30,7 @@ def check_common(
     validation_formats: tuple[str, ...] = VALIDATION_FORMATS,
 ) -> list[Violation]:
     """What holds for every algorithm: formats, a full batch, a device that has what is asked for, a reward."""
-    return told(
+    return collect_violations(
         lambda: _check_format(formats, facts),
         lambda: _check_validation_format(validation_formats, facts),
         lambda: _check_full_batch(batch_field, getattr(params, batch_field), facts),
@@ -84,7 +85,7 @@ def _check_device(params: RunParams, facts: JobFacts) -> list[Violation]:
             return []
         return [Violation("sequence_parallel", f"must divide the job's {facts.slots} slots")]
 
-    return told(attention, offload, sequence_parallel)
+    return collect_violations(attention, offload, sequence_parallel)
 
 
 def _check_targets(params: RunParams) -> list[Violation]:

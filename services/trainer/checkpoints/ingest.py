@@ -30,7 +30,7 @@ MAX_REASON_CHARACTERS = 2000
 AnnounceCheckpoint = Callable[[Connection, Checkpoint], Awaitable[None]]
 
 
-class CheckpointIntake:
+class CheckpointIngest:
     def __init__(self, artifacts: CollectingStore, announce: AnnounceCheckpoint) -> None:
         self._artifacts = artifacts
         self._announce = announce

@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 SWEEP_SECONDS = 3600.0
 
 
-class Keeper:
+class CheckpointLifecycle:
     """Of the holder of a job's lease."""
 
     def __init__(
@@ -117,7 +117,7 @@ class Keeper:
         await self._collector.collect()
         await self._forget_training_states(lease, settings.keep_training_states)
 
-    async def tidy(self, lease: Lease, *, succeeded: bool) -> None:
+    async def cleanup(self, lease: Lease, *, succeeded: bool) -> None:
         """Remove an ended job's rows, training states and own copies of weights; of one that has not come to its end
         the newest training state stays.
         """

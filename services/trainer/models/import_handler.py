@@ -13,7 +13,7 @@ from services.mesh.artifacts.collecting_store import CollectingStore
 from services.mesh.db.postgres import Connection, Database
 from services.mesh.errors import NO_ROOM, FailedPrecondition, ResourceExhausted
 from services.mesh.jobs.store import Jobs, Lease, State
-from services.mesh.jobs.worker import Ending, Retry
+from services.mesh.jobs.worker import JobResult, Retry
 from services.models.folder import UnusableModelError, check_new
 from services.models.process import WeightsProcess
 from services.trainer.entities import Layer
@@ -45,7 +45,7 @@ class ImportHandler:
         self._weights = weights
         self._process = process
 
-    async def run(self, lease: Lease, cancelled: asyncio.Event) -> Ending:
+    async def run(self, lease: Lease, cancelled: asyncio.Event) -> JobResult:
         async with self._database.transaction() as connection:
             attempt = await self._jobs.begin_attempt(connection, lease)
         if attempt > MAX_ATTEMPTS:
@@ -65,7 +65,7 @@ class ImportHandler:
         finally:
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
-    async def _import(self, lease: Lease, folder: Path) -> Ending:
+    async def _import(self, lease: Lease, folder: Path) -> JobResult:
         facts = await self._bring(lease, folder / "model")
         # Of what is there already nothing is stored again.
         manifest = await self._artifacts.put_folder(Path(facts["folder"]))
@@ -86,7 +86,7 @@ class ImportHandler:
             await store.ready(connection, lease.job.name, columns)
             await hold_artifact(connection, lease.job.name, manifest)
 
-        return Ending(State.SUCCEEDED, then=then)
+        return JobResult(State.SUCCEEDED, then=then)
 
     async def _bring(self, lease: Lease, model: Path) -> dict[str, Any]:
         """The facts of what is to be stored, and its `folder`: `model`, or one of the cache."""
@@ -95,7 +95,7 @@ class ImportHandler:
             layers = [Layer(**layer) for layer in lease.job.spec["base_under"]]
             if len(layers) > 1:
                 return {**await self._weights.merge(layers, model), "folder": model}
-            model = await self._weights.bring(layers)
+            model = await self._weights.materialize(layers)
             facts = await ask("inspect", str(model))
         elif "path" in source:
             await asyncio.to_thread(self._copy, Path(source["path"]), model)

@@ -14,10 +14,10 @@ from services.mesh.artifacts.collecting_store import CollectingStore
 from services.mesh.db.postgres import Connection, Database
 from services.mesh.errors import DataLoss, FailedPrecondition, InvalidArgument, NotFound, Violation
 from services.mesh.jobs.store import Job, Jobs, State
-from services.mesh.rpc.idempotency import RequestKey, claim, earlier
+from services.mesh.rpc.idempotency import RequestKey, claim, find_previous
 from services.mesh.rpc.labels import check_labels
 from services.mesh.rpc.pagination import Page, PageRequest
-from services.mesh.validation.partial import found_or_told
+from services.mesh.validation.partial import find_or_report
 from services.trainer.checkpoints.corruption import Corruption
 from services.trainer.entities import BaseModel, Layer, Model, ModelState, NewModel
 from services.trainer.models import import_paths
@@ -53,7 +53,7 @@ class Models:
         """Accept a model, in place of one of the same name whose import failed; a worker brings it in. None when only
         asked to check. Raises InvalidArgument."""
         async with self._database.transaction() as connection:
-            if made := await earlier(connection, key):
+            if made := await find_previous(connection, key):
                 return await self._get(connection, made)
         violations = await self._check(new, key)
         layers = await self._layers(new.source, violations)
@@ -164,7 +164,7 @@ class Models:
         """What makes the weights of a checkpoint, from the full ones up; none of another source."""
         if "checkpoint" not in source:
             return ()
-        found = await found_or_told(self._checkpoint(source["checkpoint"]), "model.source.checkpoint", violations)
+        found = await find_or_report(self._checkpoint(source["checkpoint"]), "model.source.checkpoint", violations)
         return found.layers if found is not None else ()
 
     async def _check_init(self, init: dict[str, Any]) -> list[Violation]:

@@ -42,7 +42,7 @@ class WeightsCache:
         # A merge takes as much memory as the model: one at a time.
         self._merging = asyncio.Lock()
 
-    async def bring(self, layers: Sequence[Layer]) -> Path:
+    async def materialize(self, layers: Sequence[Layer]) -> Path:
         """The folder of full weights, or of those that the layers come to. Raises FailedPrecondition where bytes are
         gone or no longer are what was stored, where a folder names files outside it, and where an adapter cannot be
         merged."""
@@ -93,7 +93,7 @@ class WeightsCache:
         return folder
 
 
-async def unless(cancelled: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None:
+async def cancel_on(cancelled: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None:
     """What `work` comes to; None where `cancelled` comes first, and the work has been stopped."""
     working, waiting = asyncio.ensure_future(work), asyncio.ensure_future(cancelled.wait())
     try:

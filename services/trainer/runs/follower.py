@@ -19,7 +19,7 @@ from services.mesh.errors import Aborted
 from services.mesh.jobs.model import Lease, storable
 from services.mesh.jobs.store import Jobs
 from services.mesh.jobs.warnings import JobWarning, JobWarnings, Severity
-from services.trainer.checkpoints.ingest import CheckpointIntake
+from services.trainer.checkpoints.ingest import CheckpointIngest
 from services.trainer.entities import Checkpoint, LogLine, MetricPoint, Sample, SpoolPosition
 from services.trainer.runs import spans as run_trace
 from services.trainer.runs import spool
@@ -71,7 +71,7 @@ class Follower:
         database: Database,
         jobs: Jobs,
         warnings: JobWarnings,
-        intake: CheckpointIntake,
+        intake: CheckpointIngest,
         lease: Lease,
         run: Run,
         on_phase: Callable[[spool.Phase], None],

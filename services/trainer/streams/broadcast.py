@@ -63,13 +63,13 @@ class Source(Generic[T]):
     end: Callable[[Connection], Awaitable[int]]
 
 
-class Feeds:
+class Broadcasts:
     """The feeds that have watchers."""
 
     def __init__(self, database: Database, jobs: Jobs) -> None:
         self._database = database
         self._jobs = jobs
-        self._open: dict[Hashable, Feed] = {}
+        self._open: dict[Hashable, Broadcast] = {}
 
     async def follow(self, source: Source[T], after: int, heartbeat_seconds: float) -> AsyncGenerator[Batch[T], None]:
         """Everything after the ordinal `after` until the job is over; an empty batch is a heartbeat."""
@@ -80,11 +80,11 @@ class Feeds:
                 after = batch.through
 
     @contextlib.asynccontextmanager
-    async def _joined(self, source: Source[T]) -> AsyncIterator[Feed[T]]:
+    async def _joined(self, source: Source[T]) -> AsyncIterator[Broadcast[T]]:
         """The feed of `source`, which lives as long as anybody is inside. Raises NotFound, Unavailable."""
         feed = self._open.get(source.key)
         if feed is None:
-            feed = self._open[source.key] = Feed(self._database, self._jobs, source)
+            feed = self._open[source.key] = Broadcast(self._database, self._jobs, source)
         feed.watchers += 1
         try:
             await feed.started()
@@ -98,7 +98,7 @@ class Feeds:
                     await feed.stop()
 
 
-class Feed(Generic[T]):
+class Broadcast(Generic[T]):
     """One series from where it ended when the first watcher came."""
 
     def __init__(self, database: Database, jobs: Jobs, source: Source[T]) -> None:

@@ -14,7 +14,7 @@ from services.mesh.jobs.store import Jobs
 from services.mesh.rpc.pagination import Page, PageRequest
 from services.trainer.entities import LogLine, MetricPoint, Sample
 from services.trainer.store import series as store
-from services.trainer.streams.broadcast import BATCH, Batch, Feeds, Source
+from services.trainer.streams.broadcast import BATCH, Batch, Broadcasts, Source
 
 T = TypeVar("T", MetricPoint, LogLine)
 
@@ -32,7 +32,7 @@ class Series:
     def __init__(self, database: Database, jobs: Jobs) -> None:
         self._database = database
         self._jobs = jobs
-        self._feeds = Feeds(database, jobs)
+        self._feeds = Broadcasts(database, jobs)
 
     def metrics(
         self, name: str, after: int, wanted: Sequence[str], stored_only: bool

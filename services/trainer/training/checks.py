@@ -13,7 +13,7 @@ from services.mesh import names
 from services.mesh.errors import InvalidArgument, Violation
 from services.mesh.rpc.labels import check_labels
 from services.mesh.validation import params
-from services.mesh.validation.partial import found_or_told, known, partly, told
+from services.mesh.validation.partial import collect_violations, find_or_report, partial_instance, value_or
 from services.models import tokenizer_compat
 from services.models.shape import FILE, ModelShape, shape_of
 from services.rewards.spec import DEFAULT_REWARD_SITE, RewardSite
@@ -24,10 +24,10 @@ from services.trainer.entities import BaseModel, DatasetVersion, NewTrainingJob,
 from services.trainer.runs.runners import TARGETS
 from services.trainer.training import request_limits
 from services.trainer.training.disk_estimate import Disk, DiskForecast, check_room, forecast, save_every, to_json
-from services.trainer.training.forecast_request import Foresee, Foreseeing, Foreseen, nothing_foreseen
+from services.trainer.training.forecast_request import Forecast, Forecaster, ForecastRequest, no_forecast
 from services.trainer.training.job_references import (
     CRITIC_MODEL,
-    LookUp,
+    ReferenceLookup,
     critic_model,
     critic_reference,
     job_reward_models,
@@ -40,7 +40,7 @@ MAX_PRIORITY = 100
 
 
 @dataclass(frozen=True)
-class Site:
+class Capacity:
     """What the place where jobs run has to offer."""
 
     device: str
@@ -53,13 +53,15 @@ class Site:
 
 
 @request_limits.of_job
-async def check(new: NewTrainingJob, site: Site, look_up: LookUp, foresee: Foresee = nothing_foreseen) -> TrainingSpec:
+async def check(
+    new: NewTrainingJob, site: Capacity, look_up: ReferenceLookup, foresee: Forecaster = no_forecast
+) -> TrainingSpec:
     """The job with everything filled in. Raises InvalidArgument with every violation."""
     form = _check_form(new, site)
     algorithm, parsed, found = _read(new)
     base, train, validation, models, critic = await asyncio.gather(
-        found_or_told(look_up.base_model(new.base_model), "base_model", found),
-        found_or_told(look_up.dataset_version(new.dataset_version), "dataset_version", found),
+        find_or_report(look_up.base_model(new.base_model), "base_model", found),
+        find_or_report(look_up.dataset_version(new.dataset_version), "dataset_version", found),
         validation_version(new, look_up, found),
         job_reward_models(parsed, look_up, found),
         critic_model(parsed, look_up, found),
@@ -70,18 +72,18 @@ async def check(new: NewTrainingJob, site: Site, look_up: LookUp, foresee: Fores
     found += _check_inputs(new, base, train, validation) + _check_reward_inputs(new, models)
     parsed = _fitted(parsed, base, critic)
     found += await check_resume(new, parsed, base, train, look_up)
-    foreseen, data = None, Foreseen()
+    foreseen, data = None, Forecast()
     if algorithm is not None:
         facts = _facts(new, parsed, site, base, train, validation, critic, await _shape(base, look_up))
         found += _check_together(new, algorithm, parsed, facts, train)
         # Of parameters that are right: others have no plan.
         parsed = parsed if found else settle(parsed, facts)
-        if not found and (plan := known(partial(_plan, algorithm, parsed, facts), None)):
+        if not found and (plan := value_or(partial(_plan, algorithm, parsed, facts), None)):
             parsed, plan = _saving(algorithm, parsed, plan, facts, site.disk)
             foreseen = _forecast(plan, parsed, facts, site.disk)
             found += [_placed(v) for v in check_room(foreseen)] + await check_left(new, plan, look_up)
             if base is not None and train is not None and not (found or form):
-                data = await foresee(Foreseeing(plan, parsed, algorithm.needs_reward, base, train, validation))
+                data = await foresee(ForecastRequest(plan, parsed, algorithm.needs_reward, base, train, validation))
                 found += data.violations
     if wrong := form + found:
         raise InvalidArgument(v if v.field in ("parent", "training_job_id") else v.under("training_job") for v in wrong)
@@ -93,7 +95,7 @@ async def check(new: NewTrainingJob, site: Site, look_up: LookUp, foresee: Fores
 def _fitted(parsed: Any, base: BaseModel | None, critic: BaseModel | None) -> Any:
     """The parameters with their lengths filled in, as far as all of them are right: no longer than any model has."""
     contexts = [model.context_length for model in (base, critic) if model is not None and model.context_length]
-    return known(lambda: parsed.fitted(min(contexts, default=None)), parsed) if parsed is not None else None
+    return value_or(lambda: parsed.fitted(min(contexts, default=None)), parsed) if parsed is not None else None
 
 
 def _spec(
@@ -195,17 +197,17 @@ def _check_together(
     new: NewTrainingJob, algorithm: type[Algorithm], parsed: Any, facts: JobFacts, train: DatasetVersion | None
 ) -> list[Violation]:
     """What is wrong between parameters and facts, as far as both are known."""
-    between = told(
+    between = collect_violations(
         lambda: algorithm.check(parsed, facts),
         lambda: check_retention(parsed.checkpoints, bool(new.validation_dataset_version)),
     )
-    return [_placed(v) for v in between] + told(lambda: _check_answers(algorithm, parsed, train))
+    return [_placed(v) for v in between] + collect_violations(lambda: _check_answers(algorithm, parsed, train))
 
 
 def _facts(
     new: NewTrainingJob,
     parsed: Any,
-    site: Site,
+    site: Capacity,
     base: BaseModel | None,
     train: DatasetVersion | None,
     validation: DatasetVersion | None,
@@ -232,16 +234,16 @@ def _facts(
         facts["shape"] = shape
     if critic is not None:
         facts["critic"] = CriticFacts(critic.context_length or None, critic.parameter_count or None)
-    elif known(partial(critic_reference, parsed), "") is None:
+    elif value_or(partial(critic_reference, parsed), "") is None:
         facts["critic"] = None
-    return partly(JobFacts, facts)
+    return partial_instance(JobFacts, facts)
 
 
-async def _shape(base: BaseModel | None, look_up: LookUp) -> ModelShape | None:
+async def _shape(base: BaseModel | None, look_up: ReferenceLookup) -> ModelShape | None:
     return None if base is None else shape_of(await look_up.files(base, (FILE,)))
 
 
-def _check_form(new: NewTrainingJob, site: Site) -> list[Violation]:
+def _check_form(new: NewTrainingJob, site: Capacity) -> list[Violation]:
     found = names.check_new_id(new.id, "training_job_id") + check_labels(new.labels, "labels")
     if names.match(names.PROJECT, new.parent) is None:
         found.append(Violation("parent", f"must be of the form {names.PROJECT}"))
@@ -262,7 +264,7 @@ def _read(new: NewTrainingJob) -> tuple[type[Algorithm] | None, Any, list[Violat
     return algorithm, *params.read(algorithm.Params, new.params)
 
 
-async def _check_vocabulary(base: BaseModel | None, critic: BaseModel, look_up: LookUp) -> list[Violation]:
+async def _check_vocabulary(base: BaseModel | None, critic: BaseModel, look_up: ReferenceLookup) -> list[Violation]:
     """A critic reads the policy's tokens, so each has to mean the same to it."""
     if base is None:
         return []

@@ -25,7 +25,7 @@ _KINDS: dict[str, Kind] = {"sft": "messages", "dpo": "preference", "reward_model
 
 
 @dataclass(frozen=True)
-class Foreseeing:
+class ForecastRequest:
     """A job of which everything else is right. `judged`: its answers to the rows are worth something."""
 
     plan: LaunchPlan
@@ -37,7 +37,7 @@ class Foreseeing:
 
 
 @dataclass(frozen=True)
-class Foreseen:
+class Forecast:
     """`forecast` are the fields of a DataForecast; None where nobody has looked."""
 
     forecast: dict[str, Any] | None = None
@@ -45,12 +45,12 @@ class Foreseen:
     warnings: Sequence[JobWarning] = field(default_factory=list)
 
 
-Foresee = Callable[[Foreseeing], Awaitable[Foreseen]]
+Forecaster = Callable[[ForecastRequest], Awaitable[Forecast]]
 
 
-async def nothing_foreseen(job: Foreseeing) -> Foreseen:
+async def no_forecast(job: ForecastRequest) -> Forecast:
     """Look at no rows: for checks without a tokenizer."""
-    return Foreseen()
+    return Forecast()
 
 
 class DataForecaster:
@@ -60,7 +60,7 @@ class DataForecaster:
         self._lengths = lengths
         self._files = files
 
-    async def foresee(self, job: Foreseeing, patience_seconds: float) -> Foreseen:
+    async def foresee(self, job: ForecastRequest, patience_seconds: float) -> Forecast:
         measured = await asyncio.gather(
             self._train(job, patience_seconds), self._validation(job, patience_seconds), return_exceptions=True
         )
@@ -72,14 +72,14 @@ class DataForecaster:
         if isinstance(train, BaseException):
             why = str(train) if isinstance(train, MeasuringError) else f"{type(train).__name__}: {train}"
             known = DataForecast(row_count=job.train.row_count, step_count=job.plan.total_steps)
-            return Foreseen(asdict(known) | {"unavailable_reason": why[:_MOST_CHARACTERS]})
+            return Forecast(asdict(known) | {"unavailable_reason": why[:_MOST_CHARACTERS]})
         return _foreseen(job, train, validation if isinstance(validation, Lengths) else None)
 
-    async def _train(self, job: Foreseeing, patience_seconds: float) -> Lengths:
+    async def _train(self, job: ForecastRequest, patience_seconds: float) -> Lengths:
         kind = _KINDS[job.plan.trainer]
         return await self._lengths.measure(self._files, job.base, job.train, kind, 0, patience_seconds)
 
-    async def _validation(self, job: Foreseeing, patience_seconds: float) -> Lengths | None:
+    async def _validation(self, job: ForecastRequest, patience_seconds: float) -> Lengths | None:
         asked = job.plan.pair_validation or job.plan.validation
         if job.validation is None or asked is None:
             return None
@@ -87,7 +87,7 @@ class DataForecaster:
         return await self._lengths.measure(self._files, job.base, job.validation, kind, asked.rows, patience_seconds)
 
 
-def _foreseen(job: Foreseeing, train: Lengths, validation: Lengths | None) -> Foreseen:
+def _foreseen(job: ForecastRequest, train: Lengths, validation: Lengths | None) -> Forecast:
     context = job.base.context_length or None
     bound = Bound.of(job.plan, job.params, context)
     found = data_forecast.forecast(job.plan, bound, job.train.row_count, train)
@@ -99,7 +99,7 @@ def _foreseen(job: Foreseeing, train: Lengths, validation: Lengths | None) -> Fo
     if job.judged:
         warnings += _misfits(job.params, train.answers)
     warnings += _about_validation(job, validation)
-    return Foreseen(asdict(found), wrong, warnings)
+    return Forecast(asdict(found), wrong, warnings)
 
 
 def _misfits(params: Any, answers: Sequence[str]) -> list[JobWarning]:
@@ -119,7 +119,7 @@ def _misfit(what: str, reward: str, params: Mapping[str, Any], answers: Sequence
     return JobWarning(reason="REWARD_MISFIT", message=message, remedy=misfit.remedy, key=what)
 
 
-def _about_validation(job: Foreseeing, validation: Lengths | None) -> list[JobWarning]:
+def _about_validation(job: ForecastRequest, validation: Lengths | None) -> list[JobWarning]:
     """Held-out rows that are those which are trained; and of who names no reward, answers that `exact` never meets."""
     if job.validation is None:
         return []

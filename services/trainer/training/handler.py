@@ -14,12 +14,12 @@ from services.mesh.db.postgres import Database
 from services.mesh.errors import NO_ROOM, Aborted, FailedPrecondition, PlatformError, ResourceExhausted, Unavailable
 from services.mesh.jobs.store import Jobs, Lease, State
 from services.mesh.jobs.warnings import JobWarnings
-from services.mesh.jobs.worker import Ending, Retry
+from services.mesh.jobs.worker import JobResult, Retry
 from services.mesh.rpc import client
-from services.trainer.checkpoints.ingest import CheckpointIntake
-from services.trainer.checkpoints.lifecycle import Keeper
+from services.trainer.checkpoints.ingest import CheckpointIngest
+from services.trainer.checkpoints.lifecycle import CheckpointLifecycle
 from services.trainer.entities import SpoolPosition, TrainingSpec
-from services.trainer.models.weights_cache import unless
+from services.trainer.models.weights_cache import cancel_on
 from services.trainer.runs import spool
 from services.trainer.runs.follower import Follower
 from services.trainer.runs.runners import Run
@@ -56,8 +56,8 @@ class TrainingHandler:
         jobs: Jobs,
         warnings: JobWarnings,
         preparation: Preparation,
-        intake: CheckpointIntake,
-        keeper: Keeper,
+        intake: CheckpointIngest,
+        keeper: CheckpointLifecycle,
         environment: dict[str, str],
     ) -> None:
         self._settings = settings
@@ -69,15 +69,15 @@ class TrainingHandler:
         self._keeper = keeper
         self._environment = environment
 
-    async def run(self, lease: Lease, cancelled: asyncio.Event) -> Ending:
+    async def run(self, lease: Lease, cancelled: asyncio.Event) -> JobResult:
         try:
             run = await self._find(lease) if lease.taken_over else None
             if run is None:
                 if cancelled.is_set() or lease.job.state is State.CANCELLING:
-                    return Ending(State.CANCELLED)
+                    return JobResult(State.CANCELLED)
                 run = await self._launch(lease, cancelled)
                 if run is None:
-                    return Ending(State.CANCELLED)
+                    return JobResult(State.CANCELLED)
         except PlatformError as error:
             if client.is_transient(error):
                 raise Retry(str(error), _RETRY_SECONDS) from error
@@ -94,7 +94,7 @@ class TrainingHandler:
                 run.kill()
                 await self._exited(run)
             raise
-        await self._keeper.tidy(lease, succeeded=ending.state is State.SUCCEEDED)
+        await self._keeper.cleanup(lease, succeeded=ending.state is State.SUCCEEDED)
         return ending
 
     async def _find(self, lease: Lease) -> Run | None:
@@ -110,7 +110,7 @@ class TrainingHandler:
     async def _launch(self, lease: Lease, cancelled: asyncio.Event) -> Run | None:
         """None where the job was cancelled while its inputs came."""
         spec = TrainingSpec(**lease.job.spec)
-        inputs = await unless(cancelled, self._preparation.bring(lease, spec))
+        inputs = await cancel_on(cancelled, self._preparation.materialize(lease, spec))
         if inputs is None:
             return None
         resume = await self._keeper.resume_point(lease)
@@ -126,7 +126,7 @@ class TrainingHandler:
         await run.start(self._preparation.plan(lease, spec, attempt, inputs, resume, run.folder))
         return run
 
-    async def _follow(self, lease: Lease, run: Run, cancelled: asyncio.Event) -> Ending:
+    async def _follow(self, lease: Lease, run: Run, cancelled: asyncio.Event) -> JobResult:
         stall = Stall(self._settings.stall_seconds, await asyncio.to_thread(_model_bytes, run.folder))
         follower = Follower(self._database, self._jobs, self._warnings, self._intake, lease, run, stall.phase)
         with follower.lag.observed():
@@ -134,7 +134,7 @@ class TrainingHandler:
 
     async def _read_on(
         self, follower: Follower, stall: Stall, lease: Lease, run: Run, cancelled: asyncio.Event
-    ) -> Ending:
+    ) -> JobResult:
         kill_at: float | None = None
         hang = ""
         while True:
@@ -178,7 +178,7 @@ class TrainingHandler:
 
     async def _ended(
         self, lease: Lease, run: Run, end: spool.End | None, cancelled: asyncio.Event, hang: str
-    ) -> Ending:
+    ) -> JobResult:
         """How a run that is gone has ended; `end` is None when it said nothing: killed, out of memory, or the host went
         down. `hang` says why it was killed for hanging.
         """
@@ -193,20 +193,20 @@ class TrainingHandler:
         if end.outcome == "failed" and end.reason in _DEATHS:
             return await self._died(lease, run, f"{_DIED}: {end.reason}: {end.message}", cancelled)
         if end.outcome == "succeeded":
-            return Ending(State.SUCCEEDED)
+            return JobResult(State.SUCCEEDED)
         if end.outcome == "stopped" and not cancelled.is_set():
             # By a signal, as when the mesh is taken down: it goes on from what it saved.
             raise Retry(f"its process was told to stop after step {end.step}", 0)
         if end.outcome == "stopped":
-            return Ending(State.CANCELLED)
+            return JobResult(State.CANCELLED)
         message = f"{end.message}\nWhat to do: {end.remedy}" if end.remedy else end.message
         error = FailedPrecondition(end.reason or "TRAINING_FAILED", message, step=end.step, remedy=end.remedy)
-        return Ending(State.FAILED, error)
+        return JobResult(State.FAILED, error)
 
-    async def _died(self, lease: Lease, run: Run, reason: str, cancelled: asyncio.Event) -> Ending:
+    async def _died(self, lease: Lease, run: Run, reason: str, cancelled: asyncio.Event) -> JobResult:
         """Try again from the newest checkpoint, so often; while it waits the job holds neither slot nor lease."""
         if cancelled.is_set():
-            return Ending(State.CANCELLED)
+            return JobResult(State.CANCELLED)
         async with self._database.transaction() as connection:
             attempts = (await self._jobs.attempts(connection, [lease.job.uid]))[lease.job.uid]
         deaths = 1 + sum(attempt.end_reason.startswith(_DIED) for attempt in attempts)
@@ -214,7 +214,7 @@ class TrainingHandler:
             printed = "".join(f"\n  {line}" for line in await asyncio.to_thread(last_lines, run.folder))
             said = f"\nThe last it printed:{printed}" if printed else ""
             message = f"{reason}; tried {deaths} times{said}\nWhat to do: {_DEATH_REMEDY}"
-            return Ending(State.FAILED, PlatformError("RUN_DIED", message, remedy=_DEATH_REMEDY))
+            return JobResult(State.FAILED, PlatformError("RUN_DIED", message, remedy=_DEATH_REMEDY))
         raise Retry(reason, retry_seconds(deaths))
 
     async def _exited(self, run: Run) -> None:

@@ -10,7 +10,7 @@ from services.mesh.jobs.store import Jobs, Lease
 from services.mesh.telemetry import tracing
 from services.mesh.validation import params
 from services.trainer.algorithms import algorithms
-from services.trainer.checkpoints.lifecycle import Keeper
+from services.trainer.checkpoints.lifecycle import CheckpointLifecycle
 from services.trainer.dataset_client import DatasetClient
 from services.trainer.entities import Layer, TrainingSpec
 from services.trainer.models.weights_cache import WeightsCache
@@ -42,7 +42,7 @@ class Preparation:
         jobs: Jobs,
         weights: WeightsCache,
         datasets: DatasetClient,
-        keeper: Keeper,
+        keeper: CheckpointLifecycle,
     ) -> None:
         self._settings = settings
         self._database = database
@@ -51,19 +51,19 @@ class Preparation:
         self._datasets = datasets
         self._keeper = keeper
 
-    async def bring(self, lease: Lease, spec: TrainingSpec) -> Inputs:
+    async def materialize(self, lease: Lease, spec: TrainingSpec) -> Inputs:
         """Rows and weights on this host, verified."""
         async with self._database.transaction() as connection:
             progress = {"phase": "merging" if spec.base_under else "preparing"}
             await self._jobs.report(connection, lease, progress)
         data = self._keeper.folder(lease) / "data"
-        model = await self._weights.bring(spec.base_layers)
+        model = await self._weights.materialize(spec.base_layers)
         train = await self._rows(spec.dataset_version, data / "train.jsonl")
         validation = None
         if spec.validation_dataset_version:
             validation = await self._rows(spec.validation_dataset_version, data / "validation.jsonl")
         judges = {name: Layer(name, sha256) for name, sha256 in spec.reward_models.items()}
-        models = {name: str(await self._weights.bring([layer])) for name, layer in judges.items()}
+        models = {name: str(await self._weights.materialize([layer])) for name, layer in judges.items()}
         async with self._database.transaction() as connection:
             base_name = await known_as(connection, spec.base_model)
         return Inputs(model, train, validation, models, base_name)

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from services.mesh.errors import Violation
 from services.mesh.validation import params
-from services.mesh.validation.partial import found_or_told, known
+from services.mesh.validation.partial import find_or_report, value_or
 from services.trainer.entities import BaseModel, Checkpoint, DatasetVersion, NewTrainingJob, TrainingSpec
 from services.trainer.training.launch_plan import LaunchPlan
 
@@ -30,7 +30,7 @@ async def check_resume(
     found: list[Violation] = []
     if not new.resume_from:
         return found
-    point = await found_or_told(states.training_state(new.resume_from), "resume_from", found)
+    point = await find_or_report(states.training_state(new.resume_from), "resume_from", found)
     if point is None:
         return found
     checkpoint, spec = point
@@ -45,7 +45,7 @@ async def check_resume(
     for field, (given, wanted) in pairs.items():
         if given is not None and given != wanted:
             found.append(Violation(field, f"must be {shown.get(field, wanted)} as it was in {job}, to go on from it"))
-    filled = known(lambda: params.to_json(parsed), None) if new.algorithm == spec.algorithm else None
+    filled = value_or(lambda: params.to_json(parsed), None) if new.algorithm == spec.algorithm else None
     return found + _check_params(filled or {}, spec.params, job, checkpoint.step)
 
 

@@ -19,7 +19,7 @@ from services.mesh.artifacts import ArtifactStore
 from services.mesh.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument, PlatformError, Violation
 from services.trainer.entities import RewardTrial, RewardVerdict
 from services.trainer.settings import Settings
-from services.trainer.training.job_references import LookUp, reward_models
+from services.trainer.training.job_references import ReferenceLookup, reward_models
 from services.trainer.training.request_limits import vetted
 
 MOST_SAMPLES = 256
@@ -35,7 +35,7 @@ class RewardTrials:
     """Use case. Scoring happens in a child process, which ends with the call."""
 
     def __init__(
-        self, settings: Settings, environment: Mapping[str, str], look_up: LookUp, artifacts: ArtifactStore
+        self, settings: Settings, environment: Mapping[str, str], look_up: ReferenceLookup, artifacts: ArtifactStore
     ) -> None:
         self._settings = settings
         self._look_up = look_up

@@ -16,13 +16,13 @@ from services.mesh.jobs import warnings as job_warnings
 from services.mesh.jobs.queue import QueuePosition
 from services.mesh.jobs.store import TERMINAL, Attempt, Job, Jobs, State, job_topic
 from services.mesh.jobs.warnings import JobWarning
-from services.mesh.rpc.idempotency import RequestKey, claim, earlier
+from services.mesh.rpc.idempotency import RequestKey, claim, find_previous
 from services.mesh.rpc.pagination import Page, PageRequest
 from services.trainer.entities import NewTrainingJob, TrainingSpec
 from services.trainer.models.resolver import Resolver
 from services.trainer.store import checkpoints
-from services.trainer.training.checks import Site, check
-from services.trainer.training.forecast_request import DataForecaster, Foresee, nothing_foreseen
+from services.trainer.training.checks import Capacity, check
+from services.trainer.training.forecast_request import DataForecaster, Forecaster, no_forecast
 from services.trainer.training.input_references import hold_inputs
 from services.trainer.training.token_lengths import TokenLengths
 
@@ -55,7 +55,7 @@ class TrainingJobs:
         jobs: Jobs,
         log: EventLog,
         resolver: Resolver,
-        site: Site,
+        site: Capacity,
         lengths: TokenLengths | None = None,
     ) -> None:
         self._database = database
@@ -68,7 +68,7 @@ class TrainingJobs:
     async def create(self, new: NewTrainingJob, key: RequestKey) -> TrainingJob:
         """Accept a job. Raises InvalidArgument with everything that is wrong, AlreadyExists."""
         async with self._database.transaction() as connection:
-            made = await earlier(connection, key)
+            made = await find_previous(connection, key)
         if made is not None:
             return await self.get(made)
         spec = await self.check(new, key, CREATE_PATIENCE_SECONDS)
@@ -96,9 +96,9 @@ class TrainingJobs:
             raise InvalidArgument(request_id)
         return spec
 
-    def _foresee(self, patience_seconds: float) -> Foresee:
+    def _foresee(self, patience_seconds: float) -> Forecaster:
         if self._forecaster is None:
-            return nothing_foreseen
+            return no_forecast
         return partial(self._forecaster.foresee, patience_seconds=patience_seconds)
 
     async def get(self, name: str) -> TrainingJob:

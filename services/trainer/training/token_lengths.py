@@ -1,7 +1,7 @@
 """How many tokens rows have in a model's own tokenizer, asked of a process of its own before a job is made.
 
-The tokenizer and its chat template are a stranger's: the process (verifier/token_lengths.py) has limits on CPU time and memory
-and is killed when it takes too long. What it found is kept by contents, so asking again is free.
+The tokenizer and its chat template are a stranger's: the process (verifier/token_lengths.py) has limits on CPU time
+and memory and is killed when it takes too long. What it found is kept by contents, so asking again is free.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Loss of a checkpoint on held-out rows, as training would take it.
 
-The rows come from the runner (`verl/verification/held_out.py`) as tokens with the mask that training has. A base model stored in
-bf16 is compared with checkpoints in fp32, so losses are computed in fp32; those of adapters in what training computes
-in, without which the base would take twice the memory.
+The rows come from the runner (`verl/verification/held_out.py`) as tokens with the mask that training has. A base model
+stored in bf16 is compared with checkpoints in fp32, so losses are computed in fp32; those of adapters in what training
+computes in, without which the base would take twice the memory.
 
 B rows of T tokens, K places, R conversations, P pairs.
 """

@@ -7,26 +7,22 @@ its parent: when the input ends without `{"finish": true}`, the runner is gone a
 from __future__ import annotations
 
 import os
-import queue
-import sys
-import threading
 import time
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import msgspec
-
 from services import rewards
 from services.mesh.artifacts import Manifest
 from services.models import lineage
-from services.models.probe import TOLERANCE, Probe, ask, difference
+from services.models.probe import TOLERANCE, ask, difference
 from services.rewards.spec import RewardSpec
 from services.trainer.runs.runners.local import stop_requested
 from services.trainer.runs.spool import Checkpoint, Metrics, Problem, Sample, SampleBatch, Severity, SpoolWriter
 from services.trainer.training import launch_plan as plans
 from services.trainer.verifier.prompts import Question, read_questions, reward_for, score, summarise
+from services.trainer.verifier.requests import CheckRequest, requests_from_parent
 from services.trainer.verifier.reward_scoring import LocalScorer
 
 if TYPE_CHECKING:
@@ -47,26 +43,10 @@ _MEASURE_REMEDY = (
 )
 
 
-class CheckRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """Sample the weights at `path` (where `sample`), and say whether they are sound (where `checkpoint`).
-
-    The weights of step 0 are the model that training started from: sampled, but no checkpoint.
-    """
-
-    step: int
-    path: str
-    kind: plans.CheckpointKind
-    training_state_path: str = ""
-    sample: bool = True
-    checkpoint: bool = True
-    # What the weights answered while they were in training; None where nobody asked them.
-    probe: Probe | None = None
-
-
 def main(folder: Path) -> int:
     """Serve the attempt in `folder` until told to finish. The exit status is 0 when every request was handled."""
     os.nice(NICENESS)
-    requests = _requests_from_parent()
+    requests = requests_from_parent()
     # Slow imports, after the thread that notices the parent's death.
     import torch
 
@@ -75,21 +55,6 @@ def main(folder: Path) -> int:
     while (request := requests.get()) is not None:
         checker.handle(request)
     return 0
-
-
-def _requests_from_parent() -> queue.Queue[CheckRequest | None]:
-    requests: queue.Queue[CheckRequest | None] = queue.Queue()
-
-    def follow() -> None:
-        for line in sys.stdin.buffer:
-            if b'"finish"' in line:
-                requests.put(None)
-                return
-            requests.put(msgspec.json.decode(line, type=CheckRequest))
-        os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
-    return requests
 
 
 class Checker:
@@ -278,7 +243,7 @@ class Checker:
         self, questions: list[Question], completions: list[str], reward: RewardSpec
     ) -> list[rewards.Score | None]:
         if self._judge is None:
-            surroundings = rewards.Surroundings(self._plan.reward_site, self._wait, self._check, LocalScorer)
+            surroundings = rewards.RewardContext(self._plan.reward_site, self._wait, self._check, LocalScorer)
             self._judge = rewards.open_judge(reward.name, reward.params, surroundings)
         return score(questions, completions, self._judge, rewards.needs_answer(reward.name, reward.params))
 
@@ -294,8 +259,9 @@ class Checker:
             time.sleep(min(seconds, _POLL_SECONDS))
 
     def _say(self, severity: Severity, reason: str, message: str, remedy: str, step: int = 0, key: str = "") -> None:
-        said = Problem(severity=severity, reason=reason, message=message, remedy=remedy, step=step, key=key)
-        self._spool.append(said)
+        self._spool.append(
+            Problem(severity=severity, reason=reason, message=message, remedy=remedy, step=step, key=key)
+        )
 
     def _check(self) -> None:
         if stop_requested(Path(self._plan.work_dir)):

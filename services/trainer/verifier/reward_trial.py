@@ -74,7 +74,7 @@ def main() -> int:
 def judge(trial: Trial) -> Outcome:
     """Score as training does: all samples as one batch; one by one where a sample of it can't be judged."""
     samples = [rewards.RewardSample(one.prompt, one.completion, one.answer, one.metadata) for one in trial.samples]
-    surroundings = rewards.Surroundings(trial.site, load_model=LocalScorer)
+    surroundings = rewards.RewardContext(trial.site, load_model=LocalScorer)
     try:
         with rewards.opened(trial.name, trial.params, surroundings) as judged:
             began = time.monotonic()

@@ -15,7 +15,7 @@ import msgspec
 from services.models.probe import PROBE_FILE, Probe
 from services.trainer.runs.spool import SpoolWriter
 from services.trainer.training.launch_plan import LaunchPlan, ResumePoint
-from services.trainer.verifier.process import CheckRequest
+from services.trainer.verifier.requests import CheckRequest
 from services.trainer.verl.verification.side_process import SideProcess
 
 WEIGHTS, STATE = "weights", "training_state"

@@ -18,19 +18,19 @@ ROOT = Path(services.__path__[0])
 # Where the wall clock is right: it stamps records for people, orders ids, shows ages.
 MAY_READ_THE_CLOCK = {
     "cli/display.py",
-    "cli/machine.py",
+    "cli/doctor_checks.py",
     # A ticket's end is in the ticket, which no database knows: set back, the clock lengthens the life of those out.
-    "gateway/tickets.py",
+    "gateway/security/tickets.py",
     # Beside the ages of files; who stored one that was removed too early finds it missing, and stores it again.
     "mesh/artifacts/gc.py",
     "mesh/names.py",
     # Beside the ages of files, which the file system dates by that clock; what changed since the last look stays.
-    "mesh/sweeping.py",
-    "trainer/following.py",
+    "mesh/db/expiry.py",
+    "trainer/runs/follower.py",
     # Retry-After names a date of the other side's clock; what comes of it is bounded.
-    "trainer/judges/calls.py",
-    "trainer/run_trace.py",
-    "trainer/spool.py",
+    "rewards/judges/http_client.py",
+    "trainer/runs/spans.py",
+    "trainer/runs/spool.py",
 }
 
 

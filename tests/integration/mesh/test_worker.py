@@ -20,13 +20,13 @@ from services.mesh.errors import Aborted, AlreadyExists, InvalidArgument, NotFou
 from services.mesh.jobs import worker
 from services.mesh.jobs.model import Lease, State
 from services.mesh.jobs.store import Jobs
-from services.mesh.jobs.worker import Ending, Retry, Worker
+from services.mesh.jobs.worker import JobResult, Retry, Worker
 from services.supervisor import embedded
 from services.supervisor.embedded import process
 from tests.fix_member import PROJECT, background, new_job, rows, stored, until
 
-Body = Callable[[Lease, asyncio.Event], Awaitable[Ending]]
-DONE = Ending(State.SUCCEEDED)
+Body = Callable[[Lease, asyncio.Event], Awaitable[JobResult]]
+DONE = JobResult(State.SUCCEEDED)
 
 
 class Calls:
@@ -38,7 +38,7 @@ class Calls:
         self.most = 0
         self._body = body
 
-    async def run(self, lease: Lease, cancelled: asyncio.Event) -> Ending:
+    async def run(self, lease: Lease, cancelled: asyncio.Event) -> JobResult:
         self.leases.append(lease)
         self.now += 1
         self.most = max(self.most, self.now)
@@ -74,14 +74,14 @@ async def run_one(database: Database, jobs: Jobs, body: Body, state: State):
 
 
 def raises(error: Exception) -> Body:
-    async def body(lease: Lease, cancelled: asyncio.Event) -> Ending:
+    async def body(lease: Lease, cancelled: asyncio.Event) -> JobResult:
         raise error
 
     return body
 
 
-def ends(ending: Ending) -> Body:
-    async def body(lease: Lease, cancelled: asyncio.Event) -> Ending:
+def ends(ending: JobResult) -> Body:
+    async def body(lease: Lease, cancelled: asyncio.Event) -> JobResult:
         return ending
 
     return body
@@ -114,11 +114,11 @@ async def test_any_other_error_fails_the_job(database: Database, jobs: Jobs, err
 
 
 async def test_what_belongs_to_the_ending_shares_its_transaction(database: Database, jobs: Jobs) -> None:
-    async def body(lease: Lease, cancelled: asyncio.Event) -> Ending:
+    async def body(lease: Lease, cancelled: asyncio.Event) -> JobResult:
         async def then(connection) -> None:
             await jobs.report(connection, lease, {"rows": 7})
 
-        return Ending(State.SUCCEEDED, then=then)
+        return JobResult(State.SUCCEEDED, then=then)
 
     assert (await run_one(database, jobs, body, State.SUCCEEDED)).progress == {"rows": 7}
 
@@ -133,13 +133,13 @@ async def test_an_ending_that_cannot_be_written_fails_the_job_once(
         await connection.execute("UPDATE jobs SET priority = 99")
         raise error
 
-    job = await run_one(database, jobs, ends(Ending(State.SUCCEEDED, then=then)), State.FAILED)
+    job = await run_one(database, jobs, ends(JobResult(State.SUCCEEDED, then=then)), State.FAILED)
     assert job.error is not None
     assert (job.error["reason"], job.priority, job.sequence) == (reason, 0, 3)
 
 
 async def test_an_ending_that_the_table_forbids_fails_the_job(database: Database, jobs: Jobs) -> None:
-    job = await run_one(database, jobs, ends(Ending(State.CANCELLED)), State.FAILED)  # nobody asked for it
+    job = await run_one(database, jobs, ends(JobResult(State.CANCELLED)), State.FAILED)  # nobody asked for it
     assert job.error is not None
     assert job.error["reason"] == "WRONG_STATE"
 
@@ -147,11 +147,11 @@ async def test_an_ending_that_the_table_forbids_fails_the_job(database: Database
 def test_a_job_ends_in_an_end() -> None:
     for state in (State.QUEUED, State.RUNNING, State.CANCELLING):
         with pytest.raises(ValueError, match=state):
-            Ending(state)
+            JobResult(state)
 
 
 async def test_a_retry_is_another_attempt(database: Database, jobs: Jobs) -> None:
-    async def body(lease: Lease, cancelled: asyncio.Event) -> Ending:
+    async def body(lease: Lease, cancelled: asyncio.Event) -> JobResult:
         async with database.transaction() as connection:
             number = await jobs.begin_attempt(connection, lease)
         if number < 3:
@@ -171,7 +171,7 @@ async def test_what_is_away_for_a_while_fails_nothing(
     monkeypatch.setattr(worker, "AWAY_SECONDS", 0.1)
     handler = Calls()
 
-    async def body(lease: Lease, cancelled: asyncio.Event) -> Ending:
+    async def body(lease: Lease, cancelled: asyncio.Event) -> JobResult:
         if len(handler.leases) < 3:
             raise Unavailable("DATASETS_AWAY", "the dataset service is restarting")
         return DONE
@@ -185,9 +185,9 @@ async def test_what_is_away_for_a_while_fails_nothing(
 
 
 async def test_cancel_reaches_the_handler_at_once(database: Database, jobs: Jobs) -> None:
-    async def body(lease: Lease, cancelled: asyncio.Event) -> Ending:
+    async def body(lease: Lease, cancelled: asyncio.Event) -> JobResult:
         await cancelled.wait()
-        return Ending(State.CANCELLED)
+        return JobResult(State.CANCELLED)
 
     job = await new_job(database, jobs, "j")
     async with working(database, jobs, Calls(body), lease_seconds=60):
@@ -209,7 +209,7 @@ async def test_cancel_reaches_the_handler_at_once(database: Database, jobs: Jobs
 async def test_other_endings_of_a_job_that_is_being_cancelled(
     database: Database, jobs: Jobs, body: Body, state: State
 ) -> None:
-    async def wait_then(lease: Lease, cancelled: asyncio.Event) -> Ending:
+    async def wait_then(lease: Lease, cancelled: asyncio.Event) -> JobResult:
         await cancelled.wait()
         return await body(lease, cancelled)
 
@@ -224,7 +224,7 @@ async def test_other_endings_of_a_job_that_is_being_cancelled(
 async def test_no_more_jobs_at_once_than_allowed(database: Database, jobs: Jobs) -> None:
     together = asyncio.Barrier(3)
 
-    async def body(lease: Lease, cancelled: asyncio.Event) -> Ending:
+    async def body(lease: Lease, cancelled: asyncio.Event) -> JobResult:
         await together.wait()
         await asyncio.sleep(0.05)
         return DONE
@@ -250,7 +250,7 @@ async def test_workers_share_the_queue_and_run_each_job_once(database: Database,
 
 
 async def test_a_long_job_keeps_its_lease(database: Database, jobs: Jobs) -> None:
-    async def body(lease: Lease, cancelled: asyncio.Event) -> Ending:
+    async def body(lease: Lease, cancelled: asyncio.Event) -> JobResult:
         await asyncio.sleep(1.5)
         return DONE
 
@@ -266,7 +266,7 @@ async def test_a_long_job_keeps_its_lease(database: Database, jobs: Jobs) -> Non
 async def test_who_lost_the_lease_stops_and_writes_nothing(database: Database, jobs: Jobs) -> None:
     stopped = asyncio.Event()
 
-    async def endless(lease: Lease, cancelled: asyncio.Event) -> Ending:
+    async def endless(lease: Lease, cancelled: asyncio.Event) -> JobResult:
         try:
             await asyncio.Event().wait()
         finally:
@@ -288,7 +288,7 @@ async def test_who_lost_the_lease_stops_and_writes_nothing(database: Database, j
 async def test_a_worker_that_stops_lets_another_go_on_at_once(database: Database, jobs: Jobs) -> None:
     order: list[str] = []
 
-    async def endless(lease: Lease, cancelled: asyncio.Event) -> Ending:
+    async def endless(lease: Lease, cancelled: asyncio.Event) -> JobResult:
         try:
             await asyncio.Event().wait()
         finally:
@@ -296,7 +296,7 @@ async def test_a_worker_that_stops_lets_another_go_on_at_once(database: Database
             order.append("first has stopped")
         return DONE
 
-    async def second(lease: Lease, cancelled: asyncio.Event) -> Ending:
+    async def second(lease: Lease, cancelled: asyncio.Event) -> JobResult:
         order.append("second has started")
         return DONE
 
@@ -314,12 +314,12 @@ async def test_a_worker_that_stops_lets_another_go_on_at_once(database: Database
 async def test_what_has_ended_is_not_run_again_because_the_worker_stops(database: Database, jobs: Jobs) -> None:
     writing = asyncio.Event()
 
-    async def body(lease: Lease, cancelled: asyncio.Event) -> Ending:
+    async def body(lease: Lease, cancelled: asyncio.Event) -> JobResult:
         async def then(connection) -> None:
             writing.set()
             await connection.execute("SELECT pg_sleep(0.3)")
 
-        return Ending(State.SUCCEEDED, then=then)
+        return JobResult(State.SUCCEEDED, then=then)
 
     await new_job(database, jobs, "j")
     async with working(database, jobs, Calls(body)) as task:
@@ -340,7 +340,7 @@ async def test_reports_do_not_make_heartbeats(database: Database, jobs: Jobs, mo
 
     monkeypatch.setattr(jobs, "heartbeat", counted)
 
-    async def body(lease: Lease, cancelled: asyncio.Event) -> Ending:
+    async def body(lease: Lease, cancelled: asyncio.Event) -> JobResult:
         for step in range(100):
             async with database.transaction() as connection:
                 await jobs.report(connection, lease, {"step": step})
@@ -359,7 +359,7 @@ async def test_the_database_is_killed_while_a_job_runs(tmp_path: Path, monkeypat
     program = server.program(tmp_path / "log")
     finish = asyncio.Event()
 
-    async def body(lease: Lease, cancelled: asyncio.Event) -> Ending:
+    async def body(lease: Lease, cancelled: asyncio.Event) -> JobResult:
         await finish.wait()
         return DONE
 
@@ -395,7 +395,7 @@ import asyncio, json, sys
 from services.mesh.jobs.store import Jobs, State
 from services.mesh.db.postgres import Database
 from services.mesh.rpc.server import Process
-from services.mesh.jobs.worker import Ending, Worker
+from services.mesh.jobs.worker import JobResult, Worker
 
 url, schema, journal = sys.argv[1:]
 database = Database(url, schema)
@@ -411,7 +411,7 @@ class Handler:
             file.write(json.dumps([attempt, lease.taken_over]) + "\\n")
         if attempt == 1:
             await asyncio.sleep(3600)
-        return Ending(State.SUCCEEDED)
+        return JobResult(State.SUCCEEDED)
 
 jobs = Jobs(database, nothing)
 process = Process("worker")

@@ -19,7 +19,8 @@ from services.models.probe import Probe, ask
 from services.trainer.algorithms import algorithms
 from services.trainer.runs.spool import Checkpoint, Problem, SpoolWriter, read_from
 from services.trainer.training import launch_plan as plans
-from services.trainer.verifier.process import Checker, CheckRequest
+from services.trainer.verifier.process import Checker
+from services.trainer.verifier.requests import CheckRequest
 from tests.fix_stored import store_as
 from tests.integration.trainer.test_merge import llama, saved
 from tests.unit.trainer.test_algorithms import INPUTS

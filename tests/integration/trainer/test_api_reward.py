@@ -19,9 +19,9 @@ import pytest
 
 from services import rewards
 from services.mesh.errors import InvalidArgument
-from services.rewards import RewardError, RewardSample, Score, Surroundings
+from services.rewards import RewardContext, RewardError, RewardSample, Score
 from services.rewards.judges import http_client
-from services.rewards.judges.cost_ledger import Ledger, Spent
+from services.rewards.judges.cost_ledger import CostLedger, Spent
 from services.rewards.spec import RewardSite
 from tests.fix_judge import Answer, FakeJudge, chat, start
 from tests.fix_judge import fake_judge as fake_judge
@@ -48,7 +48,7 @@ def score(
     judge: FakeJudge, site: RewardSite, wait: Callable[[str, float], None] | None = None, **params: Any
 ) -> list[Score]:
     given = {"model": "m", "rubric": "Is it right?", "retries": 2, "timeout_seconds": 5, "url": judge.url, **params}
-    surroundings = Surroundings(site, wait) if wait else Surroundings(site)
+    surroundings = RewardContext(site, wait) if wait else RewardContext(site)
     with rewards.opened("api", given, surroundings) as opened:
         return opened.score(SAMPLES)
 
@@ -94,7 +94,7 @@ def test_as_many_are_asked_at_a_time_as_was_said(site: RewardSite) -> None:
     url = f"http://127.0.0.1:{server.server_port}/"
     given = {"protocol": "scores", "url": url, "batch_size": 1, "concurrency": count, "retries": 0}
     try:
-        with rewards.opened("api", given, Surroundings(site)) as judge:
+        with rewards.opened("api", given, RewardContext(site)) as judge:
             assert [one.score for one in judge.score([SAMPLES[0]] * count)] == [1] * count
     finally:
         server.shutdown()
@@ -108,7 +108,7 @@ def test_a_judge_scores_each_by_the_rubric(fake_judge: FakeJudge, site: RewardSi
     cost = (100 * 2 + 10 * 10) / 1e6
     assert scores[1].parts == {"judged": 2.5, "input_tokens": 100, "output_tokens": 10, "cost": cost}
     assert fake_judge.keys == [f"Bearer {KEY}"] * 3
-    spent = Ledger(site.ledger, None).spent()
+    spent = CostLedger(site.ledger, None).spent()
     assert (spent.input_tokens, spent.output_tokens) == (300, 30) and spent.cost == pytest.approx(3 * cost)
     body = fake_judge.asked[0]
     assert body["response_format"] == {"type": "json_object"} and body["temperature"] == 0 and body["model"] == "m"
@@ -158,7 +158,7 @@ def test_what_a_completion_says_of_itself_is_material(
 
     fake_judge.answer = parrot
     params = {"url": fake_judge.url, "model": "m", "rubric": "r", "retries": 1}
-    with rewards.opened("api", params, Surroundings(site)) as judge:
+    with rewards.opened("api", params, RewardContext(site)) as judge:
         with pytest.raises(RewardError, match=r"sample 0 .*not one JSON object"):
             judge.score([sample])
         with pytest.raises(RewardError):
@@ -279,7 +279,7 @@ def test_a_judge_that_hangs_does_not_hold_up_a_stop(fake_judge: FakeJudge, site:
     fake_judge.answer = lambda body: Answer(seconds=20)
     params = {"url": fake_judge.url, "model": "m", "rubric": "r", "timeout_seconds": 600}
     began = time.monotonic()
-    with pytest.raises(Stop), rewards.opened("api", params, Surroundings(site, check=check)) as judge:
+    with pytest.raises(Stop), rewards.opened("api", params, RewardContext(site, check=check)) as judge:
         judge.score(SAMPLES)
     assert time.monotonic() - began < 15
 
@@ -312,13 +312,13 @@ def test_no_request_that_might_pass_the_cap(fake_judge: FakeJudge, site: RewardS
     fake_judge.answer = lambda body: chat({"score": 1}, (1000, 10))
     prices: dict[str, Any] = {"input_price": 1000, "output_price": 1000, "max_tokens": 10, "concurrency": 1}
     score(fake_judge, site, cost_cap=1000, **prices)
-    spent = Ledger(site.ledger, None).spent().cost
+    spent = CostLedger(site.ledger, None).spent().cost
     assert spent == pytest.approx(3 * 1.01)
     asked = len(fake_judge.asked)
     # Room for two more: what is spent, by an earlier attempt too, counts.
     error = failure(fake_judge, site, cost_cap=spent + 2.5, **prices)
     assert error.reason == "REWARD_COST_CAP" and "raise cost_cap" in error.remedy
-    assert Ledger(site.ledger, None).spent().cost <= spent + 2.5
+    assert CostLedger(site.ledger, None).spent().cost <= spent + 2.5
     assert len(fake_judge.asked) - asked == 2
 
 
@@ -331,19 +331,19 @@ def test_tokens_that_are_not_counted_are_taken_for_the_most(fake_judge: FakeJudg
 def test_replies_that_can_not_be_used_are_paid_for(fake_judge: FakeJudge, site: RewardSite) -> None:
     fake_judge.answer, fake_judge.first = honest, [chat("what?")]
     score(fake_judge, site, concurrency=1)
-    assert Ledger(site.ledger, None).spent() == Spent(400, 40)
+    assert CostLedger(site.ledger, None).spent() == Spent(400, 40)
 
 
 def test_ledgers_in_several_threads_lose_nothing(tmp_path: Path) -> None:
     """Nor does one that is only read ever show less than before."""
-    ledgers = [Ledger(str(tmp_path / "cost.json"), None) for _ in range(4)]
+    ledgers = [CostLedger(str(tmp_path / "cost.json"), None) for _ in range(4)]
     seen, done = [0.0], threading.Event()
 
     def watch() -> None:
         while not done.is_set():
-            seen.append(Ledger(str(tmp_path / "cost.json"), None).spent().cost)
+            seen.append(CostLedger(str(tmp_path / "cost.json"), None).spent().cost)
 
-    def spend(ledger: Ledger) -> None:
+    def spend(ledger: CostLedger) -> None:
         for _ in range(50):
             ledger.reserve(1)
             ledger.settle(1, Spent(1, 2, 0.5))
@@ -374,7 +374,7 @@ def test_after_a_batch_that_failed_others_are_judged(fake_judge: FakeJudge, site
     """As when a reward is tried: by batch, and sample by sample where one of them can't be judged."""
     fake_judge.answer = lambda body: chat("what?") if completion_of(body) == "no" else honest(body)
     given = {"model": "m", "rubric": "Is it right?", "retries": 0, "url": fake_judge.url, "requests_per_minute": 6000}
-    with rewards.opened("api", given, Surroundings(site)) as judge:
+    with rewards.opened("api", given, RewardContext(site)) as judge:
         with pytest.raises(RewardError, match="sample 2"):
             judge.score(SAMPLES)
         assert [judge.score([sample])[0].score for sample in SAMPLES[:2]] == [1, 0.25]
@@ -394,7 +394,7 @@ def test_an_endpoint_of_ones_own(fake_judge: FakeJudge, site: RewardSite) -> Non
     sizes = sorted(len(body["samples"]) for body in fake_judge.asked)
     assert sizes == [1, 2]
     assert fake_judge.asked[0]["samples"][0].keys() == {"prompt", "completion", "answer", "metadata"}
-    assert Ledger(site.ledger, None).spent().cost == 1
+    assert CostLedger(site.ledger, None).spent().cost == 1
     assert failure(fake_judge, site, protocol="scores", cost_cap=0.9).reason == "REWARD_COST_CAP"
 
 
@@ -490,7 +490,7 @@ def test_what_does_not_speak_http_is_not_quoted(site: RewardSite) -> None:
         thread = threading.Thread(target=answer)
         thread.start()
         params = {"url": f"http://127.0.0.1:{port}/", "model": "m", "rubric": "r", "retries": 0}
-        with rewards.opened("api", params, Surroundings(site)) as judge, pytest.raises(RewardError) as caught:
+        with rewards.opened("api", params, RewardContext(site)) as judge, pytest.raises(RewardError) as caught:
             judge.score([SAMPLES[0]])
         thread.join()
     assert caught.value.reason == "REWARD_UNAVAILABLE" and "hunter2" not in str(caught.value)

@@ -18,7 +18,7 @@ import pytest
 
 from services import rewards
 from services.mesh.errors import InvalidArgument
-from services.rewards import RewardError, RewardSample, Score, Surroundings
+from services.rewards import RewardContext, RewardError, RewardSample, Score
 from services.rewards.sandbox import host
 from services.rewards.spec import DEFAULT_REWARD_SITE, CustomCode, RewardSite
 
@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[3]
 
 def isolates() -> bool:
     try:
-        host.Cage(host.CageSettings("def score(samples): return []", True, 1 << 30, 10)).close()
+        host.RewardSandbox(host.SandboxSettings("def score(samples): return []", True, 1 << 30, 10)).close()
     except RewardError as error:
         return error.reason != "REWARD_NOT_ISOLATED"
     return True
@@ -40,7 +40,7 @@ isolated = pytest.mark.skipif(not isolates(), reason="this machine makes no name
 
 def score(source: str, mode: CustomCode = "allow", **params: Any) -> list[Score]:
     given = {"source": source, "timeout_seconds": 10, **params}
-    with rewards.opened("custom", given, Surroundings(RewardSite(custom_code=mode))) as judge:
+    with rewards.opened("custom", given, RewardContext(RewardSite(custom_code=mode))) as judge:
         return judge.score(SAMPLES)
 
 
@@ -80,7 +80,7 @@ def test_it_sees_the_prompt_and_what_is_installed() -> None:
 def test_it_lives_from_batch_to_batch() -> None:
     source = "calls = 0\ndef score(samples):\n    global calls\n    calls += 1\n    return [calls] * len(samples)"
     params = {"source": source}
-    with rewards.opened("custom", params, Surroundings(RewardSite(custom_code="allow"))) as judge:
+    with rewards.opened("custom", params, RewardContext(RewardSite(custom_code="allow"))) as judge:
         assert [judge.score(SAMPLES)[0].score for _ in range(3)] == [1, 2, 3]
 
 
@@ -144,7 +144,7 @@ def test_a_run_that_is_to_stop_does_not_wait_for_it() -> None:
 
     params = {"source": each("while True: pass"), "timeout_seconds": 600}
     site = RewardSite(custom_code="allow")
-    with pytest.raises(Stop), rewards.opened("custom", params, Surroundings(site, check=check)) as judge:
+    with pytest.raises(Stop), rewards.opened("custom", params, RewardContext(site, check=check)) as judge:
         judge.score(SAMPLES)
 
 
@@ -221,7 +221,7 @@ def test_threads_that_ask_at_a_time_each_get_their_own_answers() -> None:
     """As verl's reward workers do."""
     params = {"source": each("worth = int(sample['completion'])"), "timeout_seconds": 60}
     site = RewardSite(custom_code="allow")
-    with rewards.opened("custom", params, Surroundings(site)) as judge, ThreadPoolExecutor(8) as threads:
+    with rewards.opened("custom", params, RewardContext(site)) as judge, ThreadPoolExecutor(8) as threads:
         asked = [[RewardSample(PROMPT, str(number), None)] for number in range(200)]
         assert [one.score for [one] in threads.map(judge.score, asked)] == list(range(200))
 
@@ -248,7 +248,7 @@ def test_it_sees_nothing_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 @isolated
 def test_nothing_is_left_behind() -> None:
     """Closed while it computes; and when whoever started it is killed without a word."""
-    judge = rewards.open_judge("custom", {"source": each("worth = 0")}, Surroundings(RewardSite(custom_code="allow")))
+    judge = rewards.open_judge("custom", {"source": each("worth = 0")}, RewardContext(RewardSite(custom_code="allow")))
     inner = judge._judge._cage._inner  # type: ignore[attr-defined]
     assert Path(f"/proc/{inner}").exists()
     judge.close()
@@ -256,7 +256,7 @@ def test_nothing_is_left_behind() -> None:
     program = (
         "import sys\nfrom services import rewards\nfrom services.trainer.training.launch_plan import RewardSite\n"
         "params = {'source': 'import time\\nfor _ in range(2): pass\\ndef score(samples):\\n while True: pass'}\n"
-        "judge = rewards.open_judge('custom', params, rewards.Surroundings(RewardSite(custom_code='allow')))\n"
+        "judge = rewards.open_judge('custom', params, rewards.RewardContext(RewardSite(custom_code='allow')))\n"
         "print(judge._judge._cage._inner, flush=True)\n"
         "judge.score([rewards.RewardSample('', '', None)])\n"
     )
@@ -278,7 +278,7 @@ def test_without_privileges_it_is_isolated_just_so() -> None:
     program = (
         "from services import rewards\nfrom services.trainer.training.launch_plan import RewardSite\n"
         f"params = {{'source': {source!r}}}\n"
-        "with rewards.opened('custom', params, rewards.Surroundings(RewardSite(custom_code='allow'))) as judge:\n"
+        "with rewards.opened('custom', params, rewards.RewardContext(RewardSite(custom_code='allow'))) as judge:\n"
         "    print(judge.score([rewards.RewardSample('', '', None)])[0].score)\n"
     )
     command = ["unshare", "--user", "--map-user=1000", "--map-group=1000", sys.executable, "-c", program]
@@ -306,7 +306,7 @@ def test_what_its_parent_has_set_changes_nothing(inherited: str, user: str) -> N
     program = (
         "from services import rewards\nfrom services.trainer.training.launch_plan import RewardSite\n"
         f"params = {{'source': {source!r}}}\n"
-        "with rewards.opened('custom', params, rewards.Surroundings(RewardSite(custom_code='allow'))) as judge:\n"
+        "with rewards.opened('custom', params, rewards.RewardContext(RewardSite(custom_code='allow'))) as judge:\n"
         "    print(judge.score([rewards.RewardSample('', '', None)])[0].score)\n"
     )
     words = [f'{inherited} 2>/dev/null; exec /usr/bin/env PYTHONPATH="$2" $3 "$0" -c "$1"']
@@ -350,13 +350,13 @@ def no_isolation(*_: object) -> Any:
 
 def test_where_it_can_not_be_isolated_it_does_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
     started: list[bool] = []
-    real = host.Cage
+    real = host.RewardSandbox
 
-    def only_bare(settings: host.CageSettings, *rest: Any) -> host.Cage:
+    def only_bare(settings: host.SandboxSettings, *rest: Any) -> host.RewardSandbox:
         started.append(settings.isolated)
         return no_isolation() if settings.isolated else real(settings, *rest)
 
-    monkeypatch.setattr(host, "Cage", only_bare)
+    monkeypatch.setattr(host, "RewardSandbox", only_bare)
     assert failure(each("worth = 1")).reason == "REWARD_NOT_ISOLATED"
     assert started == [True]
     assert [one.score for one in score(each("worth = 1"), "allow-unisolated")] == [1, 1, 1]

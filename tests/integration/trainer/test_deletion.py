@@ -16,7 +16,7 @@ from services.mesh import names
 from services.mesh.artifacts import references
 from services.mesh.errors import FailedPrecondition, InvalidArgument, NotFound
 from services.mesh.rpc import client
-from services.trainer.checkpoints.lifecycle import Keeper
+from services.trainer.checkpoints.lifecycle import CheckpointLifecycle
 from services.trainer.dataset_client import DatasetClient
 from services.trainer.entities import DatasetVersion
 from services.trainer.store import series
@@ -150,7 +150,7 @@ async def test_a_deleted_checkpoint_takes_its_files_and_its_training_state(
         return None
 
     # As where training states of ended jobs are kept.
-    monkeypatch.setattr(Keeper, "tidy", nothing)
+    monkeypatch.setattr(CheckpointLifecycle, "tidy", nothing)
     await bench.start_worker({**SCRIPT, "fail_at": 5}, monkeypatch)
     name = await bench.create()
     await bench.ended(name)

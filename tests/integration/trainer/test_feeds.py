@@ -20,7 +20,7 @@ from services.mesh.jobs.store import Jobs
 from services.trainer.entities import MetricPoint
 from services.trainer.store import series as store
 from services.trainer.streams import broadcast as feeds_module
-from services.trainer.streams.broadcast import Batch, Feeds, Source
+from services.trainer.streams.broadcast import Batch, Broadcasts, Source
 from services.trainer.streams.series import series_topic
 from tests.fix_member import PROJECT, until
 
@@ -37,7 +37,7 @@ class Run:
         self._database = database
         self._jobs = jobs
         self.job = job
-        self.feeds = Feeds(database, jobs)
+        self.feeds = Broadcasts(database, jobs)
         self.written = 0
         self.reads = 0
 

@@ -20,7 +20,7 @@ from services.mesh.errors import DataLoss, InvalidArgument
 from services.mesh.events.outbox import EventLog
 from services.mesh.rpc import client
 from services.trainer import events
-from services.trainer.checkpoints.lifecycle import Keeper
+from services.trainer.checkpoints.lifecycle import CheckpointLifecycle
 from services.trainer.training import service
 from tests.integration.trainer import test_runs
 from tests.integration.trainer.test_retention import RULE, states
@@ -34,13 +34,13 @@ KEPT = checkpoint_pb2.Checkpoint.TRAINING_STATE_KEPT
 
 
 @pytest.fixture
-async def keeper(bench: Bench) -> AsyncIterator[Keeper]:
+async def keeper(bench: Bench) -> AsyncIterator[CheckpointLifecycle]:
     async with Database(bench.database_url, "trainer") as database:
         log = EventLog(database)
         jobs = events.jobs_of(database, log)
         announce = events.CheckpointAnnouncer(jobs, log)
         collector = Collector(database, CollectingStore(f"file://{bench.home}/artifacts"), 0)
-        yield Keeper(database, jobs, collector, announce, bench.home / "trainer" / "jobs", 3)
+        yield CheckpointLifecycle(database, jobs, collector, announce, bench.home / "trainer" / "jobs", 3)
 
 
 def training_states(bench: Bench) -> list[Path]:
@@ -58,14 +58,14 @@ async def test_a_job_that_failed_keeps_its_newest_training_state(bench: Bench, m
 
 
 async def test_what_a_job_left_that_ended_without_its_handler_is_swept(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch, keeper: Keeper
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, keeper: CheckpointLifecycle
 ) -> None:
     async def nothing(*_: object, **__: object) -> None:
         return None
 
     with monkeypatch.context() as patch:
-        patch.setattr(Keeper, "tidy", nothing)
-        patch.setattr(Keeper, "sweep", nothing)
+        patch.setattr(CheckpointLifecycle, "tidy", nothing)
+        patch.setattr(CheckpointLifecycle, "sweep", nothing)
         await bench.start_worker({"save_at": [2, 4], "fail_at": 5}, monkeypatch)
         name = await bench.create()
         await bench.ended(name)
@@ -79,7 +79,7 @@ async def test_what_a_job_left_that_ended_without_its_handler_is_swept(
 
 
 async def test_the_sound_shards_of_a_corrupt_checkpoint_go(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch, keeper: Keeper
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, keeper: CheckpointLifecycle
 ) -> None:
     weights = bench.home / "weights"
     weights.mkdir()

@@ -20,7 +20,7 @@ from rlhf.type.v1.scoring_pb2 import ScoringSample
 from services import rewards
 from services.mesh.errors import InvalidArgument
 from services.mesh.rpc import client
-from services.rewards import RewardError, RewardSample, Surroundings
+from services.rewards import RewardContext, RewardError, RewardSample
 from services.rewards.spec import RewardSite
 from services.trainer.entities import BaseModel, DatasetVersion, NewTrainingJob, TrainingSpec
 from services.trainer.training import checks
@@ -65,7 +65,7 @@ class Fixed:
 
 
 def judged(outputs: Sequence[float], **params: Any) -> list[rewards.Score]:
-    surroundings = Surroundings(RewardSite(models={"m": "folder"}), load_model=lambda folder: Fixed(outputs))
+    surroundings = RewardContext(RewardSite(models={"m": "folder"}), load_model=lambda folder: Fixed(outputs))
     with rewards.opened("model", {"model": "m", **params}, surroundings) as judge:
         return judge.score(SAMPLES[:2])
 
@@ -202,7 +202,7 @@ async def check_job(**params: Any) -> TrainingSpec:
         PARENT, "", "grpo", f"{PARENT}/models/base", f"{PARENT}/datasets/d/versions/1", "",
         {"prompts_per_step": 8, **params}, "", 0, 0,
     )  # fmt: skip
-    return await checks.check(new, checks.Site("cpu", 1), LookUp())
+    return await checks.check(new, checks.Capacity("cpu", 1), LookUp())
 
 
 def model_reward(reference: str) -> dict[str, Any]:

@@ -11,7 +11,8 @@ import pytest
 
 from services.trainer.runs.spool import Checkpoint, Problem, SampleBatch, SpoolWriter, read_from
 from services.trainer.training import launch_plan as plans
-from services.trainer.verifier.process import Checker, CheckRequest
+from services.trainer.verifier.process import Checker
+from services.trainer.verifier.requests import CheckRequest
 from tests.unit.trainer.test_algorithms import plan
 
 torch = pytest.importorskip("torch")

@@ -18,8 +18,8 @@ from services.mesh.artifacts.gc import Collector
 from services.mesh.errors import FailedPrecondition, InvalidArgument, NotFound
 from services.mesh.jobs.store import Job
 from services.mesh.rpc import client
-from services.trainer.checkpoints.ingest import CheckpointIntake
-from services.trainer.checkpoints.lifecycle import Keeper
+from services.trainer.checkpoints.ingest import CheckpointIngest
+from services.trainer.checkpoints.lifecycle import CheckpointLifecycle
 from services.trainer.store import checkpoints as store
 from services.trainer.training import handler
 from tests.fix_member import until
@@ -138,9 +138,9 @@ async def test_what_judges_an_unfinished_job_stays(bench: Bench, monkeypatch: py
 
 async def test_who_has_lost_the_lease_ends_no_run(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """The next holder has taken the checkpoint in and deleted the run's copy; who still reads it finds nothing."""
-    take, robbed = CheckpointIntake.take, False
+    take, robbed = CheckpointIngest.take, False
 
-    async def robbed_once(self: CheckpointIntake, job: Job, *rest: Any) -> Any:
+    async def robbed_once(self: CheckpointIngest, job: Job, *rest: Any) -> Any:
         nonlocal robbed
         if not robbed:
             robbed = True
@@ -152,7 +152,7 @@ async def test_who_has_lost_the_lease_ends_no_run(bench: Bench, monkeypatch: pyt
             raise NotFound("FOLDER_NOT_FOUND", "there is no such folder any more")
         return await take(self, job, *rest)
 
-    monkeypatch.setattr(CheckpointIntake, "take", robbed_once)
+    monkeypatch.setattr(CheckpointIngest, "take", robbed_once)
     await bench.start_worker({"save_at": [2], "step_seconds": 0.3}, monkeypatch)
     job = await bench.ended(await bench.create(steps=12))
     assert job.state == test_runs.SUCCEEDED and robbed
@@ -186,8 +186,8 @@ def crashing(function: Callable[..., Any], times: int) -> Callable[..., Any]:
         (gc, "_forget"),
         (store, "forget_weights_path"),
         (Collector, "collect"),
-        (Keeper, "_forget_training_states"),
-        (Keeper, "_delete"),
+        (CheckpointLifecycle, "_forget_training_states"),
+        (CheckpointLifecycle, "_delete"),
     ],
 )
 async def test_a_crash_at_any_point_of_it_leaves_nothing_half_done(
@@ -284,7 +284,7 @@ async def test_what_is_ready_stays_while_a_later_attempt_verifies_the_same_step(
 ) -> None:
     """The second attempt begins anew and dies where it has saved step 2 again, but not had it checked."""
     monkeypatch.setattr(handler, "_RETRY_SECONDS", 0.05)
-    monkeypatch.setattr(Keeper, "resume_point", _from_the_beginning)
+    monkeypatch.setattr(CheckpointLifecycle, "resume_point", _from_the_beginning)
     script = {"save_at": [2], "die_at": 3, "die_attempts": 99, "unverified_from_attempt": 2}
     await bench.start_worker(script, monkeypatch)
     name = await bench.create()

@@ -18,7 +18,8 @@ from services.trainer.algorithms import algorithms
 from services.trainer.runs.spool import Checkpoint, Problem, SampleBatch, SpoolWriter, read_from
 from services.trainer.training import launch_plan as plans
 from services.trainer.verifier.generate import Answerer
-from services.trainer.verifier.process import Checker, CheckRequest
+from services.trainer.verifier.process import Checker
+from services.trainer.verifier.requests import CheckRequest
 from tests.fix_reward_model import tiny_reward_model as tiny_reward_model
 from tests.unit.trainer.test_algorithms import INPUTS
 

@@ -13,7 +13,7 @@ from pydantic import Field
 from services.mesh.errors import Violation
 from services.mesh.validation import params
 from services.mesh.validation.params import STRICT_FIELDS
-from services.mesh.validation.partial import Unknown, known, partly, told
+from services.mesh.validation.partial import UnknownField, collect_violations, partial_instance, value_or
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Whole:
     parts: list[Part] = field(default_factory=list)
 
     def rules(self) -> list[Violation]:
-        return told(
+        return collect_violations(
             lambda: [Violation("micro", "must divide batch")] if self.micro and self.batch % self.micro else [],
             lambda: [Violation("low", "must be below high")] if self.low >= self.high else [],
             lambda: [Violation("part.name", "is taken")] if self.part and self.part.name == "taken" else [],
@@ -47,14 +47,14 @@ def fields(values: dict[str, Any]) -> set[str]:
 
 
 def test_what_is_not_known_cannot_be_read_not_even_its_default() -> None:
-    made = partly(Whole, {"low": 2.0})
+    made = partial_instance(Whole, {"low": 2.0})
     assert isinstance(made, Whole) and made.low == 2.0
     for name in ("batch", "micro", "parts"):
-        with pytest.raises(Unknown):
+        with pytest.raises(UnknownField):
             getattr(made, name)
-        with pytest.raises(Unknown):
+        with pytest.raises(UnknownField):
             hasattr(made, name)
-    assert known(lambda: made.batch, 3) == 3
+    assert value_or(lambda: made.batch, 3) == 3
 
 
 def test_a_rule_that_needs_what_is_wrong_says_nothing_and_the_others_speak() -> None:
@@ -73,7 +73,7 @@ def test_what_is_right_in_a_part_that_is_wrong_stays_known() -> None:
     assert fields({"part": {"weight": 0}}) == {"p.part.weight", "p.part.name"}
     made, found = params.read(Whole, {"parts": [{"name": "a", "weight": -1}, 5, {"name": "b"}]})
     assert [violation.field for violation in found] == ["params.parts.0.weight", "params.parts.1"]
-    assert [known(lambda one=one: one.name, None) for one in made.parts] == ["a", None, "b"]
+    assert [value_or(lambda one=one: one.name, None) for one in made.parts] == ["a", None, "b"]
 
 
 def test_values_that_are_right_are_what_a_whole_reading_makes_of_them() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from torch.utils.data import Dataset, DistributedSampler
 
-from services.trainer.verl.trainers.prefetch import AheadLoader
+from services.trainer.verl.trainers.prefetch import PrefetchingLoader
 
 
 class Rows(Dataset):
@@ -29,9 +29,9 @@ class Rows(Dataset):
         return item
 
 
-def loader(rows: Rows) -> AheadLoader:
+def loader(rows: Rows) -> PrefetchingLoader:
     sampler: Any = DistributedSampler(rows, num_replicas=1, rank=0, shuffle=True, seed=3)
-    return AheadLoader(dataset=rows, batch_size=2, sampler=sampler, collate_fn=list, drop_last=True)
+    return PrefetchingLoader(dataset=rows, batch_size=2, sampler=sampler, collate_fn=list, drop_last=True)
 
 
 def test_the_next_batch_is_made_while_the_last_one_is_used() -> None:

@@ -132,7 +132,7 @@ async def wrong(algorithm: str, faults: list[Fault]) -> set[str]:
         request |= fault.request
         request["params"] |= fault.params
     try:
-        await checks.check(NewTrainingJob(**request), checks.Site("cpu", 1), LookUp(algorithm))
+        await checks.check(NewTrainingJob(**request), checks.Capacity("cpu", 1), LookUp(algorithm))
     except InvalidArgument as error:
         return {violation.field for violation in error.violations}
     return set()

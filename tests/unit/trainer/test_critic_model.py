@@ -54,7 +54,7 @@ async def check_job(inputs: dict[str, str] | None = None, **params: Any) -> Trai
         PARENT, "", "ppo", BASE, f"{PARENT}/datasets/d/versions/1", "", {"prompts_per_step": 8, **params},
         "", 0, 0, reward_model_inputs=inputs or {},
     )  # fmt: skip
-    return await checks.check(new, checks.Site("cpu", 1), LookUp())
+    return await checks.check(new, checks.Capacity("cpu", 1), LookUp())
 
 
 async def refused(**params: Any) -> dict[str, str]:

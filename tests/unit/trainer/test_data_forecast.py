@@ -11,7 +11,7 @@ import pytest
 from services import rewards
 from services.mesh.errors import Violation
 from services.mesh.validation.params import parse, read
-from services.mesh.validation.partial import Unknown
+from services.mesh.validation.partial import UnknownField
 from services.trainer.algorithms import algorithms
 from services.trainer.algorithms.common_params import LoraSettings
 from services.trainer.training import data_forecast
@@ -191,7 +191,7 @@ def test_what_others_call_a_parameter_is_refused_with_its_name_here(algorithm: s
 def test_a_name_of_other_tools_leaves_open_only_the_parameter_that_it_means() -> None:
     params, _ = read(algorithms.get("sft").Params, {"lora_r": 8, "lora": {"alpha": 4}, "steps": 3})
     assert (params.steps, params.lora.alpha) == (3, 4)
-    with pytest.raises(Unknown):
+    with pytest.raises(UnknownField):
         _ = params.lora.rank
 
 

@@ -143,7 +143,7 @@ async def test_a_job_that_surely_does_not_fit_is_refused_when_it_is_created() ->
 
     async def checked(memory_bytes: int | None, **params: Any) -> None:
         new = NewTrainingJob(PARENT, "", "sft", BASE, f"{PARENT}/datasets/d/versions/1", "", params, "", 0, 0)
-        await checks.check(new, checks.Site("cpu", 1, memory_bytes=memory_bytes), LookUp())
+        await checks.check(new, checks.Capacity("cpu", 1, memory_bytes=memory_bytes), LookUp())
 
     with pytest.raises(InvalidArgument) as refused:
         await checked(15 * GB)

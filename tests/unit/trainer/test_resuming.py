@@ -13,7 +13,7 @@ from services.trainer.training import checks
 from tests.unit.trainer.test_all_at_once import PARENT, ROWS, LookUp
 from tests.unit.trainer.test_retention import checkpoint
 
-SITE = checks.Site("cpu", 1)
+SITE = checks.Capacity("cpu", 1)
 NEW = NewTrainingJob(
     parent=PARENT,
     id="",

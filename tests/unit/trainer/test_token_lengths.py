@@ -12,7 +12,7 @@ from services.mesh.errors import FailedPrecondition
 from services.mesh.validation.params import parse
 from services.trainer.algorithms import algorithms
 from services.trainer.entities import BaseModel, DatasetVersion
-from services.trainer.training.forecast_request import DataForecaster, Foreseeing
+from services.trainer.training.forecast_request import DataForecaster, ForecastRequest
 from services.trainer.training.token_lengths import Asking, Lengths, MeasuringError, TokenLengths
 from tests.unit.trainer.test_data_forecast import planned
 
@@ -64,7 +64,7 @@ async def test_an_error_that_nobody_foresaw_is_said_and_bounded(tmp_path: Path) 
 
     broken, (plan, _) = Broken(), planned("sft", 1, batch_size=1)
     version = DatasetVersion("v", "messages", 1, 1, None)
-    job = Foreseeing(plan, None, False, BaseModel("m", "0", 0, 0), version, None)
+    job = ForecastRequest(plan, None, False, BaseModel("m", "0", 0, 0), version, None)
     found = await DataForecaster(TokenLengths(Asking("python", {}), broken, tmp_path), broken).foresee(job, 60.0)
     assert found.forecast is not None
     why = found.forecast["unavailable_reason"]
@@ -84,7 +84,7 @@ async def test_held_out_rows_that_can_say_nothing_are_told(tmp_path: Path, monke
     given = parse(algorithms.get("sft").Params, {}).fitted(4096)
 
     async def told(held_out: DatasetVersion) -> dict[str, str]:
-        job = Foreseeing(plan, given, False, BaseModel("m", "0", 0, 4096), trained, held_out)
+        job = ForecastRequest(plan, given, False, BaseModel("m", "0", 0, 4096), trained, held_out)
         found = await DataForecaster(lengths, Models()).foresee(job, 60.0)
         return {warning.reason: warning.remedy for warning in found.warnings}
 

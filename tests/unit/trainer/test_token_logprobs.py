@@ -43,7 +43,8 @@ def test_of_bf16_logits_the_sum_is_taken_in_fp32() -> None:
 def test_verl_takes_ours() -> None:
     """In a process of its own: the hook changes the module for good."""
     code = (
-        "import os; os.environ |= dict(VERL_PLATFORM='cpu', VERL_USE_EXTERNAL_MODULES='services.trainer.verl.patches.plugin')\n"
+        "import os; os.environ |= dict(VERL_PLATFORM='cpu')\n"
+        "os.environ |= dict(VERL_USE_EXTERNAL_MODULES='services.trainer.verl.patches.plugin')\n"
         "import torch\n"
         "from verl.utils import torch_functional\n"
         "from services.trainer.losses import token_logprobs\n"

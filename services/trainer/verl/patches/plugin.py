@@ -9,12 +9,13 @@ from __future__ import annotations
 import os
 
 from services.trainer.verl.patches import hooks
+from services.trainer.verl.patches.import_hooks import install
 
-hooks.install(hooks.COMMON)
-hooks.install(hooks.ENGINES)
+install(hooks.COMMON)
+install(hooks.ENGINES)
 if os.environ.get("VERL_PLATFORM", "").strip().lower() == "cpu":
     from services.trainer.verl.patches import cpu_platform
 
     cpu_platform.complete_torch_cpu()
     cpu_platform.register()
-    hooks.install(hooks.CPU)
+    install(hooks.CPU)

@@ -22,7 +22,7 @@ from services.models.chat_template import render
 from services.models.sampling import Completion, Request
 from services.trainer.runs.spool import Sample
 from services.trainer.verl.rollout.overlong import Overlong
-from services.trainer.verl.rollout.rewards import RunJudges
+from services.trainer.verl.rollout.rewards import RunRewards
 
 # Answers a step that are shown to people.
 SHOWN = 2
@@ -90,7 +90,7 @@ class BatchGeneration:
         config: Any,
         tokenizer: Any,
         servers: Sequence[Any],
-        judges: RunJudges,
+        judges: RunRewards,
         on_metrics: Callable[[Mapping[str, float]], None],
         on_samples: Callable[[list[Sample]], None],
     ) -> None:

@@ -76,5 +76,5 @@ def _judge(reward: str, site: str) -> rewards.Judge:
     def wait(why: str, seconds: float) -> None:
         time.sleep(seconds)
 
-    surroundings = rewards.Surroundings(place, wait, load_model=lambda folder: ActorScorer(folder, lambda: None))
+    surroundings = rewards.RewardContext(place, wait, load_model=lambda folder: ActorScorer(folder, lambda: None))
     return rewards.open_judge(spec.name, spec.params, surroundings)

@@ -20,7 +20,7 @@ WAITING = "waiting_for_reward"
 _POLL_SECONDS = 0.2
 
 
-class RunJudges:
+class RunRewards:
     """The reward that is trained on, and the held-out one where the plan names one."""
 
     def __init__(self, context: RunContext) -> None:
@@ -29,7 +29,7 @@ class RunJudges:
         self._told = Repeated(lambda: context.wait(WAITING))
         plan: LaunchPlan = context.plan
         assert plan.reward is not None
-        surroundings = rewards.Surroundings(plan.reward_site, self._wait, self._check, self._load_model)
+        surroundings = rewards.RewardContext(plan.reward_site, self._wait, self._check, self._load_model)
         with contextlib.ExitStack() as undo:
             self._reward = _open(plan.reward, surroundings, undo)
             self._held_out = _open(plan.held_out_reward, surroundings, undo) if plan.held_out_reward else None
@@ -77,5 +77,5 @@ class RunJudges:
         return scores
 
 
-def _open(reward: RewardSpec, surroundings: rewards.Surroundings, undo: contextlib.ExitStack) -> rewards.Judge:
+def _open(reward: RewardSpec, surroundings: rewards.RewardContext, undo: contextlib.ExitStack) -> rewards.Judge:
     return undo.enter_context(rewards.opened(reward.name, reward.params, surroundings))

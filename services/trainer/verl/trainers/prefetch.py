@@ -10,7 +10,7 @@ from typing import Any
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 
-class AheadLoader(StatefulDataLoader):
+class PrefetchingLoader(StatefulDataLoader):
     """A loader without workers that renders the next batch in a thread while the last one is trained on.
 
     verl's loops are sequential, and its own loaders fork processes for this. `state_dict` is that of the batch that was
@@ -29,7 +29,7 @@ class AheadLoader(StatefulDataLoader):
 
         def fetch() -> tuple[Any, dict[str, Any]] | None:
             batch = next(batches, None)
-            return None if batch is None else (batch, super(AheadLoader, self).state_dict())
+            return None if batch is None else (batch, super(PrefetchingLoader, self).state_dict())
 
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="ahead") as thread:
             upcoming = thread.submit(fetch)

@@ -22,7 +22,7 @@ from services.trainer.verl.context import RunContext
 from services.trainer.verl.control import StopRequestedError
 from services.trainer.verl.rollout import agent_loop_report
 from services.trainer.verl.rollout.batch_generation import BatchGeneration
-from services.trainer.verl.rollout.rewards import RunJudges
+from services.trainer.verl.rollout.rewards import RunRewards
 from services.trainer.verl.trainers.datasets import PromptRows, TooFewRowsError
 from services.trainer.verl.verification.resume_check import check_position, write_position
 
@@ -132,7 +132,7 @@ def train(context: RunContext) -> None:
     setattr(trainer_base, "Tracking", lambda **_: context.reporter)  # noqa: B010  (verl exports it not)
     # The queue's processes take as long to start as the trainer's, which don't need it before the first step.
     queue = ThreadPoolExecutor(max_workers=1).submit(tq.init, config.transfer_queue)
-    judges: RunJudges | None = None
+    judges: RunRewards | None = None
     try:
         trainer: Any = RlTrainer(context, config)  # type: ignore[abstract]  (pyright misses the base's methods)
         trainer.init()
@@ -141,7 +141,7 @@ def train(context: RunContext) -> None:
         if point := context.plan.resume_from:
             check_position(resume_folder(point), trainer.global_steps, trainer.train_dataloader)
         queue.result()
-        judges = RunJudges(context) if answers_in_batches(context.plan) else None
+        judges = RunRewards(context) if answers_in_batches(context.plan) else None
         manager = _manager(context, config, trainer, judges)
         context.training_begins()
         trainer.fit(manager)
@@ -178,7 +178,7 @@ def _use_our_rows(context: RunContext) -> None:
     setattr(trainer_base, "create_rl_dataset", create)  # noqa: B010  (verl exports it not)
 
 
-def _manager(context: RunContext, config: Any, trainer: Any, judges: RunJudges | None) -> Any:
+def _manager(context: RunContext, config: Any, trainer: Any, judges: RunRewards | None) -> Any:
     if judges is None:
         from verl.trainer.ppo.v1 import AgentLoopManagerTQ
 

@@ -14,7 +14,7 @@ from services.trainer.verl.checkpoints import resume_folder
 from services.trainer.verl.configuration import epochs_for, sft_config
 from services.trainer.verl.context import RunContext
 from services.trainer.verl.trainers.datasets import ConversationRows, TooFewRowsError, Warn, ignore_warning
-from services.trainer.verl.trainers.prefetch import AheadLoader
+from services.trainer.verl.trainers.prefetch import PrefetchingLoader
 from services.trainer.verl.verification.held_out import conversation, write_held_out
 from services.trainer.verl.verification.resume_check import check_position, write_position
 
@@ -69,8 +69,8 @@ class SftTrainer(sft_trainer_ray.SFTTrainer):
             raise TooFewRowsError(len(self.train_dataset), self.global_batch_size)
         self.config.trainer.total_epochs = epochs_for(self.total_training_steps, self.steps_per_epoch)
 
-    def _loader(self) -> AheadLoader:
-        return AheadLoader(
+    def _loader(self) -> PrefetchingLoader:
+        return PrefetchingLoader(
             dataset=self.train_dataset,
             batch_size=self.train_batch_size_per_dp,
             sampler=self.train_sampler,

@@ -17,7 +17,7 @@ from services.mesh.processes.fork_server.client import Forked, Request
 from services.models import lineage
 from services.trainer.runs.spool import Checkpoint, Problem, SpoolWriter, read_all
 from services.trainer.training import launch_plan as plans
-from services.trainer.verifier.process import CheckRequest
+from services.trainer.verifier.requests import CheckRequest
 
 _MEMORY = (
     "a process that ends without a word was often killed for want of memory: the machine must hold the model a second"
