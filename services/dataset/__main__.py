@@ -2,17 +2,9 @@
 
 from __future__ import annotations
 
-import uvloop
-
 from services.dataset.app import build
 from services.dataset.settings import Settings
-from services.mesh.telemetry.logs import configure_logging
-
-
-async def _serve() -> None:
-    await build(Settings.from_env()).run()
-
+from services.mesh.service import main
 
 if __name__ == "__main__":
-    configure_logging("dataset")
-    uvloop.run(_serve())
+    main("dataset", lambda: build(Settings.from_env()))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
 from google.protobuf.message import Message
 from rlhf.dataset.v1 import dataset_service_pb2
 from rlhf.dataset.v1.dataset_service_pb2_grpc import add_DatasetServiceServicer_to_server
@@ -11,7 +9,7 @@ from rlhf.event.v1.dataset_version_created_pb2 import DatasetVersionCreated
 from rlhf.event.v1.training_job_changed_pb2 import TrainingJobChanged
 
 from services.dataset import wire
-from services.dataset.datasets import service
+from services.dataset.datasets import service as dataset_service
 from services.dataset.datasets.service import Datasets
 from services.dataset.datasets.versions import Announce, Versions
 from services.dataset.entities import DatasetVersion
@@ -21,79 +19,49 @@ from services.dataset.store.versions import next_sequence
 from services.dataset.uploads.service import VALIDATION, UploadRules, Uploads
 from services.dataset.uploads.staging import Staging
 from services.dataset.uploads.validation_handler import ReaderLimits, ValidationHandler
-from services.mesh.artifacts.collecting_store import CollectingStore
-from services.mesh.artifacts.gc import Collector
-from services.mesh.artifacts.marker import claim
-from services.mesh.db.expiry import Sweeper
-from services.mesh.db.postgres import Connection, Database
-from services.mesh.events.consumer import Consumer
-from services.mesh.events.outbox import Bus, EventLog, Relay
+from services.mesh.db.postgres import Connection
+from services.mesh.events.outbox import EventLog
 from services.mesh.jobs.store import Job, Jobs, State
-from services.mesh.jobs.worker import Worker
 from services.mesh.rpc.server import Process, Server
-from services.mesh.settings import NATS
-from services.mesh.telemetry.gauges import Gauges, open_jobs, unpublished_events
+from services.mesh.service import JobService
 
-SCHEMA = "dataset"
-SERVICE = dataset_service_pb2.DESCRIPTOR.services_by_name["DatasetService"].full_name
-PACKAGES = ("services.mesh", "services.dataset")
+SERVICE = dataset_service_pb2.DESCRIPTOR.services_by_name["DatasetService"]
 
 
 def build(settings: Settings) -> Server:
     """The service. It moves bytes and rows of tables; it never parses a file."""
-    server = Server("dataset", settings.mesh)
-    database = Database(settings.mesh.postgres_url, SCHEMA)
-    bus = Bus(settings.mesh.nats_url, "dataset", functools.partial(server.set_serving, NATS))
+    service = JobService("dataset", settings.mesh)
     staging = Staging(settings.uploads_folder)
     staging.prepare()
-    uploads = Uploads(database, Jobs(database, _no_event), staging, _rules(settings))
-    artifacts = CollectingStore(settings.mesh.artifacts_url)
-    versions = Versions(database, artifacts)
-    servicer = Servicer(Datasets(database), uploads, versions)
-    server.add_step(lambda: database.migrate(*PACKAGES))
-    server.add(database)
-    server.add_step(lambda: claim(database, artifacts))
-    server.add(bus)
-    server.add(Gauges(database, open_jobs, unpublished_events))
-    server.add_routine("relay", Relay("dataset", database, EventLog(database), bus).run)
-    server.add_routine("uses", Consumer("dataset", database, bus, {TrainingJobChanged: _note_use}).run)
-    server.watch_disk(settings.uploads_folder)
-    server.serve(SERVICE, lambda grpc_server: add_DatasetServiceServicer_to_server(servicer, grpc_server))
-    return server
+    uploads = Uploads(service.database, Jobs(service.database, _no_event), staging, _rules(settings))
+    versions = Versions(service.database, service.artifacts)
+    return service.server(
+        SERVICE,
+        add_DatasetServiceServicer_to_server,
+        Servicer(Datasets(service.database), uploads, versions),
+        effects={TrainingJobChanged: _note_use},
+        folders=[settings.uploads_folder],
+    )
 
 
 def build_worker(settings: Settings) -> Process:
     """The process that leases committed uploads. It hashes and stores; a process of its own parses each file."""
-    process = Process("dataset.worker", settings.mesh.ready_file, settings.mesh.telemetry)
-    database = Database(settings.mesh.postgres_url, SCHEMA)
-    jobs = Jobs(database, _no_event)
+    service = JobService("dataset", settings.mesh)
+    jobs = Jobs(service.database, _no_event)
     staging = Staging(settings.uploads_folder)
     staging.prepare()
-    artifacts = CollectingStore(settings.mesh.artifacts_url)
     handler = ValidationHandler(
-        database,
+        service.database,
         jobs,
-        artifacts,
+        service.artifacts,
         staging,
         ReaderLimits(settings.reader_memory_bytes, settings.reader_cpu_seconds),
-        announcing(EventLog(database)),
+        announcing(service.log),
     )
-    worker = Worker(
-        "dataset.worker",
-        database,
-        jobs,
-        {VALIDATION: handler},
-        concurrency=settings.concurrency,
-        lease_seconds=settings.lease_seconds,
+    process = service.worker(
+        jobs, {VALIDATION: handler}, concurrency=settings.concurrency, lease_seconds=settings.lease_seconds
     )
-    uploads = Uploads(database, jobs, staging, _rules(settings))
-    process.add_step(lambda: database.migrate(*PACKAGES))
-    process.add(database)
-    process.add_step(lambda: claim(database, artifacts))
-    process.add_routine("worker", worker.run)
-    process.add_routine("collector", Collector(database, artifacts, settings.mesh.keep.unfinished_seconds).run)
-    sweeper = Sweeper(database, settings.mesh.artifacts_url, settings.mesh.keep)
-    process.add_routine("mesh sweeper", sweeper.run)
+    uploads = Uploads(service.database, jobs, staging, _rules(settings))
     process.add_routine("sweeper", uploads.sweep_forever)
     return process
 
@@ -109,7 +77,7 @@ def announcing(log: EventLog) -> Announce:
 async def _note_use(connection: Connection, event: Message) -> None:
     assert isinstance(event, TrainingJobChanged)
     job, resources, sequence, ended = wire.job_use(event)
-    await service.note_use(connection, job, resources, sequence=sequence, ended=ended)
+    await dataset_service.note_use(connection, job, resources, sequence=sequence, ended=ended)
 
 
 async def _no_event(connection: Connection, job: Job, before: State | None) -> None:

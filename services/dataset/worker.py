@@ -2,17 +2,9 @@
 
 from __future__ import annotations
 
-import uvloop
-
 from services.dataset.app import build_worker
 from services.dataset.settings import Settings
-from services.mesh.telemetry.logs import configure_logging
-
-
-async def _work() -> None:
-    await build_worker(Settings.from_env(worker=True)).run()
-
+from services.mesh.service import main
 
 if __name__ == "__main__":
-    configure_logging("dataset.worker")
-    uvloop.run(_work())
+    main("dataset.worker", lambda: build_worker(Settings.from_env(worker=True)))

@@ -2,17 +2,9 @@
 
 from __future__ import annotations
 
-import uvloop
-
-from services.mesh.telemetry.logs import configure_logging
+from services.mesh.service import main
 from services.trainer.app import build_worker
 from services.trainer.settings import Settings
 
-
-async def _work() -> None:
-    await build_worker(Settings.from_env(worker=True)).run()
-
-
 if __name__ == "__main__":
-    configure_logging("trainer.worker")
-    uvloop.run(_work())
+    main("trainer.worker", lambda: build_worker(Settings.from_env(worker=True)))
