@@ -20,6 +20,8 @@ from services.supervisor.ports import Ports
 # Ray and a training that runs in it outlive a supervisor that is killed.
 KEEP = frozenset({"ray"})
 FORK_SERVER = "fork-server"
+# How long a start waits for the gateway to see all services.
+_PATIENCE_SECONDS = 5.0
 _HOST = "127.0.0.1"
 # Each has a gRPC server and a worker.
 _SERVICES = ("dataset", "trainer")
@@ -240,7 +242,9 @@ class _Maker:
     def gateway(self, http: str) -> Planned:
         """All its addresses are open once one is; of gRPC the socket is asked, which speaks no TLS."""
         local, path, tls = self.home.socket("gateway"), "/healthz", self.tls
-        ready = probes.every(probes.http_ok(http, path, tls=tls), probes.grpc_serving(local))
+        # It hears of services a moment after they are there: who calls right after `rlhf up` finds them.
+        sees = probes.patient(probes.http_ok(http, "/readyz", tls=tls), _PATIENCE_SECONDS)
+        ready = probes.every(probes.http_ok(http, path, tls=tls), probes.grpc_serving(local), sees)
         answering = probes.every(probes.http_answering(http, path, tls=tls), probes.grpc_answering(local))
         address = f"{'https' if tls else 'http'}://{http}"
         planned = self._program("gateway", "services.gateway", ready, answering, address)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+import time
 from collections.abc import Awaitable, Callable, Collection
 from pathlib import Path
 
@@ -103,3 +104,19 @@ def every(*probes: Probe) -> Probe:
         return all([await each() for each in probes])
 
     return probe
+
+
+def patient(probe: Probe, seconds: float, clock: Callable[[], float] = time.monotonic) -> Probe:
+    """True once `probe` is, or has been asked in vain for `seconds`: what is missing is awaited, not insisted on."""
+    begun: float | None = None
+
+    async def asked() -> bool:
+        nonlocal begun
+        begun = clock() if begun is None else begun
+        given_up = clock() - begun > seconds
+        try:
+            return await probe() or given_up
+        except Exception:
+            return given_up
+
+    return asked

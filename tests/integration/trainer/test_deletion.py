@@ -150,7 +150,7 @@ async def test_a_deleted_checkpoint_takes_its_files_and_its_training_state(
         return None
 
     # As where training states of ended jobs are kept.
-    monkeypatch.setattr(CheckpointLifecycle, "tidy", nothing)
+    monkeypatch.setattr(CheckpointLifecycle, "cleanup", nothing)
     await bench.start_worker({**SCRIPT, "fail_at": 5}, monkeypatch)
     name = await bench.create()
     await bench.ended(name)

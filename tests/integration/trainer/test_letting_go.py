@@ -64,7 +64,7 @@ async def test_what_a_job_left_that_ended_without_its_handler_is_swept(
         return None
 
     with monkeypatch.context() as patch:
-        patch.setattr(CheckpointLifecycle, "tidy", nothing)
+        patch.setattr(CheckpointLifecycle, "cleanup", nothing)
         patch.setattr(CheckpointLifecycle, "sweep", nothing)
         await bench.start_worker({"save_at": [2, 4], "fail_at": 5}, monkeypatch)
         name = await bench.create()

@@ -145,3 +145,19 @@ async def test_a_state_that_cannot_be_written_lets_nothing_fall_and_is_written_l
         await until(lambda: state.read(mesh_home.state) is not None)
         told = state.read(mesh_home.state)
         assert told is not None and told.processes[0].id == shown().id != victim
+
+
+async def test_what_others_lack_is_waited_for_and_not_insisted_on() -> None:
+    now, there = 0.0, False
+
+    async def probe() -> bool:
+        return there
+
+    patient = probes.patient(probe, 5, lambda: now)
+    assert not await patient()
+    now = 5.0
+    assert not await patient()
+    there = True
+    assert await patient()
+    there, now = False, 5.1
+    assert await patient()
