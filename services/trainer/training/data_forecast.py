@@ -19,6 +19,8 @@ from services.trainer.training.token_lengths import Lengths
 
 # Of the rows; the length that keeps as many is what a remedy names.
 KEPT_SHARE = 0.95
+NO_THOUGHTS = "the model's chat template writes no thoughts"
+THOUGHTS_REMEDY = "take a model whose chat template writes them, or put them into content, such as <think>…</think>"
 _OTHER_FORM = "bring their turns into the form that it takes"
 
 
@@ -132,6 +134,11 @@ def warnings(found: DataForecast, bound: Bound, lengths: Lengths) -> list[JobWar
         passes = "of those that were read none is kept, and a run in which none is fails"
     about = "about " if found.sampled else ""
     warnings = []
+    if lengths.silenced:
+        silenced = round(lengths.silenced * found.row_count / lengths.read)
+        rows = f"{about}{_of(silenced, found.row_count)} training rows"
+        message = f"{rows} have reasoning_content, which is not trained: {NO_THOUGHTS}"
+        warnings.append(JobWarning(reason="ROWS_CHANGED", message=message, remedy=THOUGHTS_REMEDY))
     for name, count in found.left_out.items():
         if count > LEFT_OUT_SHARE * found.row_count:
             rows = f"{about}{_of(count, found.row_count)} training rows ({count / found.row_count:.0%})"

@@ -64,12 +64,14 @@ class Request(msgspec.Struct, frozen=True):
 
 class Lengths(msgspec.Struct, frozen=True, tag=True):
     """Tokens of each row that was read and rendered, in no order. `refused` counts those that the chat template does
-    not render, `refusal` says why of one. `answers` are those of some of the rows, cut. `whole`: every row was read.
+    not render, `refusal` says why of one. `silenced` counts those with `reasoning_content` where the template writes no
+    thoughts. `answers` are those of some of the rows, cut. `whole`: every row was read.
     """
 
     tokens: list[int]
     refused: int = 0
     refusal: str = ""
+    silenced: int = 0
     answers: list[str] = []
     whole: bool = True
 

@@ -66,7 +66,8 @@ def measure(request: Request) -> Lengths:
     lines = lines[: request.first] if request.first else lines
     tokens: list[int] = []
     answers: list[str] = []
-    refused, refusal, read = 0, "", 0
+    refused, refusal, silenced, read = 0, "", 0, 0
+    writes_thoughts = bool(chat_template.reasoning_key(tokenizer))
     end = time.monotonic() + request.seconds
     for batch in _batches(len(lines)):
         if read and time.monotonic() > end:
@@ -80,8 +81,15 @@ def measure(request: Request) -> Lengths:
                 tokens.append(found)
             else:
                 refused, refusal = refused + 1, refusal or found[:_REFUSAL_CHARACTERS]
+        silenced += 0 if writes_thoughts else sum(_has_thoughts(request.kind, row) for row in rows)
         read += len(batch)
-    return Lengths(tokens, refused, refusal, answers, read == len(lines))
+    return Lengths(tokens, refused, refusal, silenced, answers, read == len(lines))
+
+
+def _has_thoughts(kind: Kind, row: dict[str, Any]) -> bool:
+    """Whether a turn that may be trained has thoughts beside its content."""
+    trained = {"messages": ("messages",), "preference": ("chosen", "rejected")}.get(kind, ())
+    return any("reasoning_content" in message for key in trained for message in row[key])
 
 
 def _batches(count: int) -> Iterator[list[int]]:

@@ -110,6 +110,25 @@ def changed_model(tiny_model: Path, tmp_path: Path) -> Callable[[str], Path]:
     return change
 
 
+THINKING = "{% for message in messages %}{{ message.reasoning_content or '' }}{{ message.content }}{% endfor %}"
+
+
+@pytest.mark.parametrize("kind", ["messages", "preference"])
+def test_rows_whose_thoughts_are_not_trained_are_counted(
+    kind: Kind, tiny_model: Path, tmp_path: Path, changed_model: Callable[[str], Path]
+) -> None:
+    """By the template: where it writes thoughts there are none to tell of."""
+    thought = turn("assistant", "4") | {"reasoning_content": "22"}
+    asked, plain = [turn("user", "22")], turn("assistant", "4")
+    rows: list[dict[str, Any]] = [{"messages": [*asked, thought]}, {"messages": [*asked, plain]}]
+    if kind == "preference":
+        rows = [{"prompt": asked, "chosen": [plain], "rejected": [thought]}]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(one) + "\n" for one in rows))
+    assert lengths.measure(Request(str(tiny_model), str(path), kind)).silenced == 1
+    assert lengths.measure(Request(str(changed_model(THINKING)), str(path), kind)).silenced == 0
+
+
 @pytest.mark.parametrize("kind", ["messages", "preference"])
 def test_rows_whose_turns_are_not_found_are_refused_by_both(
     kind: Kind, tmp_path: Path, changed_model: Callable[[str], Path]

@@ -237,3 +237,12 @@ def test_a_reward_that_does_not_fit_the_answers_is_told_with_one_that_does(
     assert (found is None) == (said == "")
     if found is not None:
         assert said in found.message and remedy in found.remedy
+
+
+def test_thoughts_that_the_template_does_not_write_are_told_before_the_start() -> None:
+    plan, bound = planned("sft", 300, batch_size=10, max_length=400)
+    sample = Lengths(LENGTHS.tokens, silenced=25, whole=False)
+    [warning] = data_forecast.warnings(data_forecast.forecast(plan, bound, 300, sample), bound, sample)
+    assert warning.reason == "ROWS_CHANGED"
+    assert warning.message.startswith("about 75 of 300 training rows have reasoning_content, which is not trained")
+    assert "<think>" in warning.remedy

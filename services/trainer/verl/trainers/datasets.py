@@ -17,6 +17,7 @@ import torch
 from torch.utils.data import Dataset
 
 from services.models import chat_template
+from services.trainer.training.data_forecast import NO_THOUGHTS, THOUGHTS_REMEDY
 
 Warn = Callable[[str, str], None]
 """Takes a warning and its remedy."""
@@ -117,9 +118,8 @@ def warn_of_thoughts(tokenizer: Any, conversations: Sequence[Sequence[chat_templ
     count = sum(any("reasoning_content" in message for message in messages) for messages in conversations)
     if count and not chat_template.reasoning_key(tokenizer):
         warn(
-            f"{count} of {len(conversations)} rows have reasoning_content, and the model's chat template"
-            " writes no thoughts: the answers are trained without them",
-            "take a model whose chat template writes them, or put them into content, such as <think>…</think>",
+            f"{count} of {len(conversations)} rows have reasoning_content, which is not trained: {NO_THOUGHTS}",
+            THOUGHTS_REMEDY,
         )
 
 
