@@ -20,10 +20,17 @@ from services.gateway.openapi.document import document
 
 PROTO = Path(__file__).parent
 _DESCRIPTORS = "descriptors.binpb"
+# What people import beside the messages: the client under the name of the contract's package.
+_CLIENT = '''"""The Python client: `Client`, and `AsyncClient` for asyncio. docs/api.md shows both."""
+
+from services.client import AsyncClient, Client, Endpoint, Progress, json_lines
+
+__all__ = ["AsyncClient", "Client", "Endpoint", "Progress", "json_lines"]
+'''
 
 
 def generate(target: Path) -> None:
-    """Write `rlhf/**/*_pb2*.py*` and `rlhf/openapi.json` under `target` in place of what is there.
+    """Write `rlhf/**/*_pb2*.py*`, `rlhf/client` and `rlhf/openapi.json` under `target` in place of what is there.
 
     Raises RuntimeError when protoc fails; then the old code still stands.
     """
@@ -31,6 +38,7 @@ def generate(target: Path) -> None:
     with tempfile.TemporaryDirectory(dir=target, prefix=".generating") as fresh:
         _run_protoc(Path(fresh))
         _write_document(Path(fresh))
+        _write_client(Path(fresh))
         shutil.rmtree(target / "rlhf", ignore_errors=True)
         (Path(fresh) / "rlhf").rename(target / "rlhf")
 
@@ -66,6 +74,11 @@ def _run_protoc(target: Path) -> None:
 def _write_document(target: Path) -> None:
     descriptors = descriptor_pb2.FileDescriptorSet.FromString((target / _DESCRIPTORS).read_bytes())
     (target / "rlhf" / "openapi.json").write_bytes(document(descriptors))
+
+
+def _write_client(target: Path) -> None:
+    (target / "rlhf" / "client").mkdir()
+    (target / "rlhf" / "client" / "__init__.py").write_text(_CLIENT)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import inspect
 from pathlib import Path
 
@@ -67,3 +68,9 @@ def test_both_kinds_have_the_same_members() -> None:
 @pytest.mark.parametrize("name", services.client.__all__)
 def test_what_is_exported_is_there(name: str) -> None:
     assert getattr(services.client, name).__name__ == name
+
+
+def test_the_public_import_is_that_of_the_contract() -> None:
+    public = importlib.import_module("rlhf.client")
+    assert public.__all__ == services.client.__all__
+    assert all(getattr(public, name) is getattr(services.client, name) for name in public.__all__)
