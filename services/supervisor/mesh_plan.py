@@ -6,7 +6,7 @@ import sys
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from services.mesh.processes.fork_server import client as fork_server
 from services.mesh.settings import NATS, Environment, TelemetrySettings
@@ -25,6 +25,7 @@ _PATIENCE_SECONDS = 5.0
 _HOST = "127.0.0.1"
 # Each has a gRPC server and a worker.
 _SERVICES = ("dataset", "trainer")
+_CERTIFICATE, _KEY = "RLHF_TLS_CERTIFICATE", "RLHF_TLS_KEY"
 _SLOT_MEMORY = "RLHF_TRAINER_SLOT_MEMORY_BYTES"
 
 
@@ -45,12 +46,13 @@ class Options:
     telemetry: TelemetrySettings = field(default_factory=TelemetrySettings)
     # Whether a server keeps the imports of trainings ready, some 460 MiB of them.
     warm_start: bool = True
-    # Whether the gateway's ports speak TLS.
-    tls: bool = False
+    # Whose certificate the gateway's ports have; without one they speak no TLS.
+    tls: Literal["", "user", "home"] = ""
 
     @classmethod
     def read(cls, environment: Environment) -> Options:
         """Raises InvalidArgument with everything that is wrong with the environment."""
+        is_homes = environment.text(_CERTIFICATE, "") == "home" and not environment.text(_KEY, "")
         options = cls(
             postgres_url=environment.text("RLHF_POSTGRES_URL", ""),
             nats_url=environment.text("RLHF_NATS_URL", ""),
@@ -60,7 +62,7 @@ class Options:
             grpc_listen=environment.address("RLHF_GATEWAY_GRPC_LISTEN", ""),
             slots=environment.integer("RLHF_TRAINER_SLOTS", 0, 0, 100_000),
             telemetry=TelemetrySettings.read(environment),
-            tls=all(environment.both("RLHF_TLS_CERTIFICATE", "RLHF_TLS_KEY")),
+            tls="home" if is_homes else "user" if all(environment.both(_CERTIFICATE, _KEY)) else "",
             warm_start=environment.one_of("RLHF_TRAINER_WARM_START", "on", ("on", "off")) == "on",
             patience_seconds=environment.number("RLHF_SUPERVISOR_PATIENCE_SECONDS", 60, 5, 86_400),
         )
@@ -79,9 +81,14 @@ def build(home: Home, options: Options, inherited: Mapping[str, str], kept: Coll
     pages = _pages(options, ports)
     ports.save()
     environment = {**marked, **embedded.environment, **_told(home, options, inherited, services, http, grpc)}
+    if options.tls == "home":
+        from services.supervisor.embedded import ray_tls
+
+        ray_tls.ensure(home.certificate)
+        environment |= dict.fromkeys((_CERTIFICATE, _KEY), str(home.certificate))
     # Not Ray nor who forks: only a training needs them, and waits for them by itself.
     needs = tuple(name for each in embedded.programs if (name := each.program.name) not in {*KEEP, FORK_SERVER})
-    make = _Maker(home, environment, needs, pages, options.tls)
+    make = _Maker(home, environment, needs, pages, bool(options.tls))
     programs = [program for name, address in services.items() for program in make.service(name, address)]
     http, grpc = _reachable(http), _reachable(grpc)
     endpoints = {

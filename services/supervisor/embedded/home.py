@@ -25,6 +25,11 @@ class Home:
         return self.root / "token"
 
     @property
+    def certificate(self) -> Path:
+        """Of the gateway's ports, with its key, where they speak TLS with a certificate of the home."""
+        return self.root / "tls.pem"
+
+    @property
     def run(self) -> Path:
         """What belongs to one run of the mesh: state, endpoints, logs."""
         return self.root / "run"

@@ -77,7 +77,8 @@ def test_reward_in_python_runs_isolated_in_the_mesh_of_root_and_of_another_user(
     assert refused.returncode == 1 and "REWARD_FAILED" in refused.stdout, refused
 
 
-def test_the_ports_speak_tls_and_the_command_needs_no_certificate(mesh: Mesh, tmp_path: Path) -> None:
+@pytest.mark.parametrize("whose", ["the user's", "the home's"])
+def test_the_ports_speak_tls_and_the_command_needs_no_certificate(mesh: Mesh, tmp_path: Path, whose: str) -> None:
     certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
     subprocess.run(
         [
@@ -89,6 +90,9 @@ def test_the_ports_speak_tls_and_the_command_needs_no_certificate(mesh: Mesh, tm
         capture_output=True,
     )
     mesh.environment |= {"RLHF_TLS_CERTIFICATE": str(certificate), "RLHF_TLS_KEY": str(key)}
+    if whose == "the home's":
+        certificate = mesh.home.certificate
+        mesh.environment |= {"RLHF_TLS_CERTIFICATE": "home", "RLHF_TLS_KEY": ""}
     done = mesh.rlhf("up")
     assert done.returncode == 0, done.stderr
     assert mesh.rlhf("dataset", "list").returncode == 0

@@ -48,6 +48,7 @@ def test_what_any_process_would_refuse_is_told_at_once() -> None:
 def test_what_up_alone_takes_is_not_refused_for_a_service_that_gets_something_else() -> None:
     assert settings.check({"RLHF_TRAINER_SLOTS": "0"}).settings == {"RLHF_TRAINER_SLOTS": "0"}
     assert settings.check({"RLHF_TRAINER_SLOTS": " ", "PATH": "/bin"}).settings == {}
+    assert settings.check({"RLHF_TLS_CERTIFICATE": "home"}).settings == {"RLHF_TLS_CERTIFICATE": "home"}
 
 
 def test_a_name_that_is_no_setting_is_told_with_the_nearest() -> None:
