@@ -109,7 +109,7 @@ def _rewarding(plan: LaunchPlan) -> dict[str, Any]:
         return {"reward.num_workers": 0, "actor_rollout_ref.rollout.agent.num_workers": 1}
     return {
         "reward.num_workers": 4,
-        "reward.custom_reward_function.path": "pkg://services.trainer.verl.reward_function",
+        "reward.custom_reward_function.path": "pkg://services.trainer.verl.rollout.reward_function",
         "reward.custom_reward_function.name": "compute_score",
         "reward.custom_reward_function.reward_kwargs": {
             "reward": _json(plan.reward),

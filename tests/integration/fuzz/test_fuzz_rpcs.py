@@ -52,8 +52,10 @@ async def channels(home: Path, postgres_url: str, nats_url: str) -> AsyncIterato
             await fill(connection)
         yield {
             # Channels without our client's manners: bytes in, bytes out.
-            dataset.SERVICE: await stack.enter_async_context(grpc.aio.insecure_channel(target)),
-            trainer.SERVICE: await stack.enter_async_context(grpc.aio.insecure_channel(f"127.0.0.1:{second.port}")),
+            dataset.SERVICE.full_name: await stack.enter_async_context(grpc.aio.insecure_channel(target)),
+            trainer.SERVICE.full_name: await stack.enter_async_context(
+                grpc.aio.insecure_channel(f"127.0.0.1:{second.port}")
+            ),
         }
 
 

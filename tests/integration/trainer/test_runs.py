@@ -162,7 +162,7 @@ def scripted_python(folder: Path) -> Path:
     path = folder / "python"
     script = Path(__file__).with_name("scripted_run.py")
     runs = f'case "$2" in *.runner) exec {sys.executable} {script} "$@";; esac'
-    lengths = 'case "$3" in lengths) exit 1;; esac'
+    lengths = 'case "$2 $3" in "services.trainer.verifier tokens") exit 1;; esac'
     path.write_text(f'#!/bin/sh\n{runs}\n{lengths}\nexec {sys.executable} "$@"\n')
     path.chmod(0o755)
     return path

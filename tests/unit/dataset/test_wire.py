@@ -182,8 +182,8 @@ def test_skipped_row() -> None:
 
 
 def test_heartbeat_has_no_upload() -> None:
-    assert not wire.watched(None).HasField("upload")
-    assert wire.watched(upload()).upload.received_bytes == 5
+    assert not wire.upload_event(None).HasField("upload")
+    assert wire.upload_event(upload()).upload.received_bytes == 5
 
 
 def test_version_and_its_event() -> None:
