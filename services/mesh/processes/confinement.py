@@ -1,8 +1,8 @@
 """Confining this process, for work on what a stranger made: it keeps the interpreter, some folders and no network.
 
 A mount namespace with a root folder of its own, and one each for the network and for shared memory; what is left of
-its privileges goes. Linux only. `caged.py` of the trainer, which runs a stranger's code, does more, and imports
-nothing of this.
+its privileges goes. Linux only. `services/rewards/sandbox/guest.py`, which runs a stranger's code, does more, and
+imports nothing of this.
 
     python -m services.mesh.processes.confinement    # prints why this machine has none; nothing where it has
 """
