@@ -83,7 +83,7 @@ def measure(request: Request) -> Lengths:
                 refused, refusal = refused + 1, refusal or found[:_REFUSAL_CHARACTERS]
         silenced += 0 if writes_thoughts else sum(_has_thoughts(request.kind, row) for row in rows)
         read += len(batch)
-    return Lengths(tokens, refused, refusal, silenced, answers, read == len(lines))
+    return Lengths(tokens, refused, refusal, silenced, answers, whole=read == len(lines))
 
 
 def _has_thoughts(kind: Kind, row: dict[str, Any]) -> bool:

@@ -76,7 +76,7 @@ async def test_held_out_rows_that_can_say_nothing_are_told(tmp_path: Path, monke
     gsm8k = ["so she has\n#### 72"] * 8
 
     async def measure(*asked: Any) -> Lengths:
-        return Lengths([10] * 8, 0, "", gsm8k, True)
+        return Lengths([10] * 8, answers=gsm8k)
 
     lengths, (plan, _) = TokenLengths(Asking("python", {}), Models(), tmp_path), planned("sft", 8, 8, batch_size=1)
     monkeypatch.setattr(lengths, "measure", measure)
