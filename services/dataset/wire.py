@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import base64
-import inspect
 import json
 
 import msgspec
 from rlhf.dataset.v1 import dataset_pb2
 from rlhf.dataset.v1 import dataset_service_pb2 as pb
 from rlhf.event.v1 import dataset_version_created_pb2, training_job_changed_pb2
-from rlhf.type.v1 import job_state_pb2, registry_entry_pb2
+from rlhf.type.v1 import job_state_pb2
 
 from services.dataset.datasets import versions
 from services.dataset.datasets.service import DatasetChange, NewDataset
@@ -21,8 +20,7 @@ from services.dataset.uploads import service
 from services.dataset.uploads.new_upload import NewUpload
 from services.dataset.uploads.options import Split, UploadOptions, from_json
 from services.dataset.uploads.skipped_rows import SkippedRow
-from services.mesh import registry
-from services.mesh.rpc.wellknown import timestamp, to_struct
+from services.mesh.rpc.wellknown import registry_entry, timestamp, to_struct
 
 _ENDED = frozenset(
     {job_state_pb2.JOB_STATE_SUCCEEDED, job_state_pb2.JOB_STATE_FAILED, job_state_pb2.JOB_STATE_CANCELLED}
@@ -165,9 +163,7 @@ def download(piece: versions.Piece) -> pb.DownloadDatasetResponse:
 
 def format_(name: str, entry: type[Format]) -> dataset_pb2.Format:
     return dataset_pb2.Format(
-        entry=registry_entry_pb2.RegistryEntry(
-            id=name, summary=registry.summary(entry), description=inspect.getdoc(entry) or ""
-        ),
+        entry=registry_entry(name, entry),
         row_schema=to_struct(msgspec.json.schema(entry.row)),
         spellings=[spelling.name for spelling in entry.spellings],
     )

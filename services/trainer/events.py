@@ -4,43 +4,30 @@ from __future__ import annotations
 
 from rlhf.event.v1 import checkpoint_changed_pb2, training_job_deleted_pb2, training_job_warned_pb2
 
-from services.mesh.artifacts import references
 from services.mesh.db.postgres import Connection, Database
 from services.mesh.events.outbox import EventLog
-from services.mesh.jobs import warnings as job_warnings
-from services.mesh.jobs.store import TERMINAL, Job, Jobs, OnTransition, State
+from services.mesh.jobs import wire as job_wire
+from services.mesh.jobs.resource import jobs_with_events, record
+from services.mesh.jobs.store import Job, Jobs
 from services.mesh.jobs.warnings import JobWarning, JobWarnings
 from services.trainer import wire
 from services.trainer.entities import Checkpoint
 from services.trainer.models import service
+from services.trainer.models.service import IMPORT
 from services.trainer.training.deletion import AnnounceDeletion
-from services.trainer.training.service import TRAINING
+from services.trainer.training.service import TRAINING_JOBS
 
 
 def jobs_of(database: Database, log: EventLog) -> Jobs:
-    """The trainer's jobs: a training job's move is an event, an import's end is written into its model. One that has
-    ended holds its inputs no more."""
-
-    async def announce(connection: Connection, job: Job, before: State | None) -> None:
-        if job.state in TERMINAL:
-            await references.drop_inputs(connection, job.name)
-        if job.kind == TRAINING:
-            attempts = (await jobs.attempts(connection, [job.uid]))[job.uid]
-            warnings = (await job_warnings.of(connection, [job.uid]))[job.uid]
-            await log.add(connection, job.name, job.sequence, wire.job_changed(job, attempts, warnings, before))
-        else:
-            await service.ended(connection, job)
-
-    announce_typed: OnTransition = announce
-    jobs = Jobs(database, announce_typed)
-    return jobs
+    """The trainer's jobs: a training job's move is an event, an import's end is written into its model."""
+    return jobs_with_events(database, log, {TRAINING_JOBS: wire.job_changed}, {IMPORT: service.ended})
 
 
 def warnings_of(jobs: Jobs, log: EventLog) -> JobWarnings:
     """The warnings of the trainer's jobs: the first of its kind in an attempt is an event of its job."""
 
     async def announce(connection: Connection, job: Job, warning: JobWarning) -> None:
-        event = training_job_warned_pb2.TrainingJobWarned(training_job=job.name, warning=wire.warning(warning))
+        event = training_job_warned_pb2.TrainingJobWarned(training_job=job.name, warning=job_wire.warning(warning))
         await log.add(connection, job.name, await jobs.next_sequence(connection, job.uid), event)
 
     return JobWarnings(announce)
@@ -50,10 +37,8 @@ def deletion_of(jobs: Jobs, log: EventLog) -> AnnounceDeletion:
     """The last event of a training job."""
 
     async def announce(connection: Connection, job: Job) -> None:
-        attempts = (await jobs.attempts(connection, [job.uid]))[job.uid]
-        warnings = (await job_warnings.of(connection, [job.uid]))[job.uid]
+        found = wire.training_job(await record(connection, jobs, TRAINING_JOBS, job))
         sequence = await jobs.next_sequence(connection, job.uid)
-        found = wire.job_changed(job, attempts, warnings, None).training_job
         await log.add(connection, job.name, sequence, training_job_deleted_pb2.TrainingJobDeleted(training_job=found))
 
     return announce

@@ -12,6 +12,7 @@ from rlhf.trainer.v1 import trainer_service_pb2 as pb
 from rlhf.trainer.v1.trainer_service_pb2_grpc import TrainerServiceServicer
 from rlhf.type.v1 import checkpoint_pb2
 
+from services.mesh.jobs.wire import states
 from services.mesh.rpc.idempotency import RequestKey
 from services.mesh.rpc.pagination import PageRequest
 from services.mesh.rpc.wellknown import struct
@@ -96,7 +97,7 @@ class Servicer(TrainerServiceServicer):
 
     async def ListTrainingJobs(self, request: pb.ListTrainingJobsRequest, context: Any) -> pb.ListTrainingJobsResponse:
         page_request = _page(request, request.parent, sorted(request.states))
-        page = await self._jobs.list(request.parent, wire.states(request.states), page_request)
+        page = await self._jobs.list(request.parent, states(request.states), page_request)
         return pb.ListTrainingJobsResponse(
             training_jobs=map(wire.training_job, page.items), next_page_token=page.next_token
         )

@@ -1,13 +1,16 @@
-"""Well-known messages as plain values, and back: what every service's wire needs."""
+"""Well-known messages and those of `rlhf.type.v1` from plain values, and back: what every service's wire needs."""
 
 from __future__ import annotations
 
+import inspect
 from datetime import datetime
 from typing import Any, overload
 
 from google.protobuf import json_format, struct_pb2, timestamp_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
+from rlhf.type.v1 import registry_entry_pb2
 
+from services.mesh import registry
 from services.mesh.rpc.interceptors import DOMAIN
 
 
@@ -59,3 +62,15 @@ def status(error: dict[str, Any] | None) -> status_pb2.Status:
     info = error_details_pb2.ErrorInfo(reason=error.get("reason", ""), domain=DOMAIN, metadata=metadata)
     found.details.add().Pack(info)
     return found
+
+
+def registry_entry(
+    name: str, entry: type[Any], params_schema: dict[str, Any] | None = None
+) -> registry_entry_pb2.RegistryEntry:
+    """What an entry of a registry says of itself: its docstring, and the JSON Schema of its parameters."""
+    return registry_entry_pb2.RegistryEntry(
+        id=name,
+        summary=registry.summary(entry),
+        description=inspect.getdoc(entry) or "",
+        params_schema=to_struct(params_schema) if params_schema is not None else None,
+    )

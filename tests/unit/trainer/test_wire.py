@@ -10,9 +10,11 @@ from rlhf.trainer.v1 import model_pb2
 from rlhf.type.v1 import job_state_pb2
 
 from services.mesh.errors import InvalidArgument
+from services.mesh.jobs import wire as job_wire
+from services.mesh.jobs.resource import JobRecord
 from services.mesh.jobs.store import Job, State
 from services.trainer import wire
-from services.trainer.entities import Model, ModelState
+from services.trainer.entities import Model, ModelState, TrainingSpec
 from services.trainer.models import wire as model_wire
 
 MODEL, ADAPTER, JUDGE = (f"projects/default/models/{id_}" for id_ in ("base", "adapter", "judge"))
@@ -35,7 +37,8 @@ def test_an_event_of_a_job_names_all_that_it_reads_once() -> None:
     }
     now = datetime.now(UTC)
     job = Job(uuid4(), "training", "j", "p", State.QUEUED, 0, 1, spec, {}, None, now, None, None)
-    assert list(wire.job_changed(job, [], [], None).uses) == sorted([MODEL, ADAPTER, JUDGE, VERSION])
+    record = JobRecord(job, TrainingSpec(**spec), [])
+    assert list(wire.job_changed(record, None).uses) == sorted([MODEL, ADAPTER, JUDGE, VERSION])
 
 
 @pytest.mark.parametrize(
@@ -54,9 +57,9 @@ def test_a_model_says_what_it_answers_with(architecture: str, kind: model_pb2.Mo
 
 
 def test_filter_by_a_state_that_no_job_has_names_what_is_taken() -> None:
-    assert wire.states([job_state_pb2.JOB_STATE_RUNNING]) == [State.RUNNING]
+    assert job_wire.states([job_state_pb2.JOB_STATE_RUNNING]) == [State.RUNNING]
     with pytest.raises(InvalidArgument) as refused:
-        wire.states([job_state_pb2.JOB_STATE_PAUSING])
+        job_wire.states([job_state_pb2.JOB_STATE_PAUSING])
     [violation] = refused.value.violations
     assert violation.field == "states"
     for state in State:
