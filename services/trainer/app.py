@@ -9,6 +9,7 @@ from services.mesh import identity
 from services.mesh.rpc.server import Process, Server
 from services.mesh.service import JobService
 from services.mesh.settings import child_environment
+from services.mesh.streams.series import Series
 from services.models.process import WeightsProcess
 from services.trainer import events
 from services.trainer.checkpoints.corruption import Corruption
@@ -23,14 +24,13 @@ from services.trainer.models.weights_cache import WeightsCache
 from services.trainer.servicer import Servicer
 from services.trainer.settings import Settings
 from services.trainer.store.checkpoints import by_state as checkpoints_by_state
-from services.trainer.streams.series import Series
 from services.trainer.training.checks import Capacity
 from services.trainer.training.deletion import Deletion
 from services.trainer.training.disk_estimate import Disk
 from services.trainer.training.handler import TrainingHandler
 from services.trainer.training.preparation import Preparation
 from services.trainer.training.reward_dry_run import RewardTrials
-from services.trainer.training.service import TRAINING, TrainingJobs
+from services.trainer.training.service import TRAINING, TRAINING_JOBS, TrainingJobs
 from services.trainer.training.token_lengths import Asking, TokenLengths
 
 SERVICE = trainer_service_pb2.DESCRIPTOR.services_by_name["TrainerService"]
@@ -51,7 +51,7 @@ def build(settings: Settings) -> Server:
         Models(database, jobs, artifacts, corruption, settings.model_roots, resolver.checkpoint),
         resolver,
         TrainingJobs(database, jobs, log, resolver, _capacity(settings), lengths),
-        Series(database, jobs),
+        Series(database, jobs, TRAINING_JOBS),
         Checkpoints(database, jobs, artifacts, corruption),
         Deletion(database, jobs, announce, events.deletion_of(jobs, log)),
         RewardTrials(settings, _training_environment(), resolver, artifacts),

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
-from typing import Any, TypeVar
-from weakref import WeakKeyDictionary
+from collections.abc import AsyncIterator
+from typing import Any
 
 from google.protobuf import empty_pb2
 from rlhf.trainer.v1 import model_pb2, training_job_pb2
@@ -16,23 +15,18 @@ from services.mesh.jobs.wire import states
 from services.mesh.rpc.idempotency import RequestKey
 from services.mesh.rpc.pagination import PageRequest
 from services.mesh.rpc.wellknown import struct
+from services.mesh.streams.series import Series
+from services.mesh.streams.wire import BatchMessages, sample
 from services.rewards import rewards
 from services.trainer import wire
 from services.trainer.algorithms import algorithms
 from services.trainer.checkpoints.service import Checkpoints
-from services.trainer.entities import LogLine, MetricPoint
 from services.trainer.models import wire as model_wire
 from services.trainer.models.resolver import Resolver
 from services.trainer.models.service import Models
-from services.trainer.streams import wire as series_wire
-from services.trainer.streams.broadcast import Batch
-from services.trainer.streams.series import Series
 from services.trainer.training.deletion import Deletion
 from services.trainer.training.reward_dry_run import RewardTrials
 from services.trainer.training.service import TrainingJobs
-
-T = TypeVar("T", MetricPoint, LogLine)
-M = TypeVar("M")
 
 
 class Servicer(TrainerServiceServicer):
@@ -53,8 +47,7 @@ class Servicer(TrainerServiceServicer):
         self._checkpoints = checkpoints
         self._deletion = deletion
         self._trials = trials
-        # Of batches that many streams send; each is forgotten with its batch.
-        self._messages: WeakKeyDictionary[Batch[Any], Any] = WeakKeyDictionary()
+        self._messages = BatchMessages(pb.StreamMetricsResponse, pb.StreamLogsResponse)
 
     async def ImportModel(self, request: pb.ImportModelRequest, context: Any) -> model_pb2.Model:
         new = model_wire.new_model(request)
@@ -125,17 +118,17 @@ class Servicer(TrainerServiceServicer):
     ) -> AsyncIterator[pb.StreamMetricsResponse]:
         wanted, after = request.metrics, request.after_ordinal
         async for batch in self._series.metrics(request.name, after, wanted, request.stored_only):
-            yield self._once(batch, series_wire.metric_points)
+            yield self._messages.metrics(batch)
 
     async def StreamLogs(self, request: pb.StreamLogsRequest, context: Any) -> AsyncIterator[pb.StreamLogsResponse]:
         async for batch in self._series.logs(request.name, request.after_ordinal, request.stored_only):
-            yield self._once(batch, series_wire.log_lines)
+            yield self._messages.logs(batch)
 
     async def ListSamples(self, request: pb.ListSamplesRequest, context: Any) -> pb.ListSamplesResponse:
         step = request.step if request.HasField("step") else None
         page_request = _page(request, request.parent, step, request.split)
         page = await self._series.samples(request.parent, step, request.split, page_request)
-        return pb.ListSamplesResponse(samples=map(series_wire.sample, page.items), next_page_token=page.next_token)
+        return pb.ListSamplesResponse(samples=map(sample, page.items), next_page_token=page.next_token)
 
     async def GetCheckpoint(self, request: pb.GetCheckpointRequest, context: Any) -> checkpoint_pb2.Checkpoint:
         return wire.checkpoint(*await self._checkpoints.get(request.name))
@@ -166,12 +159,6 @@ class Servicer(TrainerServiceServicer):
         trial = await self._trials.test(request.parent, request.reward_id, struct(request.params), samples)
         verdicts = map(wire.scoring_verdict, trial.verdicts)
         return pb.TestRewardResponse(verdicts=verdicts, elapsed_seconds=trial.elapsed_seconds)
-
-    def _once(self, batch: Batch[T], make: Callable[[Batch[T]], M]) -> M:
-        """The message that `make` makes of it, the same for every stream."""
-        if batch not in self._messages:
-            self._messages[batch] = make(batch)
-        return self._messages[batch]
 
 
 def _page(request: Any, *filters: object) -> PageRequest:

@@ -37,8 +37,10 @@ CREATE TABLE checkpoints (
     PRIMARY KEY (job_uid, step)
 );
 
+-- The tables of runs are the mesh's now (its 0006_runs.sql), and are made there where this file is new.
+
 -- How far a job's run has been read. Offsets and what was read move in one transaction, so nothing counts twice.
-CREATE TABLE spools (
+CREATE TABLE IF NOT EXISTS spools (
     job_uid uuid PRIMARY KEY REFERENCES jobs ON DELETE CASCADE,
     attempt integer NOT NULL,
     record_offset_bytes bigint NOT NULL DEFAULT 0,
@@ -48,7 +50,7 @@ CREATE TABLE spools (
     sample_ordinal bigint NOT NULL DEFAULT 0
 );
 
-CREATE TABLE metric_points (
+CREATE TABLE IF NOT EXISTS metric_points (
     job_uid uuid NOT NULL REFERENCES jobs ON DELETE CASCADE,
     ordinal bigint NOT NULL,
     attempt integer NOT NULL,
@@ -59,7 +61,7 @@ CREATE TABLE metric_points (
     PRIMARY KEY (job_uid, ordinal)
 );
 
-CREATE TABLE log_lines (
+CREATE TABLE IF NOT EXISTS log_lines (
     job_uid uuid NOT NULL REFERENCES jobs ON DELETE CASCADE,
     ordinal bigint NOT NULL,
     attempt integer NOT NULL,
@@ -68,7 +70,7 @@ CREATE TABLE log_lines (
     PRIMARY KEY (job_uid, ordinal)
 );
 
-CREATE TABLE samples (
+CREATE TABLE IF NOT EXISTS samples (
     job_uid uuid NOT NULL REFERENCES jobs ON DELETE CASCADE,
     ordinal bigint NOT NULL,
     attempt integer NOT NULL,

@@ -19,15 +19,17 @@ from services.mesh.errors import Aborted
 from services.mesh.jobs.model import Lease, storable
 from services.mesh.jobs.store import Jobs
 from services.mesh.jobs.warnings import JobWarning, JobWarnings, Severity
+from services.mesh.streams import store as series
+from services.mesh.streams.model import LogLine, MetricPoint, Sample
+from services.mesh.streams.series import series_topic
 from services.trainer.checkpoints.ingest import CheckpointIngest
-from services.trainer.entities import Checkpoint, LogLine, MetricPoint, Sample, SpoolPosition
+from services.trainer.entities import Checkpoint, SpoolPosition
 from services.trainer.runs import spans as run_trace
 from services.trainer.runs import spool
 from services.trainer.runs.lag import Lag
 from services.trainer.runs.runners import Run
 from services.trainer.runs.runners.local import OUTPUT_FILE
-from services.trainer.store import series as store
-from services.trainer.streams.series import series_topic
+from services.trainer.store import spools
 from services.trainer.training import launch_plan as plans
 
 READ_BYTES = 1 << 20
@@ -131,7 +133,7 @@ class Follower:
 
     async def _stored_position(self) -> SpoolPosition:
         async with self._database.transaction() as connection:
-            position = await store.position(connection, self._lease.job.uid)
+            position = await spools.position(connection, self._lease.job.uid)
         assert position is not None, "an attempt begins with its position"
         return position
 
@@ -177,13 +179,13 @@ class Follower:
         uid = self._lease.job.uid
         async with self._database.transaction() as connection:
             job = await self._jobs.held(connection, self._lease)
-            if await store.position(connection, uid) != read_at:
+            if await spools.position(connection, uid) != read_at:
                 raise Aborted("SPOOL_MOVED", "somebody else has read on meanwhile", job=self._lease.job.name)
             await _store_series(connection, uid, batch)
             for checkpoint in batch.checkpoints:
                 await self._intake.store(connection, job, checkpoint)
             await self._warnings.add(connection, job, batch.warnings)
-            await store.set_position(connection, uid, batch.position)
+            await spools.set_position(connection, uid, batch.position)
             if batch.progress:
                 await self._jobs.report(connection, self._lease, batch.progress)
             await self._database.notify(connection, series_topic(uid))
@@ -191,11 +193,11 @@ class Follower:
 
 async def _store_series(connection: Connection, uid: Any, batch: _Batch) -> None:
     if batch.points:
-        await store.add_metrics(connection, uid, batch.points)
+        await series.add_metrics(connection, uid, batch.points)
     if batch.lines:
-        await store.add_logs(connection, uid, batch.lines)
+        await series.add_logs(connection, uid, batch.lines)
     if batch.samples:
-        await store.add_samples(connection, uid, batch.samples)
+        await series.add_samples(connection, uid, batch.samples)
 
 
 def _warning(record: spool.Problem, at: datetime, attempt: int) -> JobWarning:

@@ -9,10 +9,11 @@ from services.mesh.artifacts import references
 from services.mesh.db.postgres import Connection, Database
 from services.mesh.errors import FailedPrecondition, NotFound
 from services.mesh.jobs.store import TERMINAL, Job, Jobs, job_topic
+from services.mesh.streams import store as series
 from services.trainer.checkpoints.ingest import AnnounceCheckpoint
 from services.trainer.entities import Checkpoint, CheckpointState
 from services.trainer.store import checkpoints as store
-from services.trainer.store import files, series
+from services.trainer.store import files
 from services.trainer.store.files import FILES_TOPIC
 from services.trainer.training.input_references import check_unused
 from services.trainer.training.service import TRAINING

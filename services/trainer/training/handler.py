@@ -26,7 +26,7 @@ from services.trainer.runs.runners import Run
 from services.trainer.runs.runners.local import LocalRun, last_lines
 from services.trainer.runs.stall import Stall
 from services.trainer.settings import Settings
-from services.trainer.store import checkpoints, series
+from services.trainer.store import checkpoints, spools
 from services.trainer.training import launch_plan as plans
 from services.trainer.training.preparation import Preparation
 
@@ -100,7 +100,7 @@ class TrainingHandler:
     async def _find(self, lease: Lease) -> Run | None:
         """The run that the last holder of the lease had started; None when it had not come so far."""
         async with self._database.transaction() as connection:
-            position = await series.position(connection, lease.job.uid)
+            position = await spools.position(connection, lease.job.uid)
             attempts = (await self._jobs.attempts(connection, [lease.job.uid]))[lease.job.uid]
         if position is None or not attempts or attempts[-1].end_time is not None:
             return None
@@ -116,9 +116,9 @@ class TrainingHandler:
         resume = await self._keeper.resume_point(lease)
         async with self._database.transaction() as connection:
             attempt = await self._jobs.begin_attempt(connection, lease, resume.step if resume else 0)
-            old = await series.position(connection, lease.job.uid) or SpoolPosition(0)
+            old = await spools.position(connection, lease.job.uid) or SpoolPosition(0)
             ordinals = (old.metric_ordinal, old.log_ordinal, old.sample_ordinal)
-            await series.set_position(connection, lease.job.uid, SpoolPosition(attempt, 0, 0, *ordinals))
+            await spools.set_position(connection, lease.job.uid, SpoolPosition(attempt, 0, 0, *ordinals))
             await checkpoints.drop_verifying(connection, lease.job.uid)
             progress = {"phase": "starting", "step_count": resume.step if resume else 0}
             await self._jobs.report(connection, lease, progress)

@@ -16,10 +16,10 @@ from services.mesh import names
 from services.mesh.artifacts import references
 from services.mesh.errors import FailedPrecondition, InvalidArgument, NotFound
 from services.mesh.rpc import client
+from services.mesh.streams import store as series
 from services.trainer.checkpoints.lifecycle import CheckpointLifecycle
 from services.trainer.dataset_client import DatasetClient
 from services.trainer.entities import DatasetVersion
-from services.trainer.store import series
 from tests.integration.trainer import test_runs
 from tests.integration.trainer.test_letting_go import training_states
 from tests.integration.trainer.test_retention import only_weights, states, weights_there

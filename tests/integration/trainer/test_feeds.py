@@ -17,11 +17,11 @@ from services.mesh.db.postgres import Connection, Database
 from services.mesh.errors import NotFound
 from services.mesh.jobs.model import Job, State
 from services.mesh.jobs.store import Jobs
-from services.trainer.entities import MetricPoint
-from services.trainer.store import series as store
-from services.trainer.streams import broadcast as feeds_module
-from services.trainer.streams.broadcast import Batch, Broadcasts, Source
-from services.trainer.streams.series import series_topic
+from services.mesh.streams import broadcast as feeds_module
+from services.mesh.streams import store
+from services.mesh.streams.broadcast import Batch, Broadcasts, Source
+from services.mesh.streams.model import MetricPoint
+from services.mesh.streams.series import series_topic
 from tests.fix_member import PROJECT, until
 
 HEARTBEAT_SECONDS = 0.02

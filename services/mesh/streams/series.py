@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 from uuid import UUID
 
 from services.mesh import names
 from services.mesh.db.postgres import Database
 from services.mesh.errors import InvalidArgument
+from services.mesh.jobs.resource import JobKind
 from services.mesh.jobs.store import Jobs
 from services.mesh.rpc.pagination import Page, PageRequest
-from services.trainer.entities import LogLine, MetricPoint, Sample
-from services.trainer.store import series as store
-from services.trainer.streams.broadcast import BATCH, Batch, Broadcasts, Source
+from services.mesh.streams import store
+from services.mesh.streams.broadcast import BATCH, Batch, Broadcasts, Source
+from services.mesh.streams.model import LogLine, MetricPoint, Sample
 
 T = TypeVar("T", MetricPoint, LogLine)
 
@@ -27,11 +28,12 @@ def series_topic(job_uid: UUID) -> str:
 
 
 class Series:
-    """Use cases."""
+    """Use cases of the series that jobs of one kind report."""
 
-    def __init__(self, database: Database, jobs: Jobs) -> None:
+    def __init__(self, database: Database, jobs: Jobs, kind: JobKind[Any]) -> None:
         self._database = database
         self._jobs = jobs
+        self._pattern = kind.pattern
         self._feeds = Broadcasts(database, jobs)
 
     def metrics(
@@ -68,7 +70,7 @@ class Series:
 
     async def samples(self, name: str, step: int | None, split: str, page: PageRequest) -> Page[Sample]:
         """In the order they were stored."""
-        names.parse(names.TRAINING_JOB, name, "parent")
+        names.parse(self._pattern, name, "parent")
         after = int(page.after[0]) if page.after else 0
         async with self._database.transaction() as connection:
             job = await self._jobs.get(connection, name)
@@ -78,7 +80,7 @@ class Series:
     async def _follow(
         self, name: str, after: int, source_of: Callable[[UUID], Source[T]], stored_only: bool
     ) -> AsyncIterator[Batch[T]]:
-        names.parse(names.TRAINING_JOB, name)
+        names.parse(self._pattern, name)
         if after < 0:
             raise InvalidArgument.of("after_ordinal", f"must not be negative (got {after})")
         async with self._database.transaction() as connection:
