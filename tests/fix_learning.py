@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from services.trainer.runs.spool import Checkpoint, End, Metrics, Record
+from services.mesh.runs.spool import End, Metrics, Record
+from services.trainer.runs.records import Checkpoint
 from tests.fix_runner import AttemptMaker, PrivateRay, write_rows
 
 # The share of right answers, drawn at temperature 1: of the base at most, and what each algorithm is to reach.

@@ -19,10 +19,12 @@ import grpc
 import pytest
 
 from services.mesh.processes.fork_server.client import VARIABLE, Forked, Request, fork
+from services.mesh.runs.files import PLAN_FILE, SPOOL_FILE
+from services.mesh.runs.spool import End, Record
 from services.mesh.validation.params import parse
 from services.supervisor.embedded.ray_head import NODES_ALIVE, NODES_CALL, REPLY_WITH_A_NODE_BYTES
 from services.trainer.algorithms import algorithms
-from services.trainer.runs.spool import End, Record, read_from
+from services.trainer.runs.records import read_from
 from services.trainer.training import launch_plan as plans
 
 CONFIG = {
@@ -178,7 +180,7 @@ class Runner:
                 request = Request(arguments, {**ENVIRONMENT, VARIABLE: str(fork_server)}, str(folder), detached=True)
                 self._process = Forked(fork(fork_server, request, [0, log.fileno(), log.fileno()]))
         self.pid = self._process.pid
-        self._spool = folder / plans.SPOOL_FILE
+        self._spool = folder / SPOOL_FILE
 
     def poll(self) -> int | None:
         """The exit status of who has ended. Of one that was forked it is lost: 0 where it has said that it ends."""
@@ -232,7 +234,7 @@ class Attempt:
         return self.records()
 
     def records(self) -> list[Record]:
-        return read_from(self.folder / plans.SPOOL_FILE, 0, 1 << 30)[0]
+        return read_from(self.folder / SPOOL_FILE, 0, 1 << 30)[0]
 
     def wait_for(self, wanted: Any, seconds: float = 400) -> Record:
         """The first record for which `wanted` holds."""
@@ -289,7 +291,7 @@ class AttemptMaker:
 
     def of(self, folder: Path, plan: plans.LaunchPlan, **changes: Any) -> Attempt:
         plan = replace(plan, **changes)
-        (folder / plans.PLAN_FILE).write_bytes(plans.encode(plan))
+        (folder / PLAN_FILE).write_bytes(plans.encode(plan))
         return Attempt(folder, plan, self.started, self.fork_server)
 
 

@@ -7,6 +7,8 @@ from rlhf.trainer.v1.trainer_service_pb2_grpc import add_TrainerServiceServicer_
 
 from services.mesh import identity
 from services.mesh.rpc.server import Process, Server
+from services.mesh.runs.handler import RunRules
+from services.mesh.runs.runners import Entrypoint
 from services.mesh.service import JobService
 from services.mesh.settings import child_environment
 from services.mesh.streams.series import Series
@@ -27,7 +29,7 @@ from services.trainer.store.checkpoints import by_state as checkpoints_by_state
 from services.trainer.training.checks import Capacity
 from services.trainer.training.deletion import Deletion
 from services.trainer.training.disk_estimate import Disk
-from services.trainer.training.handler import TrainingHandler
+from services.trainer.training.handler import RUNNER, TrainingHandler
 from services.trainer.training.preparation import Preparation
 from services.trainer.training.reward_dry_run import RewardTrials
 from services.trainer.training.service import TRAINING, TRAINING_JOBS, TrainingJobs
@@ -82,8 +84,10 @@ def build_worker(settings: Settings) -> Process:
     weights = WeightsCache(artifacts, corruption, weights_process, settings.cache_folder)
     preparation = Preparation(settings, database, jobs, weights, datasets, lifecycle)
     warnings = events.warnings_of(jobs, log)
+    rules = RunRules(settings.cancel_grace_seconds, settings.stall_seconds, settings.max_retries)
+    runner = Entrypoint(settings.worker_python, RUNNER, environment, settings.fork_server)
     handlers = {
-        TRAINING: TrainingHandler(settings, database, jobs, warnings, preparation, ingest, lifecycle, environment),
+        TRAINING: TrainingHandler(rules, database, jobs, warnings, runner, preparation, ingest, lifecycle),
         IMPORT: ImportHandler(settings, database, jobs, artifacts, weights, weights_process),
     }
     process = service.worker(

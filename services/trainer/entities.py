@@ -236,15 +236,3 @@ class RewardTrial:
 
     verdicts: list[RewardVerdict]
     elapsed_seconds: float
-
-
-@dataclass(frozen=True)
-class SpoolPosition:
-    """How far a run has been read, in bytes, and the last ordinals that were given out."""
-
-    attempt: int
-    record_offset_bytes: int = 0
-    output_offset_bytes: int = 0
-    metric_ordinal: int = 0
-    log_ordinal: int = 0
-    sample_ordinal: int = 0

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from services.trainer.runs.spool import End, Metrics, Phase, Record
+from services.mesh.runs.spool import End, Metrics, Phase, Record
 from tests.bench.models import MODELS, make_model
 from tests.fix_runner import AttemptMaker, start_ray, write_rows
 

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from services.trainer.runs.spool import Metrics
+from services.mesh.runs.spool import Metrics
 from tests.bench.bench_trl import MAX_LENGTH, MAX_NEW, MAX_PROMPT, rows
 from tests.bench.models import make_model
 from tests.fix_runner import Attempt, AttemptMaker, PrivateRay, start_ray, write_rows

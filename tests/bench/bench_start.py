@@ -17,8 +17,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from services.trainer.runs import spool
-from services.trainer.training import launch_plan as plans
+from services.mesh.runs import spool
+from services.mesh.runs.files import SPOOL_FILE
+from services.trainer.runs.records import read_from
 from tests.bench.bench_training import PARAMS, answer, rows
 from tests.fix_mesh import Mesh, embedded_mesh
 from tests.fix_runner import CONFIG
@@ -46,7 +47,7 @@ def start(mesh: Mesh, algorithm: str, name: str) -> tuple[float, float]:
     created = datetime.fromisoformat(job["createTime"]).timestamp()
     # The newest.
     attempt = max((mesh.home.root / "trainer" / "jobs").glob("*/attempts/1"), key=lambda path: path.stat().st_mtime)
-    records, _ = spool.read_from(attempt / plans.SPOOL_FILE, 0, 1 << 30)
+    records, _ = read_from(attempt / SPOOL_FILE, 0, 1 << 30)
     first = next(record for record in records if isinstance(record, spool.Metrics) and record.step == 1)
     return first.time_ns / 1e9 - created, records[-1].time_ns / 1e9 - created
 

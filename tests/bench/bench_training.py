@@ -25,7 +25,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from services.trainer.runs import spool
+from services.mesh.runs import spool
+from services.mesh.runs.files import PLAN_FILE, SPOOL_FILE
+from services.trainer.runs.records import read_from
 from services.trainer.training import launch_plan as plans
 from tests.fix_mesh import Mesh, embedded_mesh
 from tests.fix_runner import CONFIG
@@ -79,9 +81,9 @@ def through_the_platform(root: Path, algorithm: str, steps: int) -> tuple[list[i
         (attempt,) = (root / "home" / "trainer" / "jobs").glob("*/attempts/1")
         plan = plans.read(attempt)
         model = shutil.copytree(plan.model_path, bare / "model")
-    records, _ = spool.read_from(attempt / plans.SPOOL_FILE, 0, 1 << 30)
+    records, _ = read_from(attempt / SPOOL_FILE, 0, 1 << 30)
     own = replace(plan, model_path=str(model), train_path=str(data), validation_path=None, work_dir=str(bare))
-    (bare / plans.PLAN_FILE).write_bytes(plans.encode(own))
+    (bare / PLAN_FILE).write_bytes(plans.encode(own))
     return [record.time_ns for record in records if isinstance(record, spool.Metrics)], bare
 
 

@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from services.trainer.runs.spool import Metrics
+from services.mesh.runs.spool import Metrics
 from tests.bench.bench_training import interval
 from tests.bench.models import MODELS, make_model
 from tests.bench.peer_trl import Settings, Step

@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from services.trainer.runs import spool
+from services.mesh.runs import spool
 from services.trainer.training.launch_plan import read
 
 

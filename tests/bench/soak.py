@@ -36,9 +36,9 @@ import psycopg
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from services.mesh.processes import procfs
+from services.mesh.runs import processes
 from services.supervisor import leftovers, state
 from services.supervisor.embedded import Home
-from services.trainer.runs.runners import processes
 from tests.fix_live import LiveMesh, live_home
 
 _ROLLOUT = {

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from services.mesh.processes import procfs
-from services.trainer.runs.runners import processes
+from services.mesh.runs import processes
 from tests.fix_live import GRPO, GRPO_PARAMS, LiveMesh, live_home, wait_until
 
 # One job that is hit four times takes some eight minutes on two cores.

@@ -19,7 +19,7 @@ from services.mesh.jobs.model import storable
 from services.mesh.jobs.store import Job
 from services.models import lineage
 from services.trainer.entities import Checkpoint, CheckpointState, TrainingSpec, TrainingStateState
-from services.trainer.runs import spool
+from services.trainer.runs import records
 from services.trainer.store import checkpoints as store
 from services.trainer.training.input_references import hold_checkpoint
 
@@ -35,7 +35,7 @@ class CheckpointIngest:
         self._artifacts = artifacts
         self._announce = announce
 
-    async def take(self, job: Job, attempt: int, record: spool.Checkpoint, at: datetime) -> Checkpoint:
+    async def take(self, job: Job, attempt: int, record: records.Checkpoint, at: datetime) -> Checkpoint:
         """The row of a checkpoint record. Weights are stored first: READY ones, of which those that changed since they
         were verified are CORRUPT, and those that the check could not confirm, for the check may be what is wrong."""
         manifest: Manifest | None = None
@@ -101,7 +101,7 @@ class CheckpointIngest:
             raise Aborted("BLOBS_COLLECTED", f"{error.message}; it is stored again", name=checkpoint.name) from None
 
 
-def _provenance(job: Job, attempt: int, record: spool.Checkpoint) -> dict[str, Any]:
+def _provenance(job: Job, attempt: int, record: records.Checkpoint) -> dict[str, Any]:
     """Fields of rlhf.type.v1.Provenance, all that is known without a look at other checkpoints."""
     spec = TrainingSpec(**job.spec)
     return {

@@ -16,7 +16,7 @@ from uuid import UUID
 from services.mesh.artifacts import references
 from services.mesh.artifacts.gc import Collector
 from services.mesh.db.postgres import Database, wait
-from services.mesh.errors import Aborted, FailedPrecondition, PlatformError, Unavailable
+from services.mesh.errors import FailedPrecondition, PlatformError, Unavailable
 from services.mesh.jobs.store import Jobs, Lease
 from services.trainer.checkpoints.ingest import AnnounceCheckpoint, training_state_sha256
 from services.trainer.checkpoints.retention import reason, settings_of, surplus, surplus_unconfirmed
@@ -52,17 +52,6 @@ class CheckpointLifecycle:
 
     def folder(self, lease: Lease) -> Path:
         return self._jobs_folder / str(lease.job.uid)
-
-    async def lost(self, lease: Lease) -> bool:
-        """Whether somebody else holds the lease: what fails then is that files have moved on under the next holder."""
-        try:
-            async with self._database.transaction() as connection:
-                await self._jobs.held(connection, lease)
-        except Aborted:
-            return True
-        except Unavailable:
-            pass
-        return False
 
     async def resume_point(self, lease: Lease) -> ResumePoint | None:
         """The newest training state that still is what was saved; those that are not are marked and stepped over.

@@ -1,1 +1,1 @@
-"""Runs of training jobs: started at a place to run, followed by their spool, watched."""
+"""Training runs: their records, and warnings of runs in which nothing is learnt."""

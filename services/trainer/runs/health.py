@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from services.trainer.runs.spool import Problem
+from services.mesh.runs.spool import Problem
 from services.trainer.training.launch_plan import LearnsFrom
 
 # Steps in a row. One or two happen to a sound run: a warm-up begins at a learning rate of 0, the answers to a few

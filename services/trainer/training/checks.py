@@ -12,6 +12,7 @@ from services import rewards
 from services.mesh import names
 from services.mesh.errors import InvalidArgument, Violation
 from services.mesh.rpc.labels import check_labels
+from services.mesh.runs.runners import runners
 from services.mesh.validation import params
 from services.mesh.validation.partial import collect_violations, find_or_report, partial_instance, value_or
 from services.models import tokenizer_compat
@@ -21,7 +22,6 @@ from services.trainer.algorithms import Algorithm, algorithms
 from services.trainer.algorithms.retention import check_retention
 from services.trainer.algorithms.validation_series import settle
 from services.trainer.entities import BaseModel, DatasetVersion, NewTrainingJob, TrainingSpec
-from services.trainer.runs.runners import TARGETS
 from services.trainer.training import request_limits
 from services.trainer.training.disk_estimate import Disk, DiskForecast, check_room, forecast, save_every, to_json
 from services.trainer.training.forecast_request import Forecast, Forecaster, ForecastRequest, no_forecast
@@ -249,8 +249,9 @@ def _check_form(new: NewTrainingJob, site: Capacity) -> list[Violation]:
         found.append(Violation("parent", f"must be of the form {names.PROJECT}"))
     if abs(new.priority) > MAX_PRIORITY:
         found.append(Violation("priority", f"must be from -{MAX_PRIORITY} to {MAX_PRIORITY} (got {new.priority})"))
-    if new.target not in ("", *TARGETS):
-        found.append(Violation("placement.target", f"unknown target {new.target!r}; one of {', '.join(TARGETS)}"))
+    if new.target not in ("", *runners.names()):
+        known = ", ".join(runners.names())
+        found.append(Violation("placement.target", f"unknown target {new.target!r}; one of {known}"))
     if not 0 <= new.gpu_count <= site.slots:
         found.append(Violation("placement.resources.gpu_count", f"must be from 1 to {site.slots}, what there is"))
     return found

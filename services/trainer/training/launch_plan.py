@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from services.mesh.runs.files import PLAN_FILE
 from services.models.shape import ModelShape
 from services.rewards.spec import DEFAULT_REWARD_SITE, RewardSite, RewardSpec
 
@@ -22,13 +23,6 @@ CheckpointKind = Literal["full", "adapter", "reward"]
 # prompt whose answers got different rewards; two answers of different reward. A gradient that comes from a KL or an
 # entropy term alone teaches nothing that the rewards say.
 LearnsFrom = Literal["gradient", "groups", "rewards"]
-PLAN_FILE = "plan.json"
-SPOOL_FILE = "spool.jsonl"
-CONTROL_FILE = "control.json"
-RUNNER_FILE = "runner.json"
-# Of the run's other processes, and what each was doing when the run was given up.
-PROCESSES_FILE = "processes.json"
-STACKS_FILE = "stacks.txt"
 
 
 @dataclass(frozen=True)
@@ -148,6 +142,15 @@ class LaunchPlan:
     def max_tokens_param(self) -> str:
         """The parameter that a user calls `max_tokens`."""
         return "max_prompt_length" if self.trainer == "rl" else "max_length"
+
+    @property
+    def span_attributes(self) -> dict[str, str | int | float | bool]:
+        """What the spans of the run tell of it."""
+        return {
+            "rlhf.job.name": self.job,
+            "rlhf.job.attempt": self.attempt,
+            "rlhf.job.algorithm": self.algorithm,
+        }
 
     @property
     def start_step(self) -> int:

@@ -16,7 +16,7 @@ from services.trainer.entities import Layer, TrainingSpec
 from services.trainer.models.weights_cache import WeightsCache
 from services.trainer.settings import Settings
 from services.trainer.store.models import known_as
-from services.trainer.training.launch_plan import LaunchPlan, PlanInputs, ResumePoint
+from services.trainer.training.launch_plan import PlanInputs, ResumePoint, encode
 
 # What the job's judges have cost, of all its attempts.
 LEDGER_FILE = "reward_cost.json"
@@ -74,8 +74,9 @@ class Preparation:
         return target
 
     def plan(
-        self, lease: Lease, spec: TrainingSpec, attempt: int, inputs: Inputs, resume: ResumePoint | None, folder: Path
-    ) -> LaunchPlan:
+        self, lease: Lease, spec: TrainingSpec, inputs: Inputs, resume: ResumePoint | None, attempt: int, folder: Path
+    ) -> bytes:
+        """The document of an attempt, `plan.json`."""
         algorithm = algorithms.get(spec.algorithm)
         plan_inputs = PlanInputs(
             job=lease.job.name,
@@ -101,4 +102,4 @@ class Preparation:
                 ledger=str(self._keeper.folder(lease) / LEDGER_FILE),
             ),
         )
-        return algorithm.plan(params.parse(algorithm.Params, spec.params), plan_inputs)
+        return encode(algorithm.plan(params.parse(algorithm.Params, spec.params), plan_inputs))

@@ -21,10 +21,10 @@ import msgspec
 import torch
 from torch import Tensor
 
+from services.mesh.runs.runners.local import write_atomically
 from services.models import loading
 from services.trainer.losses.dpo import Answers, pair_losses
 from services.trainer.losses.token_logprobs import token_logprobs
-from services.trainer.runs.runners.local import write_atomically
 from services.trainer.training.launch_plan import DpoLoss, LaunchPlan
 
 HELD_OUT_FILE = "held_out.msgpack"

@@ -9,9 +9,9 @@ from pathlib import Path
 import msgspec
 import torch
 
+from services.mesh.runs.spool import Sample
 from services.models import chat_template, loading
 from services.trainer.losses.bradley_terry import bradley_terry
-from services.trainer.runs.spool import Sample
 from services.trainer.training.launch_plan import PairValidationPlan, RewardModelLoss
 
 Messages = list[dict[str, str]]

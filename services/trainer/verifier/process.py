@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from services import rewards
 from services.mesh.artifacts import Manifest
+from services.mesh.runs.files import SPOOL_FILE
+from services.mesh.runs.runners.local import stop_requested
+from services.mesh.runs.spool import Metrics, Problem, Sample, SampleBatch, Severity, SpoolWriter
 from services.models import lineage
 from services.models.probe import TOLERANCE, ask, difference
 from services.rewards.spec import RewardSpec
-from services.trainer.runs.runners.local import stop_requested
-from services.trainer.runs.spool import Checkpoint, Metrics, Problem, Sample, SampleBatch, Severity, SpoolWriter
+from services.trainer.runs.records import Checkpoint
 from services.trainer.training import launch_plan as plans
 from services.trainer.verifier.prompts import Question, read_questions, reward_for, score, summarise
 from services.trainer.verifier.requests import CheckRequest, requests_from_parent
@@ -51,7 +53,7 @@ def main(folder: Path) -> int:
     import torch
 
     torch.set_num_threads(1)
-    checker = Checker(plans.read(folder), SpoolWriter(folder / plans.SPOOL_FILE))
+    checker = Checker(plans.read(folder), SpoolWriter(folder / SPOOL_FILE))
     while (request := requests.get()) is not None:
         checker.handle(request)
     return 0

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import msgspec
 
+from services.mesh.runs.spool import SpoolWriter
 from services.models.probe import PROBE_FILE, Probe
-from services.trainer.runs.spool import SpoolWriter
 from services.trainer.training.launch_plan import LaunchPlan, ResumePoint
 from services.trainer.verifier.requests import CheckRequest
 from services.trainer.verl.verification.side_process import SideProcess

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from services.mesh.runs.spool import Phase, Problem, SpoolWriter
 from services.trainer.runs.health import LEFT_OUT_SHARE
-from services.trainer.runs.spool import Phase, Problem, SpoolWriter
 from services.trainer.training.launch_plan import LaunchPlan
 from services.trainer.verl.checkpoints import CheckpointPublisher
 from services.trainer.verl.reporting import StepReporter

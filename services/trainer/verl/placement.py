@@ -8,8 +8,8 @@ from typing import Any
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
+from services.mesh.runs.process import Control, StopRequestedError
 from services.trainer.training.launch_plan import Device
-from services.trainer.verl.control import Control, StopRequestedError
 from services.trainer.verl.heartbeat import Repeated
 
 # Ray waits in whole seconds.

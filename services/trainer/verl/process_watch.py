@@ -24,7 +24,7 @@ from ray._private.worker import global_worker
 
 from services.mesh.processes import procfs
 from services.mesh.processes.procfs import ProcessId
-from services.trainer.runs.runners.processes import RunProcess, write
+from services.mesh.runs.processes import RunProcess, write
 from services.trainer.verl.failures import ActorLostError, NodeLostError, RayUnreachableError, explain
 
 log = logging.getLogger(__name__)

@@ -14,8 +14,8 @@ import ray
 from ray import _raylet
 from ray.exceptions import RpcError
 
+from services.mesh.runs.process import Control, StopRequestedError
 from services.trainer.training.launch_plan import LaunchPlan
-from services.trainer.verl.control import Control, StopRequestedError
 from services.trainer.verl.failures import RayUnreachableError
 from services.trainer.verl.heartbeat import Repeated
 

@@ -7,11 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from services.mesh.runs.files import PLAN_FILE, SPOOL_FILE
+from services.mesh.runs.process import Control
+from services.mesh.runs.spool import Metrics, Phase, SpoolWriter
 from services.trainer.runs.health import NothingLearnt, RunHealth
-from services.trainer.runs.spool import Metrics, Phase, SpoolWriter, read_all
+from services.trainer.runs.records import read_all
 from services.trainer.training import launch_plan as plans
-from services.trainer.training.launch_plan import PLAN_FILE, SPOOL_FILE, LaunchPlan
-from services.trainer.verl.control import Control
+from services.trainer.training.launch_plan import LaunchPlan
 from services.trainer.verl.metrics import translate
 
 # Of the steps, in the job's log.

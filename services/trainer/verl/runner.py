@@ -18,15 +18,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
+from services.mesh.runs.files import SPOOL_FILE
+from services.mesh.runs.process import Control, StopRequestedError, identify
+from services.mesh.runs.spans import TracedSpool
+from services.mesh.runs.spool import End, Phase, Problem, Software, SpoolWriter
 from services.models import lineage
-from services.trainer.runs.spans import TracedSpool
-from services.trainer.runs.spool import End, Phase, Problem, Software, SpoolWriter
 from services.trainer.training import launch_plan as plans
 from services.trainer.training.launch_plan import LaunchPlan
 from services.trainer.verl import environment, stacks
-from services.trainer.verl.control import Control, StopRequestedError
 from services.trainer.verl.failures import explain
 from services.trainer.verl.patches import hooks
 
@@ -43,12 +42,12 @@ def main(folder: Path) -> int:
     """Run the attempt in `folder`. 0 when an End record was written, whatever the outcome."""
     folder = folder.resolve()
     identify(folder)
-    spool = TracedSpool(folder / plans.SPOOL_FILE)
+    spool = TracedSpool(folder / SPOOL_FILE)
     try:
         spool.append(Phase(phase="starting"))
         spool.append(Software(versions=dict(lineage.software())))
         plan = plans.read(folder)
-        spool.begin(plan)
+        spool.begin(plan.traceparent, plan.span_attributes)
         with tempfile.TemporaryDirectory(prefix="rlhf-rendezvous-", ignore_cleanup_errors=True) as rendezvous:
             own = environment.of_one_run(rendezvous, folder, dropout=plan.trainer == "sft")
             variables = environment.variables(plan.device) | own
@@ -67,16 +66,6 @@ def main(folder: Path) -> int:
         # It could not be left, see process_watch.py, and would now wait for what is lost.
         os._exit(status)
     return status
-
-
-def identify(folder: Path) -> None:
-    """Write who runs here: pids are reused, so the process's start time (clock ticks since boot) stands beside it."""
-    # The 22nd field of stat; the 2nd, the command's name, may hold blanks and ends with the last ")".
-    stat = Path("/proc/self/stat").read_text("ascii", "replace").rpartition(")")[2].split()
-    identity = {"pid": os.getpid(), "start_ticks": int(stat[19])}
-    partial = folder / f"{plans.RUNNER_FILE}.partial"
-    partial.write_bytes(msgspec.json.encode(identity))
-    partial.replace(folder / plans.RUNNER_FILE)
 
 
 def _run(folder: Path, plan: LaunchPlan, spool: SpoolWriter, variables: dict[str, str]) -> End:

@@ -8,7 +8,7 @@ import os
 import signal
 from pathlib import Path
 
-from services.trainer.training.launch_plan import STACKS_FILE
+from services.mesh.runs.files import STACKS_FILE
 from services.trainer.verl.environment import FOLDER
 
 

@@ -26,11 +26,11 @@ MAY_READ_THE_CLOCK = {
     "mesh/names.py",
     # Beside the ages of files, which the file system dates by that clock; what changed since the last look stays.
     "mesh/db/expiry.py",
-    "trainer/runs/follower.py",
+    "mesh/runs/follower.py",
     # Retry-After names a date of the other side's clock; what comes of it is bounded.
     "rewards/judges/http_client.py",
-    "trainer/runs/spans.py",
-    "trainer/runs/spool.py",
+    "mesh/runs/spans.py",
+    "mesh/runs/spool.py",
 }
 
 

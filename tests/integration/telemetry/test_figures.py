@@ -11,7 +11,7 @@ import websockets
 from rlhf.dataset.v1 import dataset_service_pb2 as pb
 from rlhf.dataset.v1.dataset_service_pb2_grpc import DatasetServiceStub
 
-from services.trainer.runs.lag import Lag
+from services.mesh.runs.lag import Lag
 from tests.fix_member import until
 from tests.fix_telemetry import Figure
 from tests.integration.telemetry.conftest import PARENT, ROWS, Mesh, job_of
@@ -180,7 +180,7 @@ async def test_the_audit_log(mesh: Mesh, lines: Lines) -> None:
 
 def test_lag_is_what_is_written_and_not_stored(tmp_path: Any, monkeypatch: pytest.MonkeyPatch, figure: Figure) -> None:
     now = 100.0
-    monkeypatch.setattr("services.trainer.runs.lag.time.monotonic", lambda: now)
+    monkeypatch.setattr("services.mesh.runs.lag.time.monotonic", lambda: now)
     spool = tmp_path / "spool.jsonl"
     lag = Lag(spool)
     with lag.observed():

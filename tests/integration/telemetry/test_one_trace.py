@@ -9,7 +9,8 @@ from opentelemetry.trace import SpanKind
 from rlhf.dataset.v1 import dataset_service_pb2 as pb
 from rlhf.dataset.v1.dataset_service_pb2_grpc import DatasetServiceStub
 
-from services.trainer.runs import spool
+from services.mesh.runs import spool
+from services.trainer.runs.records import read_from
 from tests.fix_member import until
 from tests.fix_telemetry import Spans, hexadecimal
 from tests.integration.telemetry.conftest import PARENT, Mesh, job_of
@@ -67,7 +68,7 @@ async def test_spans_of_a_run_are_exported_as_it_wrote_them(spans: Spans, mesh: 
     )
     await mesh.until(f"/v1/{made['name']}", lambda job: "endTime" in job)
     [path] = mesh.home.glob("trainer/jobs/*/attempts/1/spool.jsonl")
-    records, _ = spool.read_from(path, 0)
+    records, _ = read_from(path, 0)
     written = {r.span_id: r for r in records if isinstance(r, spool.Span)}
     assert {record.name for record in written.values()} == {"starting", "training", "run"}
     assert isinstance(records[-1], spool.End)
@@ -91,7 +92,7 @@ async def test_what_the_caller_does_not_record_is_not_recorded(spans: Spans, mes
     await mesh.until(f"/v1/{made['name']}", lambda job: "endTime" in job)
     assert spans.all() == []
     [path] = mesh.home.glob("trainer/jobs/*/attempts/1/spool.jsonl")
-    assert not [record for record in spool.read_from(path, 0)[0] if isinstance(record, spool.Span)]
+    assert not [record for record in read_from(path, 0)[0] if isinstance(record, spool.Span)]
     plan = path.with_name("plan.json").read_text()
     assert f'"traceparent": "00-{trace}-' in plan
 

@@ -18,9 +18,10 @@ from pathlib import Path
 
 from services.mesh.artifacts import Manifest
 from services.mesh.processes import procfs
-from services.trainer.runs import spool
-from services.trainer.runs.runners import local, processes
-from services.trainer.runs.spans import TracedSpool
+from services.mesh.runs import processes, spool
+from services.mesh.runs.runners import local
+from services.mesh.runs.spans import TracedSpool
+from services.trainer.runs import records
 from services.trainer.training.launch_plan import read
 from services.trainer.verl import stacks
 from services.trainer.verl.environment import FOLDER
@@ -31,7 +32,10 @@ def main(folder: Path) -> None:
     os.environ[FOLDER] = str(folder)
     (folder / "runner.json").write_text(json.dumps({"pid": os.getpid()}))
     writer = TracedSpool(folder / "spool.jsonl")
-    writer.begin(plan)
+    writer.begin(
+        plan.traceparent,
+        plan.span_attributes,
+    )
     script = json.loads(os.environ["SCRIPT"])
     if script.get("starts_another"):
         other = procfs.identify(subprocess.Popen(["sleep", "3600"], start_new_session=True).pid)
@@ -100,11 +104,11 @@ def save(folder: Path, writer: spool.SpoolWriter, step: int, *, spoil: bool) -> 
     manifest = Manifest.of_folder(weights)
     kind = json.loads(os.environ["SCRIPT"]).get("kind", "full")
     common = {"step": step, "kind": kind, "path": str(weights), "training_state_path": str(state)}
-    writer.append(spool.Checkpoint(**common, state="verifying"))
+    writer.append(records.Checkpoint(**common, state="verifying"))
     if read(folder).attempt >= json.loads(os.environ["SCRIPT"]).get("unverified_from_attempt", 99):
         return
     if step in json.loads(os.environ["SCRIPT"]).get("unconfirmed_at", []):
-        writer.append(spool.Checkpoint(**common, state="corrupt", reason=f"ValueError: other answers at {step}\0"))
+        writer.append(records.Checkpoint(**common, state="corrupt", reason=f"ValueError: other answers at {step}\0"))
         return
     if spoil:
         (weights / "model.safetensors").write_text("something else")
@@ -112,7 +116,7 @@ def save(folder: Path, writer: spool.SpoolWriter, step: int, *, spoil: bool) -> 
     score = json.loads(os.environ["SCRIPT"]).get("scores", {}).get(str(step), step / 10)
     # Of conversations, by which jobs of `sft` choose, there is a loss.
     metrics = {"validation/score/mean": score, "validation/loss": 1 - score}
-    writer.append(spool.Checkpoint(**common, **facts, state="ready", metrics=metrics))
+    writer.append(records.Checkpoint(**common, **facts, state="ready", metrics=metrics))
     answer = spool.Sample(row_index=0, prompt="q", completion="a\0", expected=None, score=0.5, parts={"correct": 0.5})
     writer.append(spool.SampleBatch(step=step, split="validation", samples=[answer]))
 

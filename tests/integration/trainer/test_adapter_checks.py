@@ -14,11 +14,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from services.mesh.runs.files import SPOOL_FILE
+from services.mesh.runs.spool import Problem, SpoolWriter
 from services.models import adapter_sums
 from services.models.probe import Probe, ask
 from services.trainer.algorithms import algorithms
-from services.trainer.runs.spool import Checkpoint, Problem, SpoolWriter, read_from
-from services.trainer.training import launch_plan as plans
+from services.trainer.runs.records import Checkpoint, read_from
 from services.trainer.verifier.process import Checker
 from services.trainer.verifier.requests import CheckRequest
 from tests.fix_stored import store_as
@@ -53,7 +54,7 @@ def check(folder: Path, base: Path, adapter: Path, probe: Probe) -> tuple[str, s
     precision = "fp32" if probe.dtype == "float32" else "bf16"
     params = algorithms.get("sft").Params(precision=precision)
     inputs = replace(INPUTS, validation_path=None, work_dir=str(folder), model_path=str(base))
-    path = folder / plans.SPOOL_FILE
+    path = folder / SPOOL_FILE
     path.unlink(missing_ok=True)
     request = CheckRequest(step=1, path=str(adapter), kind="adapter", probe=probe)
     Checker(algorithms.get("sft").plan(params, inputs), SpoolWriter(path)).handle(request)

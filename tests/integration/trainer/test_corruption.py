@@ -14,7 +14,7 @@ from rlhf.type.v1 import checkpoint_pb2, job_state_pb2
 from services.mesh.artifacts import ArtifactStore
 from services.mesh.errors import DataLoss, FailedPrecondition, InvalidArgument, Unavailable
 from services.mesh.rpc import client
-from services.trainer.training import handler
+from services.mesh.runs import handler
 from tests.integration.trainer import test_runs
 from tests.integration.trainer.test_retention import states
 

@@ -12,9 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from services.trainer.runs.runners.local import LocalRun
-from services.trainer.runs.spool import End, Metrics, read_from
+from services.mesh.runs.files import SPOOL_FILE
+from services.mesh.runs.runners import Entrypoint
+from services.mesh.runs.runners.local import LocalRun
+from services.mesh.runs.spool import End, Metrics
+from services.trainer.runs.records import read_from
 from services.trainer.training import launch_plan as plans
+from services.trainer.training.handler import RUNNER
 from tests.fix_runner import ENVIRONMENT, AttemptMaker, PrivateRay, start_ray
 
 pytestmark = pytest.mark.slow
@@ -75,12 +79,12 @@ def _rays_own(ray: PrivateRay) -> list[tuple[str, int]]:
 async def test_a_run_starts_without_a_server_too(private_ray: PrivateRay, tmp_path: Path, tiny_model: Path) -> None:
     """One that is gone; the workers that Ray starts for the run do without it as well."""
     made = AttemptMaker(tmp_path, tiny_model, private_ray.address)("alone", "sft", steps=2, **PARAMS)
-    run = LocalRun(made.folder, sys.executable, ENVIRONMENT, fork_server=tmp_path / "gone")
-    await run.start(made.plan)
+    run = LocalRun(made.folder, Entrypoint(sys.executable, RUNNER, ENVIRONMENT, tmp_path / "gone"))
+    await run.start(plans.encode(made.plan))
     async with asyncio.timeout(200):
         while run.is_alive():  # noqa: ASYNC110 - a lock tells nobody
             await asyncio.sleep(0.2)
-    records, _ = read_from(made.folder / plans.SPOOL_FILE, 0, 1 << 30)
+    records, _ = read_from(made.folder / SPOOL_FILE, 0, 1 << 30)
     assert isinstance(records[-1], End) and records[-1].outcome == "succeeded", records[-1]
     run.clear()
 
@@ -89,12 +93,12 @@ async def test_a_forked_run_holds_its_lock_and_can_be_killed(
     private_ray: PrivateRay, tmp_path: Path, tiny_model: Path
 ) -> None:
     made = AttemptMaker(tmp_path, tiny_model, private_ray.address)("held", "sft", steps=1_000_000, **PARAMS)
-    run = LocalRun(made.folder, sys.executable, ENVIRONMENT, fork_server=private_ray.fork_server)
-    await run.start(made.plan)
+    run = LocalRun(made.folder, Entrypoint(sys.executable, RUNNER, ENVIRONMENT, private_ray.fork_server))
+    await run.start(plans.encode(made.plan))
     assert run.is_alive()
     made.wait_for(lambda record: isinstance(record, Metrics) and record.step == 1)
     # Whoever takes the job over finds the run by its folder.
-    LocalRun(made.folder, sys.executable, ENVIRONMENT).kill()
+    LocalRun(made.folder, Entrypoint(sys.executable, RUNNER, ENVIRONMENT)).kill()
     async with asyncio.timeout(60):
         while run.is_alive():  # noqa: ASYNC110 - a lock tells nobody
             await asyncio.sleep(0.1)

@@ -15,9 +15,11 @@ from rlhf.trainer.v1 import trainer_service_pb2 as pb
 from rlhf.type.v1 import job_state_pb2
 
 from services.mesh.rpc import client
-from services.trainer.runs.runners.local import LocalRun
-from services.trainer.runs.spool import Metrics, Phase, Problem, SpoolWriter, read_from
-from services.trainer.training import handler
+from services.mesh.runs import handler
+from services.mesh.runs.runners import Entrypoint
+from services.mesh.runs.runners.local import LocalRun
+from services.mesh.runs.spool import Metrics, Phase, Problem, SpoolWriter
+from services.trainer.runs.records import read_from
 from tests.fix_member import until
 from tests.integration.trainer import test_runs
 
@@ -142,7 +144,7 @@ async def test_a_job_that_waits_for_room_can_be_cancelled(
     name = await bench.create(steps=10_000)
     await bench.until(name, lambda job: job.phase == "waiting_for_disk")
     (folder,) = (bench.home / "trainer" / "jobs").glob("*/attempts/1")
-    run = LocalRun(folder, "", {})
+    run = LocalRun(folder, Entrypoint("", "", {}))
     assert run.is_alive()
     await client.call(bench.trainer.CancelTrainingJob(pb.CancelTrainingJobRequest(name=name)))
     await until(lambda: not run.is_alive())
@@ -160,7 +162,7 @@ def test_a_run_that_cannot_be_asked_to_stop_is_ended(tmp_path: Path) -> None:
         def kill(self) -> None:
             self.killed = True
 
-    run = Deaf(tmp_path, "", {})
+    run = Deaf(tmp_path, Entrypoint("", "", {}))
     run.request_stop()
     assert not run.killed and run.was_told_to_stop()
     (tmp_path / "control.json").unlink()

@@ -32,7 +32,7 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
 async def test_a_warning_of_a_run_is_a_record_of_the_job_and_an_event_of_its_own(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.trainer.training.handler._RETRY_SECONDS", 0.1)
+    monkeypatch.setattr("services.mesh.runs.handler._RETRY_SECONDS", 0.1)
     await bench.start_worker({"warn_at": [2, 3, 5], "save_at": [4], "die_at": 4}, monkeypatch)
     name = await bench.create()
     job = await bench.ended(name)

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from services.trainer.runs.runners import processes
-from services.trainer.runs.spool import Checkpoint, End, Metrics
+from services.mesh.runs import processes
+from services.mesh.runs.spool import End, Metrics
+from services.trainer.runs.records import Checkpoint
 from tests.fix_live import wait_until
 from tests.fix_runner import Attempt, AttemptMaker, PrivateRay, start_ray
 

@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 
 from services.mesh.artifacts import Manifest
+from services.mesh.runs.spool import End, Metrics, Problem, Record
 from services.models.probe import PROBE_FILE, ask, difference
-from services.trainer.runs.spool import Checkpoint, End, Metrics, Problem, Record
+from services.trainer.runs.records import Checkpoint
 from services.trainer.training import launch_plan as plans
 from tests.fix_matrix import DIAGONAL, Cell, covering, wanted_cells
 from tests.fix_runner import Attempt, AttemptMaker

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from services.trainer.runs.spool import Checkpoint, Problem, SampleBatch, SpoolWriter, read_from
-from services.trainer.training import launch_plan as plans
+from services.mesh.runs.files import SPOOL_FILE
+from services.mesh.runs.spool import Problem, SampleBatch, SpoolWriter
+from services.trainer.runs.records import Checkpoint, read_from
 from services.trainer.verifier.process import Checker
 from services.trainer.verifier.requests import CheckRequest
 from tests.unit.trainer.test_algorithms import plan
@@ -99,7 +100,7 @@ def checked(weights: Path, folder: Path, probe: Any) -> tuple[Checkpoint, list[s
             chosen, rejected = ([{"role": "assistant", "content": text}] for text in row)
             file.write(json.dumps({"prompt": asked, "chosen": chosen, "rejected": rejected}) + "\n")
     made = plan("reward_model", {"max_length": 16}, work_dir=str(folder), validation_path=str(validation))
-    path = folder / plans.SPOOL_FILE
+    path = folder / SPOOL_FILE
     Checker(made, SpoolWriter(path)).handle(CheckRequest(step=1, path=str(weights), kind="reward", probe=probe))
     records, _ = read_from(path, 0)
     [found] = [record for record in records if isinstance(record, Checkpoint)]

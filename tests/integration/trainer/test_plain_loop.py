@@ -19,7 +19,8 @@ from typing import Any
 
 import pytest
 
-from services.trainer.runs.spool import Checkpoint, End, Metrics
+from services.mesh.runs.spool import End, Metrics
+from services.trainer.runs.records import Checkpoint
 from tests.fix_runner import AttemptMaker
 
 torch = pytest.importorskip("torch")

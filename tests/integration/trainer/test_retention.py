@@ -18,10 +18,10 @@ from services.mesh.artifacts.gc import Collector
 from services.mesh.errors import FailedPrecondition, InvalidArgument, NotFound
 from services.mesh.jobs.store import Job
 from services.mesh.rpc import client
+from services.mesh.runs import handler
 from services.trainer.checkpoints.ingest import CheckpointIngest
 from services.trainer.checkpoints.lifecycle import CheckpointLifecycle
 from services.trainer.store import checkpoints as store
-from services.trainer.training import handler
 from tests.fix_member import until
 from tests.fix_references import insert_model
 from tests.integration.trainer import test_runs

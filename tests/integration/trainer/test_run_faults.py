@@ -17,9 +17,8 @@ from rlhf.type.v1 import checkpoint_pb2, job_state_pb2
 
 from services.mesh.artifacts import ArtifactStore, Manifest
 from services.mesh.errors import ResourceExhausted
-from services.trainer.runs.runners import processes
-from services.trainer.training import handler
-from services.trainer.training.handler import retry_seconds
+from services.mesh.runs import handler, processes
+from services.mesh.runs.handler import retry_seconds
 from services.trainer.training.preparation import Preparation
 from tests.integration.trainer import test_runs
 
@@ -178,7 +177,7 @@ async def test_run_of_a_job_that_fails_for_another_reason_is_ended(
     def broken(*_: Any) -> None:
         raise ValueError("a bug")
 
-    monkeypatch.setattr("services.trainer.runs.follower._take_metrics", broken)
+    monkeypatch.setattr("services.mesh.runs.follower.take_metrics", broken)
     before = run_folders()
     await bench.start_worker({"step_seconds": 0.2}, monkeypatch)
     name = await bench.create(steps=2000)
@@ -238,7 +237,7 @@ async def test_a_run_that_is_slow_or_waits_is_left_alone(bench: Bench, monkeypat
 
 async def test_a_stopped_run_is_killed_with_what_it_started(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(handler, "_RETRY_SECONDS", 0.05)
-    monkeypatch.setattr("services.trainer.runs.stall.STOPPED_SECONDS", 0.5)
+    monkeypatch.setattr("services.mesh.runs.stall.STOPPED_SECONDS", 0.5)
     await bench.start_worker({"step_seconds": 0.1, "save_at": [5], "starts_another": True}, monkeypatch)
     name = await bench.create(steps=12)
     await bench.until(name, lambda job: job.step_count >= 6)

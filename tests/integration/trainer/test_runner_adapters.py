@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from services.mesh.artifacts import Manifest
+from services.mesh.runs.spool import End, SampleBatch
 from services.models.merge import merge
-from services.trainer.runs.spool import Checkpoint, End, SampleBatch
+from services.trainer.runs.records import Checkpoint
 from services.trainer.training import launch_plan as plans
 from tests.fix_runner import AttemptMaker
 from tests.integration.trainer.test_merge import logits

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from services.trainer.runs.spool import Checkpoint, End, Metrics, Phase
+from services.mesh.runs.spool import End, Metrics, Phase
+from services.trainer.runs.records import Checkpoint
 from services.trainer.training import launch_plan as plans
 from tests.fix_runner import AttemptMaker, trained_rows_as_held_out
 from tests.fix_stored import store_as

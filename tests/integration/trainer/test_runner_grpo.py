@@ -6,7 +6,8 @@ import time
 
 import pytest
 
-from services.trainer.runs.spool import Checkpoint, End, Metrics, Phase, SampleBatch
+from services.mesh.runs.spool import End, Metrics, Phase, SampleBatch
+from services.trainer.runs.records import Checkpoint
 from tests.fix_runner import AttemptMaker, PrivateRay
 
 pytestmark = pytest.mark.slow

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+from services.mesh.runs.spool import End, Metrics, Problem, Record
 from services.trainer.runs.health import QUIET_STEPS, REWARD_STEPS
-from services.trainer.runs.spool import Checkpoint, End, Metrics, Problem, Record
+from services.trainer.runs.records import Checkpoint
 from tests.fix_runner import Attempt, AttemptMaker, write_rows
 
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from services.trainer.runs.spool import Checkpoint, End, Metrics, Record
+from services.mesh.runs.spool import End, Metrics, Record
+from services.trainer.runs.records import Checkpoint
 from services.trainer.training.launch_plan import ResumePoint
 from tests.fix_reward_model import tiny_reward_model as tiny_reward_model
 from tests.fix_runner import AttemptMaker

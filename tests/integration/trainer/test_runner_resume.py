@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from services.trainer.runs.spool import Checkpoint, End, Metrics, Record, Software
+from services.mesh.runs.spool import End, Metrics, Record, Software
+from services.trainer.runs.records import Checkpoint
 from services.trainer.training import launch_plan as plans
 from services.trainer.verl.verification.resume_check import SAMPLER_FILE
 from tests.fix_runner import AttemptMaker

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from services.trainer.runs.spool import Checkpoint, End, Metrics, SampleBatch
+from services.mesh.runs.spool import End, Metrics, SampleBatch
+from services.trainer.runs.records import Checkpoint
 from services.trainer.training import launch_plan as plans
 from tests.fix_runner import AttemptMaker
 

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from services.mesh.runs.spool import End, Metrics, Phase, Problem, Record, SampleBatch
 from services.rewards.spec import RewardSite
-from services.trainer.runs.spool import Checkpoint, End, Metrics, Phase, Problem, Record, SampleBatch
+from services.trainer.runs.records import Checkpoint
 from tests.fix_judge import Answer, FakeJudge, chat, start
 from tests.fix_reward_model import tiny_reward_model as tiny_reward_model
 from tests.fix_runner import RUNNER, Attempt, AttemptMaker

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from services.mesh.artifacts import Manifest
-from services.trainer.runs.spool import Checkpoint, End, Metrics, Phase, Problem, SampleBatch
+from services.mesh.runs.files import CONTROL_FILE, RUNNER_FILE
+from services.mesh.runs.spool import End, Metrics, Phase, Problem, SampleBatch
+from services.trainer.runs.records import Checkpoint
 from services.trainer.training import launch_plan as plans
 from tests.fix_runner import AttemptMaker, trained_rows_as_held_out
 
@@ -38,7 +40,7 @@ def test_a_run_and_its_resumption_take_the_same_steps(attempts: AttemptMaker) ->
     assert sampled == {0, 4, 6}
     scored = {r.step: r.values for r in records if isinstance(r, Metrics) and "validation/score/count" in r.values}
     assert {step: values["validation/score/count"] for step, values in scored.items()} == {0: 16, 4: 16, 6: 16}
-    assert json.loads((whole.folder / plans.RUNNER_FILE).read_text()).keys() == {"pid", "start_ticks"}
+    assert json.loads((whole.folder / RUNNER_FILE).read_text()).keys() == {"pid", "start_ticks"}
 
     ready = {r.step: r for r in records if isinstance(r, Checkpoint) and r.state == "ready"}
     assert ready[6].manifest_sha256 == Manifest.of_folder(Path(ready[6].path)).sha256
@@ -60,7 +62,7 @@ def test_a_stop_ends_within_a_step_and_keeps_the_weights(attempts: AttemptMaker)
     attempt = attempts("stopped", "sft", steps=100_000, **PARAMS)
     process = attempt.start()
     attempt.wait_for(lambda record: isinstance(record, Metrics) and record.step == 3)
-    (attempt.folder / plans.CONTROL_FILE).write_text('{"action":"stop"}')
+    (attempt.folder / CONTROL_FILE).write_text('{"action":"stop"}')
     asked_at = max(losses(attempt.records()))
     assert process.wait(timeout=120) == 0
 

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from services.trainer.runs.spool import Checkpoint, End, Metrics, Record
+from services.mesh.runs.spool import End, Metrics, Record
+from services.trainer.runs.records import Checkpoint
 from tests.fix_runner import AttemptMaker
 from tests.fix_stored import store_as
 from tests.integration.trainer.test_runner_resume import GRPO, SFT

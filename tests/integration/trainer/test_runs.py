@@ -253,7 +253,7 @@ async def test_no_job_starts_from_a_reward_model(bench: Bench, monkeypatch: pyte
 async def test_a_run_that_dies_is_started_again_from_its_last_checkpoint(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.trainer.training.handler._RETRY_SECONDS", 0.1)
+    monkeypatch.setattr("services.mesh.runs.handler._RETRY_SECONDS", 0.1)
     await bench.start_worker({"save_at": [2], "die_at": 4}, monkeypatch)
     name = await bench.create()
     job = await bench.ended(name)
@@ -274,7 +274,7 @@ async def test_a_run_that_was_told_to_stop_by_a_signal_goes_on(bench: Bench, mon
 async def test_a_run_that_always_dies_fails_with_the_number_of_tries(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.trainer.training.handler._RETRY_SECONDS", 0.05)
+    monkeypatch.setattr("services.mesh.runs.handler._RETRY_SECONDS", 0.05)
     await bench.start_worker({"die_at": 1, "die_attempts": 99}, monkeypatch)
     job = await bench.ended(await bench.create())
     assert job.state == job_state_pb2.JOB_STATE_FAILED
@@ -393,7 +393,7 @@ async def test_one_stream_tells_of_states_and_checkpoints_in_order(
 async def test_a_failure_is_told_with_its_remedy_before_the_state_it_leads_to(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("services.trainer.training.handler._RETRY_SECONDS", 0.1)
+    monkeypatch.setattr("services.mesh.runs.handler._RETRY_SECONDS", 0.1)
     await bench.start_worker({"die_at": 2, "fail_at": 4}, monkeypatch)
     followed = await bench.events(await bench.create())
     died, queued, *_, failed, end = followed[2:]

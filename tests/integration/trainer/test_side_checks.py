@@ -12,11 +12,12 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from services.mesh.runs.files import SPOOL_FILE
+from services.mesh.runs.spool import Problem, SampleBatch, SpoolWriter
 from services.mesh.validation.params import parse
 from services.models.probe import TOLERANCE, Probe, ask, difference
 from services.trainer.algorithms import algorithms
-from services.trainer.runs.spool import Checkpoint, Problem, SampleBatch, SpoolWriter, read_from
-from services.trainer.training import launch_plan as plans
+from services.trainer.runs.records import Checkpoint, read_from
 from services.trainer.verifier.generate import Answerer
 from services.trainer.verifier.process import Checker
 from services.trainer.verifier.requests import CheckRequest
@@ -65,7 +66,7 @@ def checked(folder: Path, weights: Path, probe: Probe | None) -> tuple[str, list
     plan = algorithms.get("sft").plan(
         algorithms.get("sft").Params(), replace(INPUTS, validation_path=None, work_dir=str(folder))
     )
-    path = folder / plans.SPOOL_FILE
+    path = folder / SPOOL_FILE
     path.unlink(missing_ok=True)
     Checker(plan, SpoolWriter(path)).handle(CheckRequest(step=1, path=str(weights), kind="full", probe=probe))
     records, _ = read_from(path, 0)
@@ -135,7 +136,7 @@ def test_pairs_that_a_template_refuses_say_nothing_against_a_reward_model(
     row = {side: [{"role": role, "content": turns[side]}] for side, role in sides.items()}
     (tmp_path / "validation.jsonl").write_text(json.dumps(row) + "\n")
     inputs = replace(INPUTS, work_dir=str(tmp_path), validation_path=str(tmp_path / "validation.jsonl"))
-    algorithm, spool = algorithms.get("reward_model"), tmp_path / plans.SPOOL_FILE
+    algorithm, spool = algorithms.get("reward_model"), tmp_path / SPOOL_FILE
     checker = Checker(algorithm.plan(algorithm.Params(), inputs), SpoolWriter(spool))
     for step, model in enumerate((folder, tiny_reward_model), start=1):
         checker.handle(CheckRequest(step=step, path=str(model), kind="reward"))
@@ -155,7 +156,7 @@ def test_rows_that_cannot_be_answered_say_nothing_against_the_weights(tiny_model
     inputs = replace(INPUTS, work_dir=str(tmp_path), validation_path=str(tmp_path / "validation.jsonl"))
     algorithm = algorithms.get("sft")
     plan = algorithm.plan(parse(algorithm.Params, {"validation": {"max_new_tokens": 4}}), inputs)
-    spool = tmp_path / plans.SPOOL_FILE
+    spool = tmp_path / SPOOL_FILE
     Checker(plan, SpoolWriter(spool)).handle(CheckRequest(step=1, path=str(folder), kind="full"))
     records, _ = read_from(spool, 0)
     assert [record.state for record in records if isinstance(record, Checkpoint)] == ["ready"]

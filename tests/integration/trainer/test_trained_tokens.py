@@ -14,8 +14,8 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("trl")
 
+from services.mesh.runs.spool import SpoolWriter  # noqa: E402
 from services.models.char_tokenizer import character_tokenizer  # noqa: E402
-from services.trainer.runs.spool import SpoolWriter  # noqa: E402
 from services.trainer.verifier.generate import Answerer  # noqa: E402
 from services.trainer.verifier.held_out_loss import read  # noqa: E402
 from services.trainer.verl.trainers.pair_rows import PairRows, collate, encode  # noqa: E402

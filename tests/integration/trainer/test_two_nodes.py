@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from services.trainer.runs.spool import Checkpoint, End, Metrics
+from services.mesh.runs.spool import End, Metrics
+from services.trainer.runs.records import Checkpoint
 from tests.fix_runner import AttemptMaker, PrivateRay, join_ray, start_ray
 
 # Two runs that are not forked: one server of imports forks for one node only.

@@ -64,7 +64,7 @@ async def test_a_rule_bounds_them_as_it_bounds_the_others(bench: Bench, monkeypa
 
 async def test_what_is_saved_again_takes_its_place(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """An attempt that came after it; while it is verified the one before is there."""
-    monkeypatch.setattr("services.trainer.training.handler._RETRY_SECONDS", 0.1)
+    monkeypatch.setattr("services.mesh.runs.handler._RETRY_SECONDS", 0.1)
     script = {"save_at": [2, 4], "unconfirmed_at": [2], "die_at": 3, "unverified_from_attempt": 2}
     await bench.start_worker(script, monkeypatch)
     name = await bench.create()

@@ -66,7 +66,7 @@ def test_a_plan_is_made_without_torch() -> None:
         "import sys\n"
         "sys.modules.update(dict.fromkeys(('torch', 'verl', 'transformers', 'ray', 'grpc', 'vllm')))\n"
         "from services.trainer.algorithms import algorithms\n"
-        "from services.trainer.training import launch_plan as plan; from services.trainer.runs import spool\n"
+        "from services.trainer.training import launch_plan as plan; from services.mesh.runs import spool\n"
         "assert algorithms.names()"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from services.trainer.runs.runners.local import LocalRun
+from services.mesh.runs.process import Control, StopRequestedError
+from services.mesh.runs.runners import Entrypoint
+from services.mesh.runs.runners.local import LocalRun
 from services.trainer.verl import ray_connection
-from services.trainer.verl.control import Control, StopRequestedError
 from services.trainer.verl.failures import RayUnreachableError, explain
 from services.trainer.verl.ray_connection import wait_for_ray
 
@@ -35,7 +36,7 @@ def test_a_ray_that_stays_away_is_a_reason_to_try_again(
 
 def test_a_run_that_waits_for_ray_can_be_stopped(tmp_path: Path, address: str) -> None:
     def stop() -> None:
-        LocalRun(tmp_path, "python", {}).request_stop()
+        LocalRun(tmp_path, Entrypoint("python", "none", {})).request_stop()
 
     with pytest.raises(StopRequestedError):
         wait_for_ray(address, Control(tmp_path), stop)

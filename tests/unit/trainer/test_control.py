@@ -6,12 +6,13 @@ import os
 import signal
 from pathlib import Path
 
-from services.trainer.runs.runners.local import LocalRun
-from services.trainer.verl.control import Control
+from services.mesh.runs.process import Control
+from services.mesh.runs.runners import Entrypoint
+from services.mesh.runs.runners.local import LocalRun
 
 
 def test_a_signal_stops_the_run_and_stays_known_after_it(tmp_path: Path) -> None:
-    control, run = Control(tmp_path), LocalRun(tmp_path, "python", {})
+    control, run = Control(tmp_path), LocalRun(tmp_path, Entrypoint("python", "none", {}))
     before = signal.getsignal(signal.SIGTERM)
     try:
         control.catch_termination()
@@ -23,6 +24,6 @@ def test_a_signal_stops_the_run_and_stays_known_after_it(tmp_path: Path) -> None
 
 
 def test_the_worker_stops_the_run_by_its_file(tmp_path: Path) -> None:
-    control, run = Control(tmp_path), LocalRun(tmp_path, "python", {})
+    control, run = Control(tmp_path), LocalRun(tmp_path, Entrypoint("python", "none", {}))
     run.request_stop()
     assert control.stop_requested() and run.was_told_to_stop()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from services.trainer.training import handler
+from services.trainer.training.handler import TrainingHandler
 from services.trainer.verl.failures import RayUnreachableError, explain
 
 
@@ -44,5 +44,5 @@ def test_a_worker_that_died_is_told_with_what_ray_says_of_it() -> None:
 
 
 def test_what_is_not_the_jobs_fault_is_tried_again_and_what_would_fail_again_is_not() -> None:
-    assert "RAY_UNREACHABLE" in handler._DEATHS
-    assert not {"DISK_FULL", "OUT_OF_MEMORY", "TRAINING_FAILED"} & handler._DEATHS
+    assert "RAY_UNREACHABLE" in TrainingHandler.deaths.ends
+    assert not {"DISK_FULL", "OUT_OF_MEMORY", "TRAINING_FAILED"} & TrainingHandler.deaths.ends

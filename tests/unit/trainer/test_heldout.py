@@ -20,8 +20,8 @@ from torch import Tensor  # noqa: E402
 from torch.nn.functional import cross_entropy  # noqa: E402
 from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
 
+from services.mesh.runs.spool import Problem, SpoolWriter, read_from  # noqa: E402
 from services.models import loading  # noqa: E402
-from services.trainer.runs.spool import Problem, SpoolWriter, read_from  # noqa: E402
 from services.trainer.training.launch_plan import DpoLoss, RewardModelLoss  # noqa: E402
 from services.trainer.verifier import held_out_loss  # noqa: E402
 from services.trainer.verifier.held_out_loss import Answered, HeldOut, Side, ask, pair_metrics, token_metrics  # noqa: E402

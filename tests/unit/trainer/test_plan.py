@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from services.mesh.runs.files import PLAN_FILE
 from services.rewards.spec import RewardSpec
 from services.trainer.training import launch_plan as plans
 from services.trainer.training.launch_plan import LaunchPlan, PlanInputs, ResumePoint, ValidationPlan
@@ -39,7 +40,7 @@ PLAN = LaunchPlan(
 
 
 def test_a_plan_survives(tmp_path: Path) -> None:
-    (tmp_path / plans.PLAN_FILE).write_bytes(plans.encode(PLAN))
+    (tmp_path / PLAN_FILE).write_bytes(plans.encode(PLAN))
     assert plans.read(tmp_path) == PLAN
     bare = dataclasses.replace(PLAN, validation=None, validation_path=None, reward=None, resume_from=None)
     assert plans.decode(plans.encode(bare)) == bare

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 import pytest
 import torch
 
+from services.mesh.runs.spool import Problem
 from services.rewards import Score
 from services.trainer.algorithms import algorithms
 from services.trainer.runs.health import QUIET_STEPS, REWARD_STEPS, TRUNCATED_SHARE, ZERO_REWARD_STEPS, RunHealth
-from services.trainer.runs.spool import Problem
 from services.trainer.training.launch_plan import LearnsFrom
 from services.trainer.verl.metrics import WEIGHTS_CHANGED, translate
 from services.trainer.verl.rollout.agent_loop_report import uniform_groups

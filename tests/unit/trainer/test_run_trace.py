@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from services.trainer.runs import spool
-from services.trainer.runs.spans import TracedSpool
-from services.trainer.runs.spool import End, Metrics, Phase, Problem, Span
+from services.mesh.runs import spool
+from services.mesh.runs.files import CONTROL_FILE, PLAN_FILE, SPOOL_FILE
+from services.mesh.runs.spans import TracedSpool
+from services.mesh.runs.spool import End, Metrics, Phase, Problem, Span
+from services.trainer.runs.records import read_from
 from services.trainer.training import launch_plan as plans
 from services.trainer.training.launch_plan import LaunchPlan, ResumePoint
 
@@ -49,13 +51,16 @@ PLAN = LaunchPlan(
 def written(path: Path, plan: LaunchPlan, end: End) -> list[spool.Record]:
     writer = TracedSpool(path)
     writer.append(Phase(phase="starting"))
-    writer.begin(plan)
+    writer.begin(
+        plan.traceparent,
+        plan.span_attributes,
+    )
     writer.append(Phase(phase="waiting_for_slots"))
     writer.append(Phase(phase="training", step=0))
     writer.append(Metrics(step=1, values={"train/loss": 1.0}))
     writer.append(Phase(phase="training", step=1))
     writer.append(end)
-    return spool.read_from(path, 0)[0]
+    return read_from(path, 0)[0]
 
 
 def test_a_run_and_each_of_its_phases(tmp_path: Path) -> None:
@@ -92,7 +97,7 @@ def test_a_trace_that_nobody_records_costs_nothing(tmp_path: Path, traceparent: 
 def test_a_span_that_is_none_is_a_problem_and_no_span(tmp_path: Path, change: dict[str, object]) -> None:
     [good] = [r for r in written(tmp_path / "s", PLAN, End(outcome="succeeded", step=1)) if isinstance(r, Span)][-1:]
     (tmp_path / "t").write_text(json.dumps({**json.loads(spool.encode(good)), **change}) + "\n")
-    [record] = spool.read_from(tmp_path / "t", 0)[0]
+    [record] = read_from(tmp_path / "t", 0)[0]
     assert isinstance(record, Problem)
 
 
@@ -100,11 +105,11 @@ def test_the_runner_itself(tmp_path: Path) -> None:
     """A resumed run with nothing left to train: it needs neither Ray nor a model."""
     done = ResumePoint(step=4, path="/c")
     plan = dataclasses.replace(PLAN, resume_from=done, work_dir=str(tmp_path))
-    (tmp_path / plans.PLAN_FILE).write_bytes(plans.encode(plan))
-    (tmp_path / plans.CONTROL_FILE).write_text('{"action": "run"}')
+    (tmp_path / PLAN_FILE).write_bytes(plans.encode(plan))
+    (tmp_path / CONTROL_FILE).write_text('{"action": "run"}')
     command = [sys.executable, "-m", "services.trainer.verl.runner", str(tmp_path)]
     subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    records = spool.read_from(tmp_path / plans.SPOOL_FILE, 0)[0]
+    records = read_from(tmp_path / SPOOL_FILE, 0)[0]
     assert isinstance(records[-1], End) and records[-1].outcome == "succeeded", records[-1]
     starting, run = [record for record in records if isinstance(record, Span)]
     assert (starting.name, run.name) == ("starting", "run")

@@ -10,18 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.trainer.runs import spool
-from services.trainer.runs.spool import (
-    Checkpoint,
-    End,
-    Metrics,
-    Phase,
-    Problem,
-    Sample,
-    SampleBatch,
-    SpoolWriter,
-    read_from,
-)
+from services.mesh.runs import spool
+from services.mesh.runs.spool import End, Metrics, Phase, Problem, Sample, SampleBatch, SpoolWriter
+from services.trainer.runs import records
+from services.trainer.runs.records import Checkpoint, read_from
 
 ALL_KINDS = [
     Metrics(step=1, values={"train/loss": 0.5, "many": 1e300}),
@@ -40,8 +32,8 @@ ALL_KINDS = [
 def read_all(path: Path, limit_bytes: int = 1 << 20) -> list[spool.Record]:
     found, offset = [], 0
     while True:
-        records, following = read_from(path, offset, limit_bytes)
-        found += records
+        some, following = read_from(path, offset, limit_bytes)
+        found += some
         if following == offset:
             return found
         offset = following
@@ -49,7 +41,7 @@ def read_all(path: Path, limit_bytes: int = 1 << 20) -> list[spool.Record]:
 
 @pytest.mark.parametrize("record", ALL_KINDS, ids=lambda record: type(record).__name__)
 def test_a_record_survives(record: spool.Record) -> None:
-    assert spool.decode(spool.encode(record)) == record
+    assert records.DECODER.decode(spool.encode(record)) == record
     assert spool.encode(record).count(b"\n") == 1
 
 
@@ -57,7 +49,7 @@ def test_the_numbers_that_training_goes_wrong_with_survive() -> None:
     values = {"a": math.nan, "b": math.inf, "c": -math.inf}
     line = spool.encode(Metrics(step=1, values=values))
     assert b'"a":"NaN","b":"Infinity","c":"-Infinity"' in line
-    found = spool.decode(line)
+    found = records.DECODER.decode(line)
     assert isinstance(found, Metrics)
     assert math.isnan(found.values["a"]) and found.values["b"] == math.inf and found.values["c"] == -math.inf
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from services.trainer.runs.runners.local import LocalRun
-from services.trainer.runs.spool import Phase
-from services.trainer.runs.stall import STEPLESS, STEPS, STOPPED_SECONDS, Stall
+from services.mesh.runs.runners import Entrypoint
+from services.mesh.runs.runners.local import LocalRun
+from services.mesh.runs.spool import Phase
+from services.mesh.runs.stall import STEPLESS, STEPS, STOPPED_SECONDS, Stall
 
 SECOND = 1_000_000_000
 
@@ -38,7 +39,7 @@ def stall_of(steps: list[tuple[int, int]], model_bytes: int = 0) -> tuple[Stall,
 
 def test_a_run_of_short_steps_may_be_silent_for_the_setting(tmp_path: Path) -> None:
     stall, clock = stall_of([(0, 0), (1, 2), (2, 4)])
-    run = StandingRun(tmp_path, "python", {})
+    run = StandingRun(tmp_path, Entrypoint("python", "none", {}))
     clock.now += 600
     assert stall.fault(run) == ""
     clock.now += 1
@@ -72,7 +73,7 @@ def test_a_clock_that_jumps_makes_no_step_of_it() -> None:
 
 def test_a_stopped_process_is_a_hang_before_that(tmp_path: Path) -> None:
     stall, clock = stall_of([(0, 0), (1, 2)])
-    run = StandingRun(tmp_path, "python", {})
+    run = StandingRun(tmp_path, Entrypoint("python", "none", {}))
     run.stopped = True
     assert stall.fault(run) == ""
     clock.now += STOPPED_SECONDS + 1

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from services.trainer.runs.spool import Metrics, SpoolWriter
+from services.mesh.runs.files import PLAN_FILE, SPOOL_FILE
+from services.mesh.runs.process import Control
+from services.mesh.runs.spool import Metrics, SpoolWriter
 from services.trainer.training import launch_plan as plans
 from services.trainer.training.launch_plan import ResumePoint
-from services.trainer.verl.control import Control
 from services.trainer.verl.reporting import StepReporter
 from tests.unit.trainer.test_plan import PLAN
 from tests.unit.trainer.test_run_health import REWARDED, SOUND
@@ -27,8 +28,8 @@ def attempts(home: Path, started_at: int, resumed_at: int, *earlier: Steps) -> S
         folder.mkdir()
         resume = ResumePoint(start, "/s") if start else None
         plan = replace(PLAN, attempt=number, resume_from=resume, work_dir=str(folder), total_steps=9)
-        (folder / plans.PLAN_FILE).write_bytes(plans.encode(plan))
-        writer = SpoolWriter(folder / plans.SPOOL_FILE)
+        (folder / PLAN_FILE).write_bytes(plans.encode(plan))
+        writer = SpoolWriter(folder / SPOOL_FILE)
         for step, values in steps.items():
             writer.append(Metrics(step=step, values=dict(values)))
             writer.append(Metrics(step=step, values={"validation/loss": 1.0}))

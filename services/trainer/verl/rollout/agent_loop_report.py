@@ -13,7 +13,7 @@ from typing import Any
 
 import transfer_queue as tq
 
-from services.trainer.runs.spool import Sample
+from services.mesh.runs.spool import Sample
 from services.trainer.verl.rollout.batch_generation import SHOWN
 from services.trainer.verl.rollout.reward_function import failure
 

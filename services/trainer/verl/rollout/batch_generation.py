@@ -18,9 +18,9 @@ from tensordict import TensorDict
 from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 
 from services import rewards
+from services.mesh.runs.spool import Sample
 from services.models.chat_template import render
 from services.models.sampling import Completion, Request
-from services.trainer.runs.spool import Sample
 from services.trainer.verl.rollout.overlong import Overlong
 from services.trainer.verl.rollout.rewards import RunRewards
 

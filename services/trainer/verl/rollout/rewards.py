@@ -7,11 +7,11 @@ import time
 from collections.abc import Sequence
 
 from services import rewards
+from services.mesh.runs.process import StopRequestedError
+from services.mesh.runs.spool import Problem
 from services.rewards.spec import RewardSpec
-from services.trainer.runs.spool import Problem
 from services.trainer.training.launch_plan import LaunchPlan
 from services.trainer.verl.context import RunContext
-from services.trainer.verl.control import StopRequestedError
 from services.trainer.verl.heartbeat import Repeated
 from services.trainer.verl.rollout.reward_actor import ActorScorer
 

@@ -16,11 +16,11 @@ from torch import Tensor
 from torch.utils.data import DistributedSampler
 from verl.utils import tensordict_utils as tu
 
+from services.mesh.runs.process import StopRequestedError
+from services.mesh.runs.spool import Phase
 from services.trainer.losses.dpo import Answers, pair_losses, sum_answers
-from services.trainer.runs.spool import Phase
 from services.trainer.training.launch_plan import DpoLoss
 from services.trainer.verl.checkpoints import resume_folder
-from services.trainer.verl.control import StopRequestedError
 from services.trainer.verl.trainers.pair_rows import collate
 from services.trainer.verl.trainers.pairs import PairTrainer, pair_sums, step_mean
 

@@ -15,11 +15,11 @@ from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils.debug import marked_timer
 
 from services import rewards
-from services.trainer.runs.spool import Sample, SampleBatch
+from services.mesh.runs.process import StopRequestedError
+from services.mesh.runs.spool import Sample, SampleBatch
 from services.trainer.verl.checkpoints import resume_folder
 from services.trainer.verl.configuration import answers_in_batches, rl_config
 from services.trainer.verl.context import RunContext
-from services.trainer.verl.control import StopRequestedError
 from services.trainer.verl.rollout import agent_loop_report
 from services.trainer.verl.rollout.batch_generation import BatchGeneration
 from services.trainer.verl.rollout.rewards import RunRewards

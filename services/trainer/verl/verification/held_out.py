@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from services.trainer.runs.spool import Problem, SpoolWriter
+from services.mesh.runs.spool import Problem, SpoolWriter
 from services.trainer.training.launch_plan import LaunchPlan
 from services.trainer.verifier.held_out_loss import Row, Side, write
 from services.trainer.verl.trainers.datasets import NoRowsError

@@ -14,9 +14,10 @@ import msgspec
 from services.mesh.processes import procfs
 from services.mesh.processes.fork_server import client as fork_client
 from services.mesh.processes.fork_server.client import Forked, Request
+from services.mesh.runs.files import SPOOL_FILE
+from services.mesh.runs.spool import Problem, SpoolWriter
 from services.models import lineage
-from services.trainer.runs.spool import Checkpoint, Problem, SpoolWriter, read_all
-from services.trainer.training import launch_plan as plans
+from services.trainer.runs.records import Checkpoint, read_all
 from services.trainer.verifier.requests import CheckRequest
 
 _MEMORY = (
@@ -135,7 +136,7 @@ class SideProcess:
 
     def _found(self) -> dict[int, Checkpoint]:
         """The last word on each step's."""
-        records = read_all(self._folder / plans.SPOOL_FILE)
+        records = read_all(self._folder / SPOOL_FILE)
         return {record.step: record for record in records if isinstance(record, Checkpoint)}
 
 

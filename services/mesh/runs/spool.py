@@ -1,8 +1,8 @@
-"""The spool: an append-only file of JSON lines that a training run writes and the worker follows by byte offset.
+"""The spool: an append-only file of JSON lines that a run writes and the worker follows by byte offset.
 
 A run never waits for anybody: it appends, and whoever reads keeps the offset up to which it has read. Several processes
 of one run append to the same file; each line is one `write` to an O_APPEND descriptor, which Linux keeps whole.
-NaN and the infinities are what training goes wrong with, so they survive, spelt "NaN", "Infinity" and "-Infinity".
+NaN and the infinities are what training goes wrong with, so they are kept, spelt "NaN", "Infinity" and "-Infinity".
 """
 
 from __future__ import annotations
@@ -14,29 +14,29 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Union
 
 import msgspec
-
-from services.trainer.training.launch_plan import CheckpointKind
 
 # Lines that wait for a full disk to have room again; beyond this the oldest are given up and counted.
 PENDING_LINES = 10_000
 _DRAIN_PAUSE_SECONDS = 0.2
-_DISK_REMEDY = "look whether the disk of the home is full or failing; training itself was not touched"
+_DISK_REMEDY = "look whether the disk of the home is full or failing; the run itself was not touched"
 
 
-class _Record(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
+class Record(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
+    """One line. A service adds records of its own, and reads them with `decoder`."""
+
     # Nanoseconds since the epoch, when the record was made.
     time_ns: int = msgspec.field(default_factory=time.time_ns)
 
 
-class Metrics(_Record, frozen=True, kw_only=True, tag="metrics"):
+class Metrics(Record, frozen=True, kw_only=True, tag="metrics"):
     step: int
     values: dict[str, float]
 
 
-class Phase(_Record, frozen=True, kw_only=True, tag="phase"):
+class Phase(Record, frozen=True, kw_only=True, tag="phase"):
     """What the run is doing, in a word (`starting`, `waiting_for_slots`, `training`, …), and how far it is."""
 
     phase: str
@@ -55,37 +55,16 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
     parts: dict[str, float]
 
 
-class SampleBatch(_Record, frozen=True, kw_only=True, tag="samples"):
+class SampleBatch(Record, frozen=True, kw_only=True, tag="samples"):
     step: int
     split: str
     samples: list[Sample]
 
 
-class Checkpoint(_Record, frozen=True, kw_only=True, tag="checkpoint"):
-    """A checkpoint's weights in Hugging Face form at `path`.
-
-    It is written once as `verifying` and once more as `ready` (loaded, tried, hashed) or `corrupt`. `manifest_sha256`
-    and `size_bytes` are those of the files under `path`; both are empty until the state is `ready`.
-    """
-
-    step: int
-    kind: CheckpointKind
-    state: Literal["verifying", "ready", "corrupt"]
-    path: str
-    training_state_path: str
-    manifest_sha256: str = ""
-    size_bytes: int = 0
-    metrics: dict[str, float] = {}
-    # Version by package of what made it.
-    software: dict[str, str] = {}
-    # What was found to be wrong with one that is `corrupt`.
-    reason: str = ""
-
-
 SpanId = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{16}$")]
 
 
-class Span(_Record, frozen=True, kw_only=True, tag="span"):
+class Span(Record, frozen=True, kw_only=True, tag="span"):
     """A part of the run as one of OpenTelemetry's spans; `error` is empty where nothing went wrong."""
 
     name: Annotated[str, msgspec.Meta(max_length=200)]
@@ -98,8 +77,8 @@ class Span(_Record, frozen=True, kw_only=True, tag="span"):
     attributes: dict[str, str | int | float | bool] = {}
 
 
-class Software(_Record, frozen=True, kw_only=True, tag="software"):
-    """Version by package of what trains; see provenance.software."""
+class Software(Record, frozen=True, kw_only=True, tag="software"):
+    """Version by package of what the run computes with; see services/models/lineage.py."""
 
     versions: dict[str, str]
 
@@ -107,7 +86,7 @@ class Software(_Record, frozen=True, kw_only=True, tag="software"):
 Severity = Literal["info", "warning", "error"]
 
 
-class Problem(_Record, frozen=True, kw_only=True, tag="problem"):
+class Problem(Record, frozen=True, kw_only=True, tag="problem"):
     """A warning of the job. `reason` is a stable UPPER_SNAKE_CASE word, `key` tells apart what shares one; the same of
     both is counted. `step` are the optimizer steps completed, 0 where it belongs to none; `first_step` is given where
     `count` stands for several.
@@ -124,7 +103,7 @@ class Problem(_Record, frozen=True, kw_only=True, tag="problem"):
     count: Annotated[int, msgspec.Meta(ge=1)] = 1
 
 
-class End(_Record, frozen=True, kw_only=True, tag="end"):
+class End(Record, frozen=True, kw_only=True, tag="end"):
     """The last record of a run. `reason` is a stable UPPER_SNAKE_CASE word, empty when the run succeeded."""
 
     outcome: Literal["succeeded", "stopped", "failed"]
@@ -135,20 +114,22 @@ class End(_Record, frozen=True, kw_only=True, tag="end"):
     traceback: str = ""
 
 
-Record = Metrics | Phase | SampleBatch | Checkpoint | Software | Span | Problem | End
+Decoder = msgspec.json.Decoder[Any]
 
-# strict=False reads "NaN" back into a float.
-_decoder = msgspec.json.Decoder(Record, strict=False)
+
+def decoder(*own: type[Record]) -> Decoder:
+    """A decoder of the records of every run and of a service's `own`."""
+    # strict=False reads "NaN" back into a float.
+    return msgspec.json.Decoder(Union[(*_COMMON, *own)], strict=False)
+
+
+_COMMON = (Metrics, Phase, SampleBatch, Software, Span, Problem, End)
+DECODER = decoder()
 
 
 def encode(record: Record) -> bytes:
     """One line, newline included."""
     return msgspec.json.encode(_spell(msgspec.to_builtins(record))) + b"\n"
-
-
-def decode(line: bytes) -> Record:
-    """Raises msgspec.DecodeError when the line is not a record."""
-    return _decoder.decode(line)
 
 
 def _spell(value: Any) -> Any:
@@ -162,7 +143,7 @@ def _spell(value: Any) -> Any:
 
 
 class SpoolWriter:
-    """Appends records; never raises into training.
+    """Appends records; never raises into the run.
 
     What can't be written is kept and tried again with the next record; what had to be given up is counted, and the
     count is reported as a Problem as soon as writing works again.
@@ -227,7 +208,9 @@ class SpoolWriter:
             self._descriptor = None
 
 
-def read_from(path: Path | str, offset: int, limit_bytes: int = 1 << 20) -> tuple[list[Record], int]:
+def read_from(
+    path: Path | str, offset: int, limit_bytes: int = 1 << 20, reader: Decoder = DECODER
+) -> tuple[list[Record], int]:
     """The records of the complete lines from `offset` on, and the offset to go on from.
 
     About `limit_bytes` are read, more when a single line is longer. A file that does not exist yet is an empty one. A
@@ -246,25 +229,25 @@ def read_from(path: Path | str, offset: int, limit_bytes: int = 1 << 20) -> tupl
     position = offset
     for line in data[:end].split(b"\n"):
         if line:
-            records.append(_decode_or_report(line, position))
+            records.append(_decode_or_report(reader, line, position))
         position += len(line) + 1
     return records, offset + end
 
 
-def read_all(path: Path | str) -> Iterator[Record]:
+def read_all(path: Path | str, reader: Decoder = DECODER) -> Iterator[Record]:
     """Every record of the complete lines that are there now."""
     offset = 0
     while True:
-        records, following = read_from(path, offset)
+        records, following = read_from(path, offset, reader=reader)
         yield from records
         if following == offset:
             return
         offset = following
 
 
-def _decode_or_report(line: bytes, position: int) -> Record:
+def _decode_or_report(reader: Decoder, line: bytes, position: int) -> Record:
     try:
-        return decode(line)
+        return reader.decode(line)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         message = f"a broken line of {len(line)} bytes at byte {position} of the spool was skipped: {error}"
         return Problem(severity="warning", reason="RECORD_BROKEN", message=message, remedy=_DISK_REMEDY)

@@ -21,18 +21,21 @@ from typing import IO
 from services.mesh.processes import procfs
 from services.mesh.processes.fork_server import client as fork_client
 from services.mesh.processes.fork_server.client import Request
-from services.trainer.runs.runners import processes
-from services.trainer.training import launch_plan as plans
-from services.trainer.training.launch_plan import LaunchPlan
+from services.mesh.runs import processes
+from services.mesh.runs.files import (
+    CONTROL_FILE,
+    LOCK_FILE,
+    OUTPUT_FILE,
+    PLAN_FILE,
+    RUNNER_FILE,
+    STACKS_FILE,
+    STOP,
+    stop_requested,
+    write_atomically,
+)
+from services.mesh.runs.runners import Entrypoint, runners
 
 log = logging.getLogger(__name__)
-
-MODULE = "services.trainer.verl.runner"
-OUTPUT_FILE = "output.log"
-# Held by the process as long as it lives: a lock can't be mistaken as a process id can.
-LOCK_FILE = "alive.lock"
-STOP = b'{"action": "stop"}'
-
 
 # Of what a run printed, in the error of one that died without a word.
 LAST_LINES = 5
@@ -43,15 +46,11 @@ _STACK_SECONDS = 0.3
 
 
 class LocalRun:
-    """See `runners.Run`. `environment` is the whole environment of the process; `fork_server` the socket of one."""
+    """A process in a session of its own on this host."""
 
-    def __init__(
-        self, folder: Path, python: str, environment: Mapping[str, str], fork_server: Path | None = None
-    ) -> None:
+    def __init__(self, folder: Path, entrypoint: Entrypoint) -> None:
         self.folder = folder
-        self._python = python
-        self._environment = dict(environment)
-        self._fork_server = fork_server
+        self._entrypoint = entrypoint
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -60,15 +59,16 @@ class LocalRun:
         digest = hashlib.sha256(os.fsencode(self.folder.resolve())).hexdigest()[:16]
         return Path(tempfile.gettempdir()) / f"rlhf-run-{digest}"
 
-    async def start(self, plan: LaunchPlan) -> None:
+    async def start(self, plan: bytes) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.folder / plans.CONTROL_FILE, b'{"action": "run"}')
-        write_atomically(self.folder / plans.PLAN_FILE, plans.encode(plan))
+        write_atomically(self.folder / CONTROL_FILE, b'{"action": "run"}')
+        write_atomically(self.folder / PLAN_FILE, plan)
         self.clear()
         # Fails where somebody else has made it: the name can be guessed.
         self.temporary.mkdir(mode=0o700, parents=True)
-        environment = {**self._environment, "TMPDIR": str(self.temporary)}
-        if self._fork_server is None or not await asyncio.to_thread(self._forked, self._fork_server, environment):
+        environment = {**self._entrypoint.environment, "TMPDIR": str(self.temporary)}
+        server = self._entrypoint.fork_server
+        if server is None or not await asyncio.to_thread(self._forked, server, environment):
             self._spawn(environment)
 
     def _forked(self, server: Path, environment: Mapping[str, str]) -> bool:
@@ -76,7 +76,7 @@ class LocalRun:
         folder = str(self.folder)
         variables = {**environment, fork_client.VARIABLE: str(server)}
         # The server may go while the run goes on, as the worker may.
-        request = Request(("-m", MODULE, folder), variables, folder, detached=True)
+        request = Request(("-m", self._entrypoint.module, folder), variables, folder, detached=True)
         with self._lock() as lock, self._output() as output, Path(os.devnull).open("rb") as nothing:
             try:
                 fork_client.fork(server, request, [nothing.fileno(), output.fileno(), output.fileno(), lock])
@@ -90,7 +90,7 @@ class LocalRun:
     def _spawn(self, environment: Mapping[str, str]) -> None:
         with self._lock() as lock, self._output() as output:
             self._process = subprocess.Popen(  # noqa: S603 - a fixed command
-                [self._python, "-m", MODULE, str(self.folder)],
+                [self._entrypoint.python, "-m", self._entrypoint.module, str(self.folder)],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -130,7 +130,7 @@ class LocalRun:
 
     def request_stop(self) -> None:
         try:
-            write_atomically(self.folder / plans.CONTROL_FILE, STOP)
+            write_atomically(self.folder / CONTROL_FILE, STOP)
         except OSError:
             # No room for the question, and so none for what it would save.
             self.kill()
@@ -147,9 +147,9 @@ class LocalRun:
         of_run = [] if pid is None or not self.is_alive() else [("runner", pid)]
         for name, each in [*of_run, *((found.name, found.id.pid) for found in processes.read(self.folder))]:
             with contextlib.suppress(OSError):
-                with (self.folder / plans.STACKS_FILE).open("a") as file:
+                with (self.folder / STACKS_FILE).open("a") as file:
                     file.write(f"\n{name}, pid {each}{' (stopped)' if procfs.is_stopped(each) else ''}:\n")
-                # See services/trainer/verl/stacks.py; one after the other, as they share the file.
+                # A run writes the stacks of a process that gets it; one after the other, as they share the file.
                 os.kill(each, signal.SIGUSR1)
                 time.sleep(_STACK_SECONDS)
 
@@ -170,23 +170,9 @@ class LocalRun:
     def _recorded_pid(self) -> int | None:
         """The process id that the run wrote down; sure to be its own while the lock is held."""
         try:
-            return int(json.loads((self.folder / plans.RUNNER_FILE).read_bytes())["pid"])
+            return int(json.loads((self.folder / RUNNER_FILE).read_bytes())["pid"])
         except (OSError, ValueError, KeyError):
             return None
-
-
-def stop_requested(folder: Path) -> bool:
-    """Whether the run in `folder` is told to stop."""
-    with contextlib.suppress(OSError):
-        return (folder / plans.CONTROL_FILE).read_bytes() == STOP
-    return False
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """A reader sees the old bytes or the new ones."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(data)
-    partial.replace(path)
 
 
 def last_lines(folder: Path) -> list[str]:
@@ -199,3 +185,6 @@ def last_lines(folder: Path) -> list[str]:
         return []
     lines = [line.rpartition("\r")[2].strip() for line in text.splitlines()]
     return [line[:_LINE_CHARACTERS] for line in lines if line][-LAST_LINES:]
+
+
+runners.register("local")(LocalRun)

@@ -1,17 +1,27 @@
-"""Where a launch plan is carried out. One file per kind of place; a target of the inventory names one.
+"""Places where runs are carried out. One file each; a job's placement names one, and `local` is this host.
 
 A run outlives the worker that started it: whoever holds the job's lease finds it again by its folder.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from services.trainer.training.launch_plan import LaunchPlan
+from services.mesh.registry import Registry
 
-# The inventory: targets that a placement may name. This host is the only one so far.
-TARGETS = ("local",)
+
+@dataclass(frozen=True)
+class Entrypoint:
+    """What carries out the plans of a service: a module that is given the run's folder, the Python that runs it, its
+    whole environment, and the socket of a fork server, None where each starts anew."""
+
+    python: str
+    module: str
+    environment: Mapping[str, str]
+    fork_server: Path | None = None
 
 
 class Run(Protocol):
@@ -19,8 +29,8 @@ class Run(Protocol):
 
     folder: Path
 
-    async def start(self, plan: LaunchPlan) -> None:
-        """Write the plan and launch the process. Raises OSError."""
+    async def start(self, plan: bytes) -> None:
+        """Write the plan, which is a document of the service, and launch the process. Raises OSError."""
         ...
 
     def is_alive(self) -> bool:
@@ -50,3 +60,7 @@ class Run(Protocol):
     def clear(self) -> None:
         """End the processes that one that is gone has left, and remove what it kept outside its folder."""
         ...
+
+
+# By the target that a placement names; makes the run in a folder, whether it was started or is to be.
+runners: Registry[Callable[[Path, Entrypoint], Run]] = Registry("target", "services.mesh.runs.runners")

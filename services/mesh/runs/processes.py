@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 
 from services.mesh.processes.procfs import ProcessId
-from services.trainer.training.launch_plan import PROCESSES_FILE
+from services.mesh.runs.files import PROCESSES_FILE
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from services.trainer.runs.runners import Run
-from services.trainer.runs.spool import Phase
+from services.mesh.runs.runners import Run
+from services.mesh.runs.spool import Phase
 
 # The limit, in median steps; and in times of the setting where no step has been timed, or none is being taken.
 STEPS = 20

@@ -8,32 +8,34 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from services.mesh.db.postgres import Connection, Database
+from services.mesh.db.postgres import Database
 from services.mesh.errors import Aborted
-from services.mesh.jobs.model import Lease, storable
+from services.mesh.jobs.model import Lease
 from services.mesh.jobs.store import Jobs
-from services.mesh.jobs.warnings import JobWarning, JobWarnings, Severity
-from services.mesh.streams import store as series
-from services.mesh.streams.model import LogLine, MetricPoint, Sample
+from services.mesh.jobs.warnings import JobWarnings
+from services.mesh.runs import positions, spans, spool
+from services.mesh.runs.batch import (
+    RecordHandler,
+    RunBatch,
+    store_series,
+    take_lines,
+    take_metrics,
+    take_samples,
+    warning,
+)
+from services.mesh.runs.files import OUTPUT_FILE, SPOOL_FILE
+from services.mesh.runs.lag import Lag
+from services.mesh.runs.positions import SpoolPosition
+from services.mesh.runs.runners import Run
 from services.mesh.streams.series import series_topic
-from services.trainer.checkpoints.ingest import CheckpointIngest
-from services.trainer.entities import Checkpoint, SpoolPosition
-from services.trainer.runs import spans as run_trace
-from services.trainer.runs import spool
-from services.trainer.runs.lag import Lag
-from services.trainer.runs.runners import Run
-from services.trainer.runs.runners.local import OUTPUT_FILE
-from services.trainer.store import spools
-from services.trainer.training import launch_plan as plans
 
 READ_BYTES = 1 << 20
-MAX_LINE_CHARACTERS = 8192
 # How long after a look at the files that found nothing the next one comes: part of what a watcher waits for a point.
 POLL_SECONDS = 0.02
 # Storing takes at most one part in so many of the time, so that many busy runs share a machine in larger batches.
@@ -42,27 +44,21 @@ _REST_MAX_SECONDS = 0.1
 _TAIL_BYTES = 1 << 16
 
 
-@dataclass
-class _Batch:
-    """What one reading found, ready to be stored."""
-
-    position: SpoolPosition
-    points: list[MetricPoint] = field(default_factory=list)
-    samples: list[Sample] = field(default_factory=list)
-    lines: list[LogLine] = field(default_factory=list)
-    checkpoints: list[Checkpoint] = field(default_factory=list)
-    warnings: list[JobWarning] = field(default_factory=list)
-    progress: dict[str, Any] = field(default_factory=dict)
-    spans: list[spool.Span] = field(default_factory=list)
-    end: spool.End | None = None
-
-
 class Advance(NamedTuple):
-    """What one `advance` came to: the run's End once it is read, and whether there was anything, and checkpoints."""
+    """What one `advance` read: the run's End once it has come, whether there was anything, and records for handlers."""
 
     end: spool.End | None = None
     anything: bool = False
-    checkpoints: bool = False
+    handled: bool = False
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a service's runs are read: what their spans belong to (`trainer.runner`), and handlers of its own records."""
+
+    service: str
+    handlers: Mapping[type[spool.Record], RecordHandler] = field(default_factory=dict)
+    decoder: spool.Decoder = spool.DECODER
 
 
 class Follower:
@@ -73,7 +69,7 @@ class Follower:
         database: Database,
         jobs: Jobs,
         warnings: JobWarnings,
-        intake: CheckpointIngest,
+        reading: Reading,
         lease: Lease,
         run: Run,
         on_phase: Callable[[spool.Phase], None],
@@ -81,11 +77,11 @@ class Follower:
         self._database = database
         self._jobs = jobs
         self._warnings = warnings
-        self._intake = intake
+        self._reading = reading
         self._lease = lease
         self._run = run
         self._on_phase = on_phase
-        self.lag = Lag(run.folder / plans.SPOOL_FILE)
+        self.lag = Lag(run.folder / SPOOL_FILE)
         # Up to where the run is stored; None where only the database knows.
         self._position: SpoolPosition | None = None
         # How the files stood when nothing new was in them.
@@ -106,7 +102,7 @@ class Follower:
         # Seen before they are read: whatever is written meanwhile is found the next time.
         files = (
             self._run.is_alive(),
-            _size(self._run.folder / plans.SPOOL_FILE),
+            _size(self._run.folder / SPOOL_FILE),
             _size(self._run.folder / OUTPUT_FILE),
         )
         if files == self._nothing_in:
@@ -117,44 +113,45 @@ class Follower:
             self._position, self._nothing_in = position, files
             self.lag.stored(after.record_offset_bytes)
             return Advance()
-        batch = _Batch(after)
+        batch = RunBatch(after)
         for record in records:
             await self._take(record, batch)
-        _take_lines(texts, datetime.now(UTC), batch)
+        take_lines(texts, datetime.now(UTC), batch)
         # Should storing fail, the database knows whether it did.
         self._position = None
         await self._store(position, batch)
         self._position = batch.position
         self.lag.stored(batch.position.record_offset_bytes)
         for span in batch.spans:
-            run_trace.export(span)
+            spans.export(span, self._reading.service)
         self._rest_seconds = 0 if _far(position, after) else _rest_after(time.monotonic() - began)
-        return Advance(batch.end, anything=True, checkpoints=bool(batch.checkpoints))
+        return Advance(batch.end, anything=True, handled=bool(batch.taken))
 
     async def _stored_position(self) -> SpoolPosition:
         async with self._database.transaction() as connection:
-            position = await spools.position(connection, self._lease.job.uid)
+            position = await positions.position(connection, self._lease.job.uid)
         assert position is not None, "an attempt begins with its position"
         return position
 
     def _read(self, position: SpoolPosition, to_the_end: bool) -> tuple[list[spool.Record], list[str], SpoolPosition]:
         """Records and lines of output from `position` on, and the position after them."""
         folder = self._run.folder
-        records, record_offset = spool.read_from(folder / plans.SPOOL_FILE, position.record_offset_bytes, READ_BYTES)
+        begin, reader = position.record_offset_bytes, self._reading.decoder
+        records, record_offset = spool.read_from(folder / SPOOL_FILE, begin, READ_BYTES, reader)
         texts, output_offset = _read_lines(folder / OUTPUT_FILE, position.output_offset_bytes, to_the_end)
         return records, texts, replace(position, record_offset_bytes=record_offset, output_offset_bytes=output_offset)
 
     def stored_end(self) -> spool.End | None:
         """The End of a run that was read to its end before."""
-        path = self._run.folder / plans.SPOOL_FILE
+        path = self._run.folder / SPOOL_FILE
         size = path.stat().st_size if path.exists() else 0
-        records, _ = spool.read_from(path, max(0, size - _TAIL_BYTES), _TAIL_BYTES)
+        records, _ = spool.read_from(path, max(0, size - _TAIL_BYTES), _TAIL_BYTES, self._reading.decoder)
         return next((record for record in reversed(records) if isinstance(record, spool.End)), None)
 
-    async def _take(self, record: spool.Record, batch: _Batch) -> None:
+    async def _take(self, record: spool.Record, batch: RunBatch) -> None:
         at = datetime.fromtimestamp(record.time_ns / 1e9, UTC)
         if isinstance(record, spool.Metrics):
-            _take_metrics(record, at, batch)
+            take_metrics(record, at, batch)
         elif isinstance(record, spool.Phase):
             self._on_phase(record)
             batch.progress["phase"] = record.phase
@@ -162,93 +159,33 @@ class Follower:
             if record.total_steps:
                 batch.progress |= {"step_count": record.step, "total_step_count": record.total_steps}
         elif isinstance(record, spool.SampleBatch):
-            _take_samples(record, at, batch)
-        elif isinstance(record, spool.Checkpoint):
-            # Its files are copied and hashed here, before the transaction.
-            batch.checkpoints.append(await self._intake.take(self._lease.job, batch.position.attempt, record, at))
+            take_samples(record, at, batch)
+        elif handler := self._reading.handlers.get(type(record)):
+            # What is slow is done here, before the transaction.
+            batch.taken.append((handler, await handler.take(self._lease.job, batch.position.attempt, record, at)))
         elif isinstance(record, spool.Software):
             batch.progress["software"] = record.versions
         elif isinstance(record, spool.Span):
             batch.spans.append(record)
         elif isinstance(record, spool.Problem):
-            batch.warnings.append(_warning(record, at, batch.position.attempt))
-        else:
+            batch.warnings.append(warning(record, at, batch.position.attempt))
+        elif isinstance(record, spool.End):
             batch.end = record
 
-    async def _store(self, read_at: SpoolPosition, batch: _Batch) -> None:
+    async def _store(self, read_at: SpoolPosition, batch: RunBatch) -> None:
         uid = self._lease.job.uid
         async with self._database.transaction() as connection:
             job = await self._jobs.held(connection, self._lease)
-            if await spools.position(connection, uid) != read_at:
+            if await positions.position(connection, uid) != read_at:
                 raise Aborted("SPOOL_MOVED", "somebody else has read on meanwhile", job=self._lease.job.name)
-            await _store_series(connection, uid, batch)
-            for checkpoint in batch.checkpoints:
-                await self._intake.store(connection, job, checkpoint)
+            await store_series(connection, uid, batch)
+            for handler, taken in batch.taken:
+                await handler.store(connection, job, taken)
             await self._warnings.add(connection, job, batch.warnings)
-            await spools.set_position(connection, uid, batch.position)
+            await positions.set_position(connection, uid, batch.position)
             if batch.progress:
                 await self._jobs.report(connection, self._lease, batch.progress)
             await self._database.notify(connection, series_topic(uid))
-
-
-async def _store_series(connection: Connection, uid: Any, batch: _Batch) -> None:
-    if batch.points:
-        await series.add_metrics(connection, uid, batch.points)
-    if batch.lines:
-        await series.add_logs(connection, uid, batch.lines)
-    if batch.samples:
-        await series.add_samples(connection, uid, batch.samples)
-
-
-def _warning(record: spool.Problem, at: datetime, attempt: int) -> JobWarning:
-    return JobWarning(
-        reason=record.reason,
-        key=record.key,
-        severity=Severity(record.severity.upper()),
-        message=record.message,
-        remedy=record.remedy,
-        first_step=record.first_step or record.step,
-        last_step=record.step,
-        count=record.count,
-        attempt=attempt,
-        first_time=at,
-        last_time=at,
-    )
-
-
-def _take_metrics(record: spool.Metrics, at: datetime, batch: _Batch) -> None:
-    first = batch.position.metric_ordinal + 1
-    for ordinal, (metric, value) in enumerate(record.values.items(), first):
-        batch.points.append(MetricPoint(ordinal, batch.position.attempt, record.step, storable(metric), value, at))
-    batch.position = replace(batch.position, metric_ordinal=first + len(record.values) - 1)
-
-
-def _take_samples(record: spool.SampleBatch, at: datetime, batch: _Batch) -> None:
-    first = batch.position.sample_ordinal + 1
-    for ordinal, sample in enumerate(record.samples, first):
-        batch.samples.append(
-            Sample(
-                ordinal=ordinal,
-                attempt=batch.position.attempt,
-                split=record.split,
-                step=record.step,
-                row_index=sample.row_index,
-                prompt=storable(sample.prompt),
-                completion=storable(sample.completion),
-                answer=storable(sample.expected or ""),
-                score=sample.score,
-                parts=sample.parts,
-                observe_time=at,
-            )
-        )
-    batch.position = replace(batch.position, sample_ordinal=first + len(record.samples) - 1)
-
-
-def _take_lines(texts: Iterable[str], at: datetime, batch: _Batch) -> None:
-    for text in texts:
-        batch.position = replace(batch.position, log_ordinal=batch.position.log_ordinal + 1)
-        line = storable(text)[:MAX_LINE_CHARACTERS]
-        batch.lines.append(LogLine(batch.position.log_ordinal, batch.position.attempt, line, at))
 
 
 def _far(before: SpoolPosition, after: SpoolPosition) -> bool:

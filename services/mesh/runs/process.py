@@ -1,16 +1,26 @@
-"""What the worker wants of a run, read at step boundaries."""
+"""The side of the process of a run: who it is, and what the worker wants of it."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from services.trainer.runs.runners import local
-from services.trainer.training.launch_plan import CONTROL_FILE
+from services.mesh.runs.files import CONTROL_FILE, RUNNER_FILE, STOP, write_atomically
+
+
+def identify(folder: Path) -> None:
+    """Write who runs here: pids are reused, so the process's start time (clock ticks since boot) stands beside it."""
+    # The 22nd field of stat; the 2nd, the command's name, may hold blanks and ends with the last ")".
+    stat = Path("/proc/self/stat").read_text("ascii", "replace").rpartition(")")[2].split()
+    identity = {"pid": os.getpid(), "start_ticks": int(stat[19])}
+    partial = folder / f"{RUNNER_FILE}.partial"
+    partial.write_bytes(msgspec.json.encode(identity))
+    partial.replace(folder / RUNNER_FILE)
 
 
 class Control:
@@ -37,7 +47,7 @@ class Control:
             self._terminated = True
             # Should the process not live to say how it ended, the worker finds here that it was no death of its own.
             with contextlib.suppress(OSError):
-                local.write_atomically(self._path, local.STOP)
+                write_atomically(self._path, STOP)
 
         signal.signal(signal.SIGTERM, terminate)
 

@@ -8,13 +8,12 @@ from __future__ import annotations
 import re
 import secrets
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
+from services.mesh.runs.spool import End, Phase, Record, Span, SpoolWriter
 from services.mesh.telemetry import tracing
-from services.trainer.runs.spool import End, Phase, Record, Span, SpoolWriter
-from services.trainer.training.launch_plan import LaunchPlan
 
-SERVICE = "trainer.runner"
 # W3C trace context, level 1: version, trace id, parent id, flags, whose lowest bit says whether the trace is recorded.
 _TRACEPARENT = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
 
@@ -32,18 +31,14 @@ class TracedSpool(SpoolWriter):
         self._phase_id = self._run_id = self._trace_id = self._parent_id = ""
         self._attributes: dict[str, str | int | float | bool] = {}
 
-    def begin(self, plan: LaunchPlan) -> None:
-        """The trace that this run belongs to."""
-        found = _TRACEPARENT.fullmatch(plan.traceparent)
+    def begin(self, traceparent: str, attributes: Mapping[str, str | int | float | bool]) -> None:
+        """Say which trace the run belongs to, and what its spans tell of it."""
+        found = _TRACEPARENT.fullmatch(traceparent)
         if found is None or not int(found[3], 16) & 1:
             return
         self._trace_id, self._parent_id = found[1], found[2]
         self._run_id, self._phase_id = _new_id(), _new_id()
-        self._attributes = {
-            "rlhf.job.name": plan.job,
-            "rlhf.job.attempt": plan.attempt,
-            "rlhf.job.algorithm": plan.algorithm,
-        }
+        self._attributes = dict(attributes)
 
     def append(self, record: Record) -> None:
         if isinstance(record, Phase) and (self._phase is None or record.phase != self._phase.phase):
@@ -80,11 +75,11 @@ class TracedSpool(SpoolWriter):
         )
 
 
-def export(span: Span) -> None:
-    """Export what a run has written, ids and times as they are."""
+def export(span: Span, service: str) -> None:
+    """Export what a run of `service` has written, ids and times as they are."""
     tracing.export(
         tracing.Written(
-            service=SERVICE,
+            service=service,
             name=span.name,
             trace_id=span.trace_id,
             span_id=span.span_id,

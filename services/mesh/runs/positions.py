@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from uuid import UUID
 
 from psycopg.rows import class_row
 
 from services.mesh.db.postgres import Connection
-from services.trainer.entities import SpoolPosition
 
 _POSITION = "attempt, record_offset_bytes, output_offset_bytes, metric_ordinal, log_ordinal, sample_ordinal"
+
+
+@dataclass(frozen=True)
+class SpoolPosition:
+    """How far a run has been read, in bytes, and the last ordinals that were given out."""
+
+    attempt: int
+    record_offset_bytes: int = 0
+    output_offset_bytes: int = 0
+    metric_ordinal: int = 0
+    log_ordinal: int = 0
+    sample_ordinal: int = 0
 
 
 async def position(connection: Connection, job_uid: UUID) -> SpoolPosition | None:
