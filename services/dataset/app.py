@@ -30,7 +30,7 @@ SERVICE = dataset_service_pb2.DESCRIPTOR.services_by_name["DatasetService"]
 
 def build(settings: Settings) -> Server:
     """The service. It moves bytes and rows of tables; it never parses a file."""
-    service = JobService("dataset", settings.mesh)
+    service = JobService("dataset", settings.mesh, "services.dataset")
     staging = Staging(settings.uploads_folder)
     staging.prepare()
     uploads = Uploads(service.database, Jobs(service.database, _no_event), staging, _rules(settings))
@@ -46,7 +46,7 @@ def build(settings: Settings) -> Server:
 
 def build_worker(settings: Settings) -> Process:
     """The process that leases committed uploads. It hashes and stores; a process of its own parses each file."""
-    service = JobService("dataset", settings.mesh)
+    service = JobService("dataset", settings.mesh, "services.dataset")
     jobs = Jobs(service.database, _no_event)
     staging = Staging(settings.uploads_folder)
     staging.prepare()

@@ -6,10 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from services.mesh import catalog
 from services.mesh.settings import Environment, MeshSettings, TelemetrySettings, default_home
-
-# Each has `proto/rlhf/<name>/v1/<name>_service.proto` and is reached at RLHF_<NAME>_TARGET.
-SERVICES = ("dataset", "trainer")
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,7 @@ class GatewaySettings:
             local_listen=environment.endpoint("RLHF_GATEWAY_LOCAL_LISTEN", ""),
             targets={
                 service: target
-                for service in SERVICES
+                for service in catalog.SERVICES
                 if (target := environment.endpoint(f"RLHF_{service.upper()}_TARGET", ""))
             },
             allowed_hosts=tuple(environment.text("RLHF_GATEWAY_ALLOWED_HOSTS", "").replace(",", " ").lower().split()),

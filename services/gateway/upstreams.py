@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +12,7 @@ import grpc
 from google.protobuf.descriptor import ServiceDescriptor
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from services.mesh import addresses
+from services.mesh import addresses, catalog
 from services.mesh.errors import DeadlineExceeded, PlatformError, Unavailable
 from services.mesh.rpc.client import map_error
 from services.mesh.rpc.interceptors import DETAILS_KEY
@@ -86,7 +85,8 @@ class Upstreams:
 
     def __init__(self, targets: Mapping[str, str], root_certificates: Path | None = None) -> None:
         self.all = [
-            Upstream(name, _channel(target, root_certificates), _descriptors(name)) for name, target in targets.items()
+            Upstream(name, _channel(target, root_certificates), catalog.descriptors(name))
+            for name, target in targets.items()
         ]
         self._followers: list[asyncio.Task[None]] = []
 
@@ -110,8 +110,3 @@ def _channel(target: str, root_certificates: Path | None) -> grpc.aio.Channel:
         return grpc.aio.insecure_channel(target, options=_OPTIONS)
     credentials = grpc.ssl_channel_credentials(root_certificates.read_bytes())
     return grpc.aio.secure_channel(target, credentials, options=_OPTIONS)
-
-
-def _descriptors(service: str) -> Sequence[ServiceDescriptor]:
-    module = importlib.import_module(f"rlhf.{service}.v1.{service}_service_pb2")
-    return list(module.DESCRIPTOR.services_by_name.values())

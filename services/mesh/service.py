@@ -1,6 +1,6 @@
 """A service with jobs: its database, events and artifacts, the process that answers and the one that carries out jobs.
 
-service = JobService("dataset", settings.mesh)
+service = JobService("dataset", settings.mesh, "services.dataset")
 service.server(DESCRIPTOR, add_DatasetServiceServicer_to_server, servicer)   # python -m services.dataset
 service.worker(jobs, {"validation": handler}, …)                             # python -m services.dataset.worker
 """
@@ -39,13 +39,15 @@ Resource = AbstractAsyncContextManager[Any]
 
 
 class JobService:
-    """The parts that every service has. `name` is its schema, its package under `services`, and its name in logs.
+    """The parts that every service has. `name` is its schema and its name in logs.
 
-    Migrations are those of the mesh and of the package. One process builds either the server or the worker.
+    Migrations are those of the mesh, and of `package` where the service has tables of its own. One process builds
+    either the server or the worker.
     """
 
-    def __init__(self, name: str, settings: MeshSettings) -> None:
+    def __init__(self, name: str, settings: MeshSettings, package: str = "") -> None:
         self.name = name
+        self._packages = ("services.mesh", package) if package else ("services.mesh",)
         self.settings = settings
         self.database = Database(settings.postgres_url, name)
         self.log = EventLog(self.database)
@@ -103,7 +105,7 @@ class JobService:
 
     def _prepare(self, process: Process, resources: Sequence[Resource]) -> None:
         """What comes first in both: tables, connections, and the mark that the artifact store is this database's."""
-        process.add_step(lambda: self.database.migrate("services.mesh", f"services.{self.name}"))
+        process.add_step(lambda: self.database.migrate(*self._packages))
         for resource in (self.database, *resources):
             process.add(resource)
         process.add_step(lambda: claim(self.database, self.artifacts))

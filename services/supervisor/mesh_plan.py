@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from services.mesh import catalog
 from services.mesh.processes.fork_server import client as fork_server
 from services.mesh.settings import NATS, Environment, TelemetrySettings
 from services.supervisor import probes, settings
@@ -23,8 +24,6 @@ FORK_SERVER = "fork-server"
 # How long a start waits for the gateway to see all services.
 _PATIENCE_SECONDS = 5.0
 _HOST = "127.0.0.1"
-# Each has a gRPC server and a worker.
-_SERVICES = ("dataset", "trainer")
 _CERTIFICATE, _KEY = "RLHF_TLS_CERTIFICATE", "RLHF_TLS_KEY"
 _SLOT_MEMORY = "RLHF_TRAINER_SLOT_MEMORY_BYTES"
 
@@ -74,7 +73,7 @@ def build(home: Home, options: Options, inherited: Mapping[str, str], kept: Coll
     """`kept` names the processes of an earlier supervisor that still hold their ports."""
     ports = Ports(home.ports, kept)
     marked = {**inherited, MARK: str(home.root)}
-    services = {name: home.socket(name) for name in _SERVICES}
+    services = {name: home.socket(name) for name in catalog.SERVICES}
     embedded = _embed(home, options, ports, marked, services.values())
     http = options.http_listen or f"{_HOST}:{ports.take('gateway.http')}"
     grpc = options.grpc_listen or f"{_HOST}:{ports.take('gateway.grpc')}"
@@ -139,7 +138,7 @@ def _pages(options: Options, ports: Ports) -> dict[str, str]:
     if not (listen := options.telemetry.prometheus_listen):
         return {}
     host = listen.rpartition(":")[0]
-    names = [*(name for service in _SERVICES for name in (service, f"{service}.worker")), "gateway"]
+    names = [*(name for service in catalog.SERVICES for name in (service, f"{service}.worker")), "gateway"]
     return {name: f"{host}:{ports.take(f'{name}.metrics')}" for name in names}
 
 

@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 
+from services.mesh import catalog
 from services.mesh.errors import InvalidArgument, Violation
 from services.mesh.settings import SECRETS, Environment
 from services.supervisor.embedded.home import Home
@@ -125,7 +126,7 @@ class _Recorded(Mapping[str, str]):
 
 def _service_readers() -> Iterator[Callable[[Mapping[str, str]], object]]:
     """By name, as the services are started: the command line is not built on them."""
-    for name in ("dataset", "trainer"):
+    for name in catalog.SERVICES:
         read = importlib.import_module(f"services.{name}.settings").Settings.from_env
         yield read
         yield functools.partial(read, worker=True)

@@ -40,7 +40,7 @@ SERVICE = trainer_service_pb2.DESCRIPTOR.services_by_name["TrainerService"]
 
 def build(settings: Settings) -> Server:
     """The service. It reads and writes rows; it never imports torch and never touches Ray."""
-    service = JobService("trainer", settings.mesh)
+    service = JobService("trainer", settings.mesh, "services.trainer")
     database, log, artifacts = service.database, service.log, service.artifacts
     jobs = events.jobs_of(database, log)
     datasets = _datasets(settings)
@@ -70,7 +70,7 @@ def build(settings: Settings) -> Server:
 
 def build_worker(settings: Settings) -> Process:
     """The process that leases jobs. It starts training processes; it never imports torch itself."""
-    service = JobService("trainer", settings.mesh)
+    service = JobService("trainer", settings.mesh, "services.trainer")
     database, log, artifacts = service.database, service.log, service.artifacts
     jobs = events.jobs_of(database, log)
     datasets = _datasets(settings)

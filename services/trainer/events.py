@@ -7,7 +7,7 @@ from rlhf.event.v1 import checkpoint_changed_pb2, training_job_deleted_pb2, trai
 from services.mesh.db.postgres import Connection, Database
 from services.mesh.events.outbox import EventLog
 from services.mesh.jobs import wire as job_wire
-from services.mesh.jobs.resource import jobs_with_events, record
+from services.mesh.jobs.resource import jobs_with_events, record, warnings_with_events
 from services.mesh.jobs.store import Job, Jobs
 from services.mesh.jobs.warnings import JobWarning, JobWarnings
 from services.trainer import wire
@@ -24,13 +24,12 @@ def jobs_of(database: Database, log: EventLog) -> Jobs:
 
 
 def warnings_of(jobs: Jobs, log: EventLog) -> JobWarnings:
-    """The warnings of the trainer's jobs: the first of its kind in an attempt is an event of its job."""
+    """The warnings of the trainer's jobs."""
 
-    async def announce(connection: Connection, job: Job, warning: JobWarning) -> None:
-        event = training_job_warned_pb2.TrainingJobWarned(training_job=job.name, warning=job_wire.warning(warning))
-        await log.add(connection, job.name, await jobs.next_sequence(connection, job.uid), event)
+    def warned(job: Job, warning: JobWarning) -> training_job_warned_pb2.TrainingJobWarned:
+        return training_job_warned_pb2.TrainingJobWarned(training_job=job.name, warning=job_wire.warning(warning))
 
-    return JobWarnings(announce)
+    return warnings_with_events(jobs, log, warned)
 
 
 def deletion_of(jobs: Jobs, log: EventLog) -> AnnounceDeletion:

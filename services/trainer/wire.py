@@ -64,11 +64,7 @@ def job_event(event: StoredEvent) -> list[trainer_service_pb2.StreamJobEventsRes
         found = event.message(training_job_warned_pb2.TrainingJobWarned).warning
         return [trainer_service_pb2.StreamJobEventsResponse(warning=found, last_sequence=last)]
     job = event.message(training_job_changed_pb2.TrainingJobChanged).training_job
-    sent = [trainer_service_pb2.StreamJobEventsResponse(training_job=job, last_sequence=last)]
-    if error := job_wire.job_error(job, event.create_time):
-        # Who resumes between the two reads the error again rather than never its consequence.
-        sent.insert(0, trainer_service_pb2.StreamJobEventsResponse(job_error=error, last_sequence=last - 1))
-    return sent
+    return job_wire.job_change(trainer_service_pb2.StreamJobEventsResponse, "training_job", job, event)
 
 
 def checked_job(spec: TrainingSpec) -> training_job_pb2.TrainingJob:

@@ -15,6 +15,7 @@ from pathlib import Path
 import psycopg
 from psycopg import sql
 
+from services.mesh import catalog
 from services.mesh.artifacts import references
 from services.mesh.errors import PlatformError, Unavailable
 from services.mesh.settings import child_environment
@@ -26,7 +27,6 @@ from services.supervisor.leftovers import MARK
 
 # So long a stream delivers an event again; whoever has done its work knows it for longer.
 _EVENTS = "7 days"
-_SCHEMAS = ("dataset", "trainer")
 _PATHS = ("training_state_path", "weights_path")
 
 
@@ -71,7 +71,7 @@ def load(url: str, source: Path) -> None:
 def migrations(connection: psycopg.Connection) -> list[str]:
     """Of all schemas, as `package/file.sql`."""
     found: list[str] = []
-    for schema in ("artifacts", *_SCHEMAS):
+    for schema in ("artifacts", *catalog.SERVICES):
         if _exists(connection, f"{schema}.migrations"):
             query = sql.SQL("SELECT file FROM {}").format(sql.Identifier(schema, "migrations"))
             found += [row[0] for row in connection.execute(query)]
@@ -96,7 +96,7 @@ def move(url: str, old: str, new: str) -> dict[str, int]:
     Events of the last days are published once more: NATS begins empty, and who has had one knows it.
     """
     with psycopg.connect(url) as connection:
-        for schema in _SCHEMAS:
+        for schema in catalog.SERVICES:
             if _exists(connection, f"{schema}.events"):
                 query = "UPDATE {0} SET publish_time = NULL"
                 query += " WHERE create_time > (SELECT max(create_time) FROM {0}) - %s::interval"

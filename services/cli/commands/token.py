@@ -10,7 +10,7 @@ import typer
 
 from services.cli import output
 from services.cli.session import options_of
-from services.mesh import identity
+from services.mesh import catalog, identity
 from services.mesh.errors import FailedPrecondition, NotFound, Unavailable
 from services.mesh.processes import procfs
 from services.supervisor import state
@@ -20,7 +20,7 @@ from services.supervisor.state import MeshState, Phase, ProcessState, Stage
 app = typer.Typer()
 
 # They read the token when they start.
-_READERS = ("dataset", "trainer", "trainer.worker", "gateway")
+_READERS = (*catalog.SERVICES, "trainer.worker", "gateway")
 _RESTART_SECONDS = 120.0
 _POLL_SECONDS = 0.05
 

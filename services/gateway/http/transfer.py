@@ -15,17 +15,18 @@ from typing import Any
 from urllib.parse import quote
 
 import grpc
+from google.protobuf.descriptor import MethodDescriptor
+from google.protobuf.message_factory import GetMessageClass
 from rlhf.dataset.v1 import dataset_service_pb2 as dataset
 from rlhf.dataset.v1 import dataset_service_pb2_grpc as dataset_grpc
-from rlhf.trainer.v1 import trainer_service_pb2 as trainer
-from rlhf.trainer.v1 import trainer_service_pb2_grpc as trainer_grpc
 from starlette.responses import Response, StreamingResponse
 
 from services.gateway.http import ranges
 from services.gateway.http.problems import HttpError
 from services.gateway.http.request import IDLE_SECONDS, Call, Endpoint
-from services.gateway.transcoding.transcoder import fill_path, fill_query, to_json
+from services.gateway.transcoding.transcoder import file_downloads, fill_path, fill_query, to_json
 from services.gateway.upstreams import Upstream
+from services.mesh import catalog
 from services.mesh.errors import Cancelled, DataLoss, DeadlineExceeded, InvalidArgument, NotFound, OutOfRange, Violation
 from services.mesh.rpc.sending import finish, send
 
@@ -41,9 +42,8 @@ def transfer_routes(upstream: Upstream) -> Iterator[tuple[str, str, Endpoint]]:
         for method in ("PUT", "POST"):
             yield method, "/v1/{name=projects/*/datasets/*/uploads/*}:write", upload
         yield "GET", "/v1/{name=projects/*/datasets/*/versions/*}:download", DatasetDownload(upstream)
-    if upstream.name == "trainer":
-        for what, template in (("Checkpoint", "trainingJobs/*/checkpoints/*"), ("Model", "models/*")):
-            yield "GET", f"/v1/{{name=projects/*/{template}}}:download", FileDownload(upstream, what)
+    for download, path in file_downloads(method for service in upstream.descriptors for method in service.methods):
+        yield "GET", path, FileDownload(upstream, download)
 
 
 class UploadEndpoint:
@@ -177,16 +177,18 @@ class DatasetDownload:
 
 
 class FileDownload:
-    """One file of a checkpoint or of a model, `?path=P`. `what` is the name of the resource: `Checkpoint`."""
+    """One file of a resource that has some, such as a checkpoint: `?path=P`. `method` is its Download RPC."""
 
-    def __init__(self, upstream: Upstream, what: str) -> None:
+    def __init__(self, upstream: Upstream, method: MethodDescriptor) -> None:
+        service = method.containing_service
+        get = service.methods_by_name[method.name.replace("Download", "Get", 1)]
+        stub = catalog.stub(service)(upstream.channel)
         self._upstream = upstream
-        self._what = what.lower()
-        stub = trainer_grpc.TrainerServiceStub(upstream.channel)
-        self._get: Any = getattr(stub, f"Get{what}")
-        self._download: Any = getattr(stub, f"Download{what}")
-        self._get_request: Any = getattr(trainer, f"Get{what}Request")
-        self._download_request: Any = getattr(trainer, f"Download{what}Request")
+        self._what = method.name.removeprefix("Download").lower()
+        self._get: Any = getattr(stub, get.name)
+        self._download: Any = getattr(stub, method.name)
+        self._get_request: Any = GetMessageClass(get.input_type)
+        self._download_request: Any = GetMessageClass(method.input_type)
 
     async def __call__(self, call: Call, captured: dict[str, str]) -> Response:
         wanted = self._download_request()

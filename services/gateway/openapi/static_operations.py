@@ -10,6 +10,7 @@ from services.gateway.openapi.operations import WITH_TICKET, Operations, not_mod
 from services.gateway.openapi.scalars import Schema
 from services.gateway.openapi.schemas import Use
 from services.gateway.transcoding.path_templates import PathTemplate
+from services.gateway.transcoding.transcoder import file_downloads
 
 Operation = tuple[str, str, Schema]
 
@@ -62,13 +63,10 @@ def by_hand(operations: Operations, methods: dict[str, Any]) -> Iterator[Operati
     """`methods` are all RPCs by name."""
     yield from _uploads(operations, methods["WriteUpload"])
     yield _download(operations, methods["DownloadDataset"], "/v1/{name=projects/*/datasets/*/versions/*}:download", [])
-    for what, template in (
-        ("Checkpoint", "/v1/{name=projects/*/trainingJobs/*/checkpoints/*}:download"),
-        ("Model", "/v1/{name=projects/*/models/*}:download"),
-    ):
+    for method, template in file_downloads(methods.values()):
         path: Schema = {"name": "path", "in": "query", "required": True, "schema": {"type": "string"}}
-        path["description"] = f"Of one of the {what.lower()}'s `files`."
-        yield _download(operations, methods[f"Download{what}"], template, [path], "application/octet-stream")
+        path["description"] = f"Of one of the {method.name.removeprefix('Download').lower()}'s `files`."
+        yield _download(operations, method, template, [path], "application/octet-stream")
     yield _tickets()
     yield from _probes()
 

@@ -118,6 +118,15 @@ def routes(service: ServiceDescriptor) -> Iterator[Route]:
             yield _route(method, binding)
 
 
+def file_downloads(methods: Iterable[MethodDescriptor]) -> Iterator[tuple[MethodDescriptor, str]]:
+    """RPCs `DownloadX` of one file of a resource, and their path templates: that of `GetX`, and `:download`."""
+    for method in methods:
+        get = method.containing_service.methods_by_name.get(method.name.replace("Download", "Get", 1))
+        by_path = {"name", "path", "offset_bytes"} <= set(method.input_type.fields_by_name)
+        if get is not None and get is not method and method.server_streaming and by_path:
+            yield method, f"{get.GetOptions().Extensions[_HTTP].get}:download"
+
+
 def _route(method: MethodDescriptor, rule: http_pb2.HttpRule) -> Route:
     pattern = rule.WhichOneof("pattern")
     if pattern is None:

@@ -11,6 +11,7 @@ import logging
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 
+from services.mesh import catalog
 from services.mesh.artifacts import references
 from services.mesh.artifacts.collecting_store import CollectingStore
 from services.mesh.artifacts.marker import owns
@@ -22,8 +23,6 @@ log = logging.getLogger(__name__)
 SWEEP_SECONDS = 3600.0
 # After a failure.
 RETRY_SECONDS = 30.0
-# Schemas of the services that keep references.
-SERVICE_SCHEMAS = ("dataset", "trainer")
 # Blobs of one transaction: nobody who adds a reference waits for long.
 _BATCH = 200
 
@@ -185,6 +184,6 @@ async def _not_moved(connection: Connection) -> list[str]:
         "SELECT nspname FROM pg_catalog.pg_class JOIN pg_catalog.pg_namespace ON pg_namespace.oid = relnamespace"
         " WHERE relname = 'migrations' AND relkind = 'r' AND nspname = ANY(%s)"
         " AND nspname NOT IN (SELECT schema FROM artifacts.services) ORDER BY nspname",
-        (list(SERVICE_SCHEMAS),),
+        (list(catalog.SERVICES),),
     )
     return [row[0] async for row in cursor]

@@ -7,7 +7,7 @@ service subclasses JobResource and adds what only it knows: what a request must 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
@@ -22,7 +22,7 @@ from services.mesh.jobs import queue as job_queue
 from services.mesh.jobs import warnings as job_warnings
 from services.mesh.jobs.queue import QueuePosition
 from services.mesh.jobs.store import TERMINAL, Attempt, Job, Jobs, State, job_topic
-from services.mesh.jobs.warnings import JobWarning
+from services.mesh.jobs.warnings import JobWarning, JobWarnings
 from services.mesh.rpc.idempotency import RequestKey, claim, find_previous
 from services.mesh.rpc.pagination import Page, PageRequest
 
@@ -94,7 +94,7 @@ async def record(connection: Connection, jobs: Jobs, kind: JobKind[Spec], job: J
 
 
 def jobs_with_events(
-    database: Database, log: EventLog, events: dict[JobKind[Any], ChangeEvent], others: dict[str, OnChange]
+    database: Database, log: EventLog, events: Mapping[JobKind[Any], ChangeEvent], others: Mapping[str, OnChange] = {}
 ) -> Jobs:
     """The jobs of a service. Each change is an event of the job, of a kind in `others` a call; one that has ended holds
     its inputs no more."""
@@ -112,6 +112,15 @@ def jobs_with_events(
 
     jobs = Jobs(database, announce)
     return jobs
+
+
+def warnings_with_events(jobs: Jobs, log: EventLog, event: Callable[[Job, JobWarning], Message]) -> JobWarnings:
+    """The warnings of a service's jobs: the first of its kind in an attempt is an event of its job."""
+
+    async def announce(connection: Connection, job: Job, warning: JobWarning) -> None:
+        await log.add(connection, job.name, await jobs.next_sequence(connection, job.uid), event(job, warning))
+
+    return JobWarnings(announce)
 
 
 class JobResource(ABC, Generic[New, Spec]):

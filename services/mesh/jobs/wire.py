@@ -5,18 +5,22 @@ Messages of jobs (`TrainingJob`) give the fields of one thing the same name and 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from google.rpc import error_details_pb2
 from rlhf.type.v1 import job_attempt_pb2, job_error_pb2, job_state_pb2, job_warning_pb2, queue_position_pb2
 
 from services.mesh.errors import InvalidArgument
+from services.mesh.events.outbox import StoredEvent
 from services.mesh.jobs.model import Attempt, State
 from services.mesh.jobs.queue import QueuePosition
 from services.mesh.jobs.resource import JobRecord
 from services.mesh.jobs.warnings import JobWarning
 from services.mesh.rpc.wellknown import status, timestamp
+
+Response = TypeVar("Response")
 
 _TIMES = ("create_time", "start_time", "end_time")
 
@@ -98,6 +102,18 @@ def job_error(job: Any, at: datetime) -> job_error_pb2.JobError | None:
         return None
     why = status({"code": "ABORTED", "reason": "ATTEMPT_ENDED", "message": last.end_reason})
     return job_error_pb2.JobError(status=why, attempt=last.number, retried=True)
+
+
+def job_change(response: Callable[..., Response], field: str, job: Any, event: StoredEvent) -> list[Response]:
+    """What StreamJobEvents sends for a change of a job: of a failure, why it failed before the state it led to.
+
+    `job` is the message that the event holds, `field` that of `response` for it.
+    """
+    sent = [response(**{field: job}, last_sequence=event.sequence)]
+    if error := job_error(job, event.create_time):
+        # Who resumes between the two reads the error again rather than never its consequence.
+        sent.insert(0, response(job_error=error, last_sequence=event.sequence - 1))
+    return sent
 
 
 def job_state(state: State) -> job_state_pb2.JobState.ValueType:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 import services
+from services.mesh import catalog
 from services.mesh.artifacts import gc, references
 from services.mesh.artifacts.collecting_store import CollectingStore
 from services.mesh.artifacts.gc import Collector
@@ -270,7 +271,7 @@ async def test_nothing_goes_while_a_service_has_not_moved_its_references(
 def test_the_schemas_of_all_services_are_looked_for() -> None:
     apps = Path(services.__path__[0]).glob("*/app.py")
     schemas = {name for app in apps for name in re.findall(r'JobService\("(\w+)"', app.read_text())}
-    assert schemas == set(gc.SERVICE_SCHEMAS)
+    assert schemas == set(catalog.SERVICES)
 
 
 async def test_a_blob_that_cannot_be_removed_keeps_no_other(
