@@ -21,15 +21,15 @@ def project(id_: str) -> str:
 
 
 def model(parent: str, text: str, field: str = "MODEL") -> str:
-    return _resource(parent, "models", names.MODEL, text, field)
+    return resource(parent, names.MODEL, text, field)
 
 
 def dataset(parent: str, text: str, field: str = "DATASET") -> str:
-    return _resource(parent, "datasets", names.DATASET, text, field)
+    return resource(parent, names.DATASET, text, field)
 
 
 def job(parent: str, text: str, field: str = "JOB") -> str:
-    return _resource(parent, "trainingJobs", names.TRAINING_JOB, text, field)
+    return resource(parent, names.TRAINING_JOB, text, field)
 
 
 def dataset_version(parent: str, text: str, field: str = "DATASET") -> str:
@@ -69,10 +69,11 @@ def new_id(prefix: str) -> str:
     return f"{prefix.replace('_', '-')}-{''.join(secrets.choice(_ID_LETTERS) for _ in range(6))}"
 
 
-def _resource(parent: str, collection: str, pattern: str, text: str, field: str) -> str:
+def resource(parent: str, pattern: str, text: str, field: str) -> str:
+    """A resource whose names are of `pattern`. Raises InvalidArgument on `field`."""
     if names.match(pattern, text) is not None:
         return text
-    return names.child(parent, collection, _id(text, field))
+    return names.child(parent, pattern.split("/")[-2], _id(text, field))
 
 
 def _id(text: str, field: str) -> str:

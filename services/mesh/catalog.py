@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from google.protobuf.descriptor import ServiceDescriptor
+if TYPE_CHECKING:
+    from google.protobuf.descriptor import ServiceDescriptor
 
 SERVICES = ("dataset", "trainer")
 

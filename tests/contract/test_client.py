@@ -9,17 +9,14 @@ from pathlib import Path
 
 import pytest
 from google.protobuf.descriptor import MethodDescriptor
-from rlhf.dataset.v1 import dataset_service_pb2
-from rlhf.trainer.v1 import trainer_service_pb2
 
 import services.client
 from services.client import AsyncClient, Client, unasync
+from services.client._async.jobs import AsyncJobs, JobMessages
+from services.mesh import catalog
 
 HERE = Path(unasync.__file__).parent
-SERVICES = (
-    dataset_service_pb2.DESCRIPTOR.services_by_name["DatasetService"],
-    trainer_service_pb2.DESCRIPTOR.services_by_name["TrainerService"],
-)
+SERVICES = tuple(service for name in catalog.SERVICES for service in catalog.descriptors(name))
 METHODS: dict[str, MethodDescriptor] = {method.name: method for service in SERVICES for method in service.methods}
 RESOURCES = [name for name, value in vars(Client(server="x:1", token="x")).items() if hasattr(value, "_calls")]
 
@@ -29,10 +26,16 @@ def calls() -> list[tuple[str, str]]:
     found = []
     for path in (HERE / "_async").glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
-            first = node.args[0] if isinstance(node, ast.Call) and node.args else None
+            first = node.args[0] if isinstance(node, ast.Call) and len(node.args) > 2 else None
             if isinstance(node, ast.Call) and isinstance(first, ast.Constant) and first.value in METHODS:
                 found.append((str(first.value), ast.unparse(node.args[2])))
     return found
+
+
+def job_kinds() -> list[JobMessages]:
+    """Those of the namespaces of jobs, whose RPCs are called by their noun."""
+    client = AsyncClient(server="x:1", token="x")
+    return [value.kind for value in vars(client).values() if isinstance(value, AsyncJobs)]
 
 
 def test_what_is_checked_in_is_generated_from_the_source() -> None:
@@ -42,7 +45,17 @@ def test_what_is_checked_in_is_generated_from_the_source() -> None:
 
 
 def test_every_rpc_of_the_contract_is_reached() -> None:
-    assert {rpc for rpc, _ in calls()} == set(METHODS)
+    verbs = ("Get", "Cancel", "Delete")
+    by_noun = {f"{verb}{kind.noun}" for kind in job_kinds() for verb in verbs} | {f"List{k.noun}s" for k in job_kinds()}
+    streams = {"StreamJobEvents", "StreamMetrics", "StreamLogs", "ListSamples"}
+    assert {rpc for rpc, _ in calls()} | by_noun | streams == set(METHODS)
+    for kind in job_kinds():
+        assert {METHODS[f"{verb}{kind.noun}"].output_type.full_name for verb in ("Get", "Cancel")} == {
+            kind.job.DESCRIPTOR.full_name
+        }
+        for rpc in streams | {f"List{kind.noun}s"}:
+            assert METHODS[rpc].input_type is kind.request(rpc).DESCRIPTOR, rpc
+            assert METHODS[rpc].output_type is kind.response(rpc).DESCRIPTOR, rpc
 
 
 def test_a_reply_has_the_type_of_its_rpc() -> None:
@@ -58,8 +71,8 @@ def test_both_kinds_have_the_same_members() -> None:
     assert len(RESOURCES) == 8
     for name in RESOURCES:
         theirs, ours = getattr(asynchronous, name), getattr(synchronous, name)
-        members = [member for member in dir(theirs) if not member.startswith("_")]
-        assert members == [member for member in dir(ours) if not member.startswith("_")]
+        members = [member for member in dir(theirs) if not member.startswith("_") and member != "kind"]
+        assert members == [member for member in dir(ours) if not member.startswith("_") and member != "kind"]
         for member in members:
             parameters = [list(inspect.signature(getattr(each, member)).parameters) for each in (theirs, ours)]
             assert parameters[0] == parameters[1], f"{name}.{member}"

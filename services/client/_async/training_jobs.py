@@ -2,33 +2,29 @@
 
 from __future__ import annotations
 
-import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import Mapping
 from typing import Any
 
-from google.protobuf.empty_pb2 import Empty
 from rlhf.trainer.v1 import trainer_service_pb2 as rpc
 from rlhf.trainer.v1.model_pb2 import Model
 from rlhf.trainer.v1.training_job_pb2 import TrainingJob
 from rlhf.type.v1.checkpoint_pb2 import Checkpoint
-from rlhf.type.v1.job_state_pb2 import JobState
-from rlhf.type.v1.log_line_pb2 import LogLine
-from rlhf.type.v1.metric_point_pb2 import MetricPoint
-from rlhf.type.v1.sample_pb2 import Sample
 
 from services.client import references
 from services.client._async.checkpoints import AsyncCheckpoints
-from services.client._async.resource import AsyncResource
+from services.client._async.jobs import AsyncJobs, JobMessages
 from services.client.reference_errors import Meant
 from services.mesh import names
 from services.mesh.errors import InvalidArgument, NotFound
 
-ENDED = (JobState.JOB_STATE_SUCCEEDED, JobState.JOB_STATE_FAILED, JobState.JOB_STATE_CANCELLED)
 
+class AsyncTrainingJobs(AsyncJobs[TrainingJob, rpc.StreamJobEventsResponse]):
+    """Of a job, `events` tell states, checkpoints, errors and warnings; its checkpoints stay when it is cancelled, and
+    go with it when it is deleted, which is refused unless forced while something uses one of them."""
 
-class AsyncTrainingJobs(AsyncResource):
+    kind = JobMessages("TrainingJob", names.TRAINING_JOB, rpc, TrainingJob)
+
     async def create(
         self,
         algorithm: str,
@@ -133,93 +129,6 @@ class AsyncTrainingJobs(AsyncResource):
         short = references.short(job)
         raise NotFound("NO_TRAINING_STATE", f"{short} has no training state that is kept; train on from its weights")
 
-    async def get(self, name: str) -> TrainingJob:
-        """Raises NotFound."""
-        request = rpc.GetTrainingJobRequest(name=self._full(name))
-        return await self._calls.call("GetTrainingJob", request, TrainingJob)
-
-    def list(self, *, states: Sequence[JobState.ValueType] = (), limit: int = 0) -> AsyncIterator[TrainingJob]:
-        """Newest first, those in one of `states` (empty takes every state); 0 takes all."""
-        request = rpc.ListTrainingJobsRequest(parent=self._project, states=states)
-        reply = rpc.ListTrainingJobsResponse
-        return self._calls.pages("ListTrainingJobs", request, reply, lambda page: page.training_jobs, limit)
-
-    async def cancel(self, name: str) -> TrainingJob:
-        """Ends at its next step; its checkpoints stay. Raises NotFound, FailedPrecondition where it has ended."""
-        request = rpc.CancelTrainingJobRequest(name=self._full(name))
-        return await self._calls.call("CancelTrainingJob", request, TrainingJob)
-
-    async def delete(self, name: str, *, force: bool = False) -> None:
-        """With its checkpoints, metrics, logs and samples. Raises NotFound, FailedPrecondition before it has ended, and
-        unless forced while something uses one of its checkpoints."""
-        request = rpc.DeleteTrainingJobRequest(name=self._full(name), force=force)
-        await self._calls.call("DeleteTrainingJob", request, Empty)
-
-    async def wait(self, name: str, *, timeout_seconds: float | None = None) -> TrainingJob:
-        """The job once it has ended, however it did. Raises DeadlineExceeded after `timeout_seconds`."""
-        job = await self.get(name)
-        deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
-        while job.state not in ENDED:
-            left = None if deadline is None else deadline - time.monotonic()
-            async for _ in self.events(job.name, after_sequence=job.sequence, timeout_seconds=left):
-                pass
-            job = await self.get(job.name)
-        return job
-
-    async def events(
-        self, name: str, *, after_sequence: int = 0, follow: bool = True, timeout_seconds: float | None = None
-    ) -> AsyncGenerator[rpc.StreamJobEventsResponse, None]:
-        """States, checkpoints, errors and warnings after `after_sequence` (a `last_sequence`, or the `sequence` of a
-        job), until the job has ended; without `follow` those until now. Goes on after a broken connection: nothing is
-        missed or comes twice. Raises DeadlineExceeded after `timeout_seconds`."""
-        full, cursor = self._full(name), after_sequence
-        deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
-
-        def request() -> rpc.StreamJobEventsRequest:
-            return rpc.StreamJobEventsRequest(name=full, after_sequence=cursor, stored_only=not follow)
-
-        opened = self._calls.resume("StreamJobEvents", request, rpc.StreamJobEventsResponse, deadline)
-        async with aclosing(opened) as replies:
-            async for reply in replies:
-                cursor = max(cursor, reply.last_sequence)
-                if reply.WhichOneof("event"):
-                    yield reply
-
-    async def metrics(
-        self, name: str, metrics: Sequence[str] = (), *, after_ordinal: int = 0, follow: bool = True
-    ) -> AsyncGenerator[MetricPoint, None]:
-        """Points after `after_ordinal` of these metrics (`reward/*` is a prefix; none means all), until the job has
-        ended; without `follow` those until now. Goes on after a broken connection: nothing is missed or comes twice."""
-        full, cursor = self._full(name), after_ordinal
-
-        def request() -> rpc.StreamMetricsRequest:
-            return rpc.StreamMetricsRequest(name=full, after_ordinal=cursor, metrics=metrics, stored_only=not follow)
-
-        async with aclosing(self._calls.resume("StreamMetrics", request, rpc.StreamMetricsResponse)) as replies:
-            async for reply in replies:
-                cursor = max(cursor, reply.last_ordinal)
-                for point in reply.points:
-                    yield point
-
-    async def logs(self, name: str, *, after_ordinal: int = 0, follow: bool = True) -> AsyncGenerator[LogLine, None]:
-        """Lines after `after_ordinal` that the job's processes printed, until it has ended; without `follow` those
-        until now. Goes on after a broken connection: nothing is missed or comes twice."""
-        full, cursor = self._full(name), after_ordinal
-
-        def request() -> rpc.StreamLogsRequest:
-            return rpc.StreamLogsRequest(name=full, after_ordinal=cursor, stored_only=not follow)
-
-        async with aclosing(self._calls.resume("StreamLogs", request, rpc.StreamLogsResponse)) as replies:
-            async for reply in replies:
-                cursor = max(cursor, reply.last_ordinal)
-                for line in reply.lines:
-                    yield line
-
-    def samples(self, name: str, *, step: int | None = None, split: str = "", limit: int = 0) -> AsyncIterator[Sample]:
-        """What the model answered. `split` is `validation`, `rollout` or empty for both; 0 takes all."""
-        request = rpc.ListSamplesRequest(parent=self._full(name), step=step, split=split)
-        return self._calls.pages("ListSamples", request, rpc.ListSamplesResponse, lambda page: page.samples, limit)
-
     async def base_model(self, text: str, field: str = "model") -> str:
         """The full name of what `tiny` (a model, else a job's last checkpoint) or `job/step-100` means. Raises
         NotFound."""
@@ -278,9 +187,6 @@ class AsyncTrainingJobs(AsyncResource):
             return reward
         full = await self._reward_params(meant, str(reward.get("name")), reward["params"], f"{field}.params")
         return {**reward, "params": full}
-
-    def _full(self, name: str) -> str:
-        return references.job(self._project, name, "name")
 
 
 def _same(made: TrainingJob) -> TrainingJob:

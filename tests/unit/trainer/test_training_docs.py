@@ -26,7 +26,8 @@ OTHERS = {
 
 def reasons() -> Iterator[str]:
     """Of the modules that make warnings."""
-    for path in (ROOT / "services" / "trainer").rglob("*.py"):
+    folders = (ROOT / "services" / "trainer", ROOT / "services" / "mesh" / "runs")
+    for path in (path for folder in folders for path in folder.rglob("*.py")):
         source = path.read_text("utf-8")
         if re.search(r"\b(Problem|JobWarning)\(", source):
             texts = (node.value for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Constant))
