@@ -13,6 +13,7 @@ from services.client import references
 from services.mesh.errors import PlatformError
 
 if TYPE_CHECKING:
+    from services.cli.jobkit.kind import JobKind
     from services.client import AsyncClient
 
 _PATIENCE_SECONDS = 1.0
@@ -29,6 +30,20 @@ def datasets(context: typer.Context, incomplete: str) -> list[str]:
 
 def jobs(context: typer.Context, incomplete: str) -> list[str]:
     return _complete(context, incomplete, lambda client: client.training_jobs.list(limit=_MOST))
+
+
+def jobs_of(kind: JobKind) -> Callable[[typer.Context, str], list[str]]:
+    """Names of the jobs of one kind."""
+
+    def complete(context: typer.Context, incomplete: str) -> list[str]:
+        return _complete(context, incomplete, lambda client: kind.jobs(client).list(limit=_MOST))
+
+    return complete
+
+
+def job_argument(kind: JobKind) -> Any:
+    """The argument JOB of a command."""
+    return typer.Argument(metavar="JOB", help=f"Such as `{kind.example}`.", autocompletion=jobs_of(kind))
 
 
 def _complete(

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rlhf.trainer.v1.training_job_pb2 import HeadlineMetric
     from rlhf.type.v1.checkpoint_pb2 import Checkpoint
 
+    from services.cli.jobkit.progress import Series
     from services.client import AsyncClient
 
 VALIDATION = "validation/"
@@ -29,7 +30,7 @@ async def of_algorithm(client: AsyncClient, algorithm: str) -> list[HeadlineMetr
     return []
 
 
-def measured(checkpoint: Checkpoint, headline: Sequence[HeadlineMetric]) -> list[tuple[str, str]]:
+def measured(checkpoint: Checkpoint, headline: Sequence[Series]) -> list[tuple[str, str]]:
     """Title and value of each series that the checkpoint has."""
     found = ((series, checkpoint.metrics.get(series.metric, math.nan)) for series in headline)
     return [(series.title, text(series.metric, value)) for series, value in found if not math.isnan(value)]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from services.cli import assignments, job_views, output, recipe_files
+from services.cli import assignments, output, recipe_files, training_views
 from services.cli.commands import train
 from services.cli.output import Column, DocumentOption, FormatOption
 from services.cli.recipe_files import Recipe
@@ -64,7 +64,7 @@ def show(recipe: RecipeArgument, output_format: DocumentOption = "table") -> Non
         ("when", output.paragraphs(found.when)),
         ("validation", "needed" if found.needs_validation else "if you have some"),
         ("must be given", "\n".join(f"--set {path}=…  {what}" for path, what in found.needs.items())),
-        ("params", "\n".join(job_views.param_lines(found.params))),
+        ("params", "\n".join(training_views.param_lines(found.params))),
     ]
     output.show(output.grid(facts))
     needed = "".join(f" --set {path}=…" for path in found.needs)

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from services.cli import assignments, completions, display, job_views, output
+from services.cli import assignments, completions, display, output, training_views
 from services.cli.commands import registries
 from services.cli.output import FormatOption
 from services.cli.session import Options, options_of, run, with_client
+from services.cli.training_jobs import TRAINING_JOBS
 from services.client import references
 from services.mesh.errors import PlatformError
 
@@ -162,14 +163,14 @@ def show_created(context: typer.Context, job: TrainingJob, watch: bool, dry_run:
             f"it can be started, with warnings ({len(job.warnings)})" if job.warnings else "nothing is wrong with it"
         )
         output.say(f"{verdict}; nothing was started")
-        output.show_one(job, job_views.facts(job), output_format)
+        output.show_one(job, training_views.facts(job), output_format)
     elif watch:
-        from services.cli import watching
+        from services.cli.jobkit import watching
 
-        watching.watch_until_end(context, job.name, output_format)
+        watching.watch_until_end(context, TRAINING_JOBS, job.name, output_format)
     else:
-        output.show_row(job, job_views.JOBS, output_format)
-        for title, text in job_views.data_facts(job):
+        output.show_row(job, training_views.JOBS, output_format)
+        for title, text in training_views.data_facts(job):
             if text:
                 output.say(f"{title}: {text}")
         output.hint(f"follow it: rlhf job watch {references.short(job.name)}")

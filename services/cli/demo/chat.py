@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from services.cli import display, job_views, output
-from services.cli.commands import jobs
+from services.cli import display, output
 from services.cli.demo import measuring, steps
+from services.cli.jobkit import reports, views
 from services.cli.output import Column
 from services.client import references
 
@@ -93,7 +93,7 @@ async def _import(client: AsyncClient, home: Path, name: str) -> None:
 
 async def _show_loss(client: AsyncClient, job: str) -> bool:
     """Say the loss of the first and the last step; whether it fell."""
-    points = job_views.effective(await jobs.stored_points(client, job, ["train/loss"]))
+    points = views.effective(await reports.stored_points(client.training_jobs, job, ["train/loss"]))
     if not points:
         return False
     first, last = points[0].value, points[-1].value

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from services.cli import display, job_views
-from services.cli.commands import jobs
+from services.cli import display
+from services.cli.jobkit import reports, views
 from services.cli.session import collect
 from services.mesh.errors import FailedPrecondition
 from services.scoring.statistics import Interval, wilson
@@ -55,7 +55,7 @@ async def measured(client: AsyncClient, job: str, step: int, title: str, questio
 
     Raises FailedPrecondition where it measured nothing there.
     """
-    points = job_views.effective(await jobs.stored_points(client, job, ["validation/score/*"]))
+    points = views.effective(await reports.stored_points(client.training_jobs, job, ["validation/score/*"]))
     means = _at(points, "validation/score/mean", step)
     counts = _at(points, "validation/score/count", step)
     if not means or not counts:
@@ -83,7 +83,7 @@ async def training_seconds(client: AsyncClient, job: str, metric: str) -> tuple[
 
     Between the reports of the first and the last step, and one step more for the first.
     """
-    points = job_views.effective(await jobs.stored_points(client, job, [metric]))
+    points = views.effective(await reports.stored_points(client.training_jobs, job, [metric]))
     if len(points) < 2:
         raise FailedPrecondition("NOT_MEASURED", f"{job} reported {metric} fewer than twice")
     spanned = display.seconds(points[-1].observe_time) - display.seconds(points[0].observe_time)

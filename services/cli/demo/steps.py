@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from services.cli import exit_codes, job_views, output, uploading, watching
+from services.cli import exit_codes, output, uploading
 from services.cli.commands import datasets, models, train
+from services.cli.jobkit import views, watching
+from services.cli.training_jobs import TRAINING_JOBS
 
 if TYPE_CHECKING:
     from services.client import AsyncClient
@@ -59,12 +61,12 @@ async def train_on(
         await train.describe(client, algorithm, model, data, held_out, params), name
     )
     try:
-        job = await watching.follow(client, job.name)
+        job = await watching.follow(client, TRAINING_JOBS, job.name)
     except asyncio.CancelledError:
         output.say("interrupted; the job is cancelled")
         await client.training_jobs.cancel(job.name)
         raise
-    watching.show_end(job, next_steps=False)
-    if job_views.state(job) != "SUCCEEDED":
+    watching.show_end(TRAINING_JOBS, job, next_steps=False)
+    if views.state(job) != "SUCCEEDED":
         raise typer.Exit(exit_codes.FAILED)
     return Trained(job.name, job.step_count)

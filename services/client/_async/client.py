@@ -50,8 +50,8 @@ class AsyncClient:
         self._fill(timeout_seconds)
 
     def _fill(self, timeout_seconds: float) -> None:
-        datasets = AsyncCalls(self._connection, DATASET_SERVICE, timeout_seconds)
-        trainer = AsyncCalls(self._connection, TRAINER_SERVICE, timeout_seconds)
+        self._timeout_seconds = timeout_seconds
+        datasets, trainer = self.calls(DATASET_SERVICE), self.calls(TRAINER_SERVICE)
         self.datasets = AsyncDatasets(datasets, self.project)
         self.dataset_versions = AsyncDatasetVersions(datasets, self.project)
         self.uploads = AsyncUploads(datasets, self.project)
@@ -60,6 +60,10 @@ class AsyncClient:
         self.checkpoints = AsyncCheckpoints(trainer, self.project)
         self.algorithms = AsyncAlgorithms(trainer, self.project)
         self.rewards = AsyncRewards(trainer, self.project)
+
+    def calls(self, service: str) -> AsyncCalls:
+        """Calls of a gRPC service of the mesh, by its full name: what the namespaces of this client are made of."""
+        return AsyncCalls(self._connection, service, self._timeout_seconds)
 
     @property
     def endpoint(self) -> Endpoint:

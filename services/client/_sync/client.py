@@ -50,8 +50,8 @@ class Client:
         self._fill(timeout_seconds)
 
     def _fill(self, timeout_seconds: float) -> None:
-        datasets = Calls(self._connection, DATASET_SERVICE, timeout_seconds)
-        trainer = Calls(self._connection, TRAINER_SERVICE, timeout_seconds)
+        self._timeout_seconds = timeout_seconds
+        datasets, trainer = self.calls(DATASET_SERVICE), self.calls(TRAINER_SERVICE)
         self.datasets = Datasets(datasets, self.project)
         self.dataset_versions = DatasetVersions(datasets, self.project)
         self.uploads = Uploads(datasets, self.project)
@@ -60,6 +60,10 @@ class Client:
         self.checkpoints = Checkpoints(trainer, self.project)
         self.algorithms = Algorithms(trainer, self.project)
         self.rewards = Rewards(trainer, self.project)
+
+    def calls(self, service: str) -> Calls:
+        """Calls of a gRPC service of the mesh, by its full name: what the namespaces of this client are made of."""
+        return Calls(self._connection, service, self._timeout_seconds)
 
     @property
     def endpoint(self) -> Endpoint:

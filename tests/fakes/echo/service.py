@@ -18,7 +18,7 @@ from services.mesh import names
 from services.mesh.errors import InvalidArgument
 from services.mesh.jobs.resource import JobKind, JobRecord, JobResource, jobs_with_events, warnings_with_events
 from services.mesh.jobs.store import Jobs, Lease
-from services.mesh.jobs.wire import fill_job, job_change
+from services.mesh.jobs.wire import fill_job, job_change, states
 from services.mesh.rpc.idempotency import RequestKey
 from services.mesh.rpc.pagination import PageRequest
 from services.mesh.rpc.server import Process, Server
@@ -87,8 +87,8 @@ class Servicer(pb_grpc.EchoServiceServicer):
         return message(await self._jobs.get(request.name))
 
     async def ListEchoJobs(self, request: Any, context: Any) -> Any:
-        page = PageRequest.parse(request.page_size, request.page_token, request.parent)
-        found = await self._jobs.list(request.parent, [], page)
+        page = PageRequest.parse(request.page_size, request.page_token, request.parent, sorted(request.states))
+        found = await self._jobs.list(request.parent, states(request.states), page)
         return pb.ListEchoJobsResponse(echo_jobs=map(message, found.items), next_page_token=found.next_token)
 
     async def CancelEchoJob(self, request: Any, context: Any) -> Any:

@@ -20,7 +20,9 @@ from typing import Any
 import httpx
 import pytest
 from grpc_tools import protoc
+from typer.testing import CliRunner, Result
 
+from services.cli.session import Options
 from services.gateway.app import build as build_gateway
 from services.gateway.settings import GatewaySettings
 from services.mesh import catalog
@@ -53,6 +55,15 @@ class Echo:
     home: Path
     values: Any
     workers: list[Process]
+    # Of the gateway's gRPC port.
+    server: str
+
+    async def rlhf(self, *words: str) -> Result:
+        """`rlhf echo WORDS`"""
+        from tests.fakes.echo import command
+
+        options = Options(server=self.server, token_file=self.home / "token")
+        return await asyncio.to_thread(CliRunner().invoke, command.app, words, obj=options)
 
     async def start_worker(self) -> Process:
         from tests.fakes.echo import service
@@ -98,7 +109,7 @@ async def echo(
     headers = {"authorization": f"Bearer {token}"}
     base_url = f"http://127.0.0.1:{gateway.http_port}"
     async with httpx.AsyncClient(base_url=base_url, headers=headers, timeout=30, trust_env=False) as http:
-        found = Echo(http, home, settings, [])
+        found = Echo(http, home, settings, [], f"127.0.0.1:{gateway.port}")
         yield found
     for worker in found.workers:
         await worker.stop()
@@ -117,8 +128,12 @@ async def test_a_job_is_made_once_followed_and_listed(echo: Echo) -> None:
     events = await echo.stream("first", "streamEvents")
     states = [event["echoJob"]["state"] for event in events]
     assert states == ["JOB_STATE_QUEUED", "JOB_STATE_RUNNING", "JOB_STATE_SUCCEEDED"]
-    (metrics,) = [batch["points"] for batch in await echo.stream("first", "streamMetrics")]
-    assert [(point["step"], point["value"]) for point in metrics] == [("1", 5.0), ("2", 10.0), ("3", 15.0)]
+    points = [point for batch in await echo.stream("first", "streamMetrics") for point in batch["points"]]
+    assert [(point["step"], point["value"]) for point in points] == [("1", 5.0), ("2", 10.0), ("3", 15.0)]
+    listed = await echo.rlhf("list")
+    assert "first" in listed.stdout and "SUCCEEDED" in listed.stdout and "hello" in listed.stdout
+    shown = await echo.rlhf("metrics", "first", "-o", "csv")
+    assert shown.stdout.splitlines()[1].startswith("echo/characters,1,5.0")
     (listed,) = (await echo.http.get(JOBS)).json()["echoJobs"]
     assert (listed["text"], listed["stepCount"], len(listed["attempts"])) == ("hello", "3", 1)
 
@@ -138,7 +153,10 @@ async def test_a_run_that_is_killed_is_started_again_and_one_that_is_cancelled_s
     # The worker goes, the run does not.
     await worker.stop()
     await echo.start_worker()
-    await echo.http.post(f"{JOBS}/long:cancel", json={})
+    cancelled = await echo.rlhf("cancel", "long", "-o", "json")
+    assert cancelled.exit_code == 0, cancelled.output
+    watched = await echo.rlhf("watch", "long")
+    assert watched.exit_code == 1 and "cancelled" in watched.output
     last = (await echo.stream("long", "streamEvents"))[-1]["echoJob"]
     assert last["state"] == "JOB_STATE_CANCELLED" and len(last["attempts"]) == 2
     assert (await echo.http.post(f"{JOBS}/long:cancel", json={})).status_code == 400

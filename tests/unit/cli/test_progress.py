@@ -18,8 +18,8 @@ from rlhf.type.v1.job_state_pb2 import (
 )
 from rlhf.type.v1.metric_point_pb2 import MetricPoint
 
-from services.cli import progress
-from services.cli.progress import Progress
+from services.cli.jobkit import progress
+from services.cli.training_progress import TrainingProgress
 from services.trainer.algorithms import algorithms
 
 NAME = "projects/default/trainingJobs/run"
@@ -46,15 +46,15 @@ def point(metric: str, step: int, value: float, attempt: int = 1, seconds: int =
     return made
 
 
-def trained(steps: int, seconds_a_step: int = 2) -> Progress:
-    state = Progress(job(), headline("grpo"))
+def trained(steps: int, seconds_a_step: int = 2) -> TrainingProgress:
+    state = TrainingProgress(job(), headline("grpo"))
     for step in range(1, steps + 1):
         state.take_points([point("reward/mean", step, step / 100, seconds=1000 + step * seconds_a_step)])
     return state
 
 
 def test_a_warning_is_said_once_however_it_comes() -> None:
-    state = Progress(job())
+    state = TrainingProgress(job())
     warned = job(sequence=2)
     warned.warnings.add(reason="GRADIENT_ZERO", message="it was 0", first_step=2, last_step=4, count=3, attempt=1)
     assert state.take_warnings(warned.warnings) == [
@@ -82,7 +82,7 @@ def test_the_pace_is_that_of_the_last_steps() -> None:
 
 
 def test_nothing_is_said_of_the_pace_before_it_is_known_and_after_the_end() -> None:
-    assert progress.pace(Progress(job())) == ""
+    assert progress.pace(TrainingProgress(job())) == ""
     state = trained(100)
     state.take_job(job(JOB_STATE_SUCCEEDED, sequence=2, step=100))
     assert progress.pace(state) == ""
@@ -90,7 +90,7 @@ def test_nothing_is_said_of_the_pace_before_it_is_known_and_after_the_end() -> N
 
 @given(st.permutations(range(1, 12)))
 def test_points_in_any_order_end_at_the_same_present(order: list[int]) -> None:
-    state = Progress(job(), headline("sft"))
+    state = TrainingProgress(job(), headline("sft"))
     for step in order:
         state.take_points([point("train/loss", step, 1 / step, seconds=step)])
     assert state.values() == [("loss", "0.09091")]
@@ -113,7 +113,7 @@ def test_a_later_attempt_wins_over_a_higher_step_of_an_earlier_one() -> None:
 
 
 def test_a_new_attempt_is_told_with_its_reason_once() -> None:
-    state = Progress(job())
+    state = TrainingProgress(job())
     assert state.take_job(job(sequence=2, attempts=2)) == [
         "attempt 1 ended (worker lost); attempt 2 goes on from step 10"
     ]
@@ -121,13 +121,13 @@ def test_a_new_attempt_is_told_with_its_reason_once() -> None:
 
 
 def test_an_older_state_does_not_undo_a_newer_one() -> None:
-    state = Progress(job(JOB_STATE_FAILED, sequence=3))
+    state = TrainingProgress(job(JOB_STATE_FAILED, sequence=3))
     state.take_job(job(JOB_STATE_RUNNING, sequence=2))
     assert progress.phase(state) == "failed"
 
 
 def test_checkpoints_are_told_once_and_only_when_decided() -> None:
-    state = Progress(job(), headline("grpo"))
+    state = TrainingProgress(job(), headline("grpo"))
     verifying = Checkpoint(name=f"{NAME}/checkpoints/step-10", step=10, state=Checkpoint.STATE_VERIFYING)
     ready = Checkpoint(
         name=verifying.name, step=10, state=Checkpoint.STATE_READY, metrics={"validation/score/mean": 0.5}
@@ -190,7 +190,7 @@ def test_checkpoints_are_told_once_and_only_when_decided() -> None:
 def test_each_algorithm_is_told_by_what_means_something_for_it(
     algorithm: str, metrics: dict[str, float], points: dict[str, float], shown: list[tuple[str, str]], said: str
 ) -> None:
-    state = Progress(job(), headline(algorithm))
+    state = TrainingProgress(job(), headline(algorithm))
     saved = Checkpoint(name=f"{NAME}/checkpoints/step-10", step=10, state=Checkpoint.STATE_READY, metrics=metrics)
     assert state.take_checkpoints([saved]) == ["checkpoint run/step-10 is ready" + (f", {said}" if said else "")]
     state.take_points(point(metric, 10, value) for metric, value in (points | metrics).items())
@@ -229,5 +229,5 @@ def test_the_panel_fits_the_terminal(width: int, steps: int) -> None:
 
 def test_a_queued_job_has_a_panel_too() -> None:
     out = io.StringIO()
-    Console(file=out, width=60).print(progress.panel(Progress(TrainingJob(name=NAME, state=JOB_STATE_QUEUED))))
+    Console(file=out, width=60).print(progress.panel(TrainingProgress(TrainingJob(name=NAME, state=JOB_STATE_QUEUED))))
     assert "queued" in out.getvalue()

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from services.cli.jobkit.watching import base_command
 from services.cli.session import Options
-from services.cli.watching import base_command
 
 
 @pytest.mark.parametrize(

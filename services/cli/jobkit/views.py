@@ -1,18 +1,16 @@
-"""Jobs, their samples and their metrics as a person reads them."""
+"""Jobs of any kind, their samples and their metrics as a person reads them."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from services.cli import display, output
+from services.cli import display
 from services.cli.output import Column
 from services.client import references
 
 if TYPE_CHECKING:
-    from rlhf.trainer.v1.training_job_pb2 import DataForecast, TrainingJob
     from rlhf.type.v1.job_warning_pb2 import JobWarning
     from rlhf.type.v1.metric_point_pb2 import MetricPoint
     from rlhf.type.v1.sample_pb2 import Sample
@@ -21,40 +19,64 @@ TERMINAL = ("SUCCEEDED", "FAILED", "CANCELLED")
 # Of what a job waits behind.
 _MOST_NAMED = 3
 
-JOBS = (
-    Column("JOB", lambda job: references.short(job.name), whole=True),
-    Column("ALGORITHM", lambda job: job.algorithm),
-    Column("STATE", lambda job: _listed_state(job)),
-    Column("STEP", lambda job: steps(job), right=True),
-    Column("WARNINGS", lambda job: str(len(job.warnings) or ""), right=True),
-    Column("MODEL", lambda job: references.short(job.base_model)),
-    Column("DATASET", lambda job: references.short(job.dataset_version)),
-    Column("TOOK", lambda job: display.took(job.start_time, job.end_time), right=True),
-    Column("CREATED", lambda job: display.age(job.create_time)),
-)
+
+def columns(inputs: Sequence[Column], what: Sequence[Column] = ()) -> tuple[Column, ...]:
+    """Columns of a list of jobs: `what` each is, and its `inputs`, among those of all jobs."""
+    return (
+        Column("JOB", lambda job: references.short(job.name), whole=True),
+        *what,
+        Column("STATE", listed_state),
+        Column("STEP", steps, right=True),
+        Column("WARNINGS", lambda job: str(len(job.warnings) or ""), right=True),
+        *inputs,
+        Column("TOOK", lambda job: display.took(job.start_time, job.end_time), right=True),
+        Column("CREATED", lambda job: display.age(job.create_time)),
+    )
 
 
-def state(job: TrainingJob) -> str:
+def facts(
+    job: Any, inputs: Sequence[tuple[str, str]], placement: Sequence[tuple[str, str]], rest: Sequence[tuple[str, str]]
+) -> list[tuple[str, str]]:
+    """The facts of a job in the order that all kinds show them; those that are empty are left out when shown."""
+    return [
+        ("job", references.short(job.name)),
+        ("state", phase_and_state(job)),
+        ("waits", queued_behind(job)),
+        ("error", display.clean(job.error.message)),
+        ("warnings", "\n".join(map(warning, job.warnings))),
+        *inputs,
+        ("step", steps(job)),
+        *placement,
+        ("created", display.moment(job.create_time)),
+        ("started", display.moment(job.start_time)),
+        ("ended", display.moment(job.end_time)),
+        ("took", display.took(job.start_time, job.end_time)),
+        ("attempts", attempts(job)),
+        *rest,
+    ]
+
+
+def state(job: Any) -> str:
     from rlhf.type.v1.job_state_pb2 import JobState
 
     return JobState.Name(job.state).removeprefix("JOB_STATE_")
 
 
-def _state(job: TrainingJob) -> str:
+def phase_and_state(job: Any) -> str:
     """With its phase; empty of a job that was only checked."""
     if not job.state:
         return ""
     return state(job) + (f" ({job.phase})" if job.phase and not ended(job) else "")
 
 
-def _listed_state(job: TrainingJob) -> str:
+def listed_state(job: Any) -> str:
     if not job.HasField("queued_behind"):
         return state(job)
     before = len(job.queued_behind.running) + job.queued_behind.ahead_count
     return f"{state(job)} (behind {before})" if before else state(job)
 
 
-def queued_behind(job: TrainingJob) -> str:
+def queued_behind(job: Any) -> str:
     """`behind a and b, which run, and 3 queued before it: c, d, e`; empty of a job that waits for nothing."""
     if not job.HasField("queued_behind"):
         return ""
@@ -73,69 +95,12 @@ def _names(names: Sequence[str], count: int) -> str:
     return f"{', '.join(shown)}{more}"
 
 
-def ended(job: TrainingJob) -> bool:
+def ended(job: Any) -> bool:
     return state(job) in TERMINAL
 
 
-def steps(job: TrainingJob) -> str:
+def steps(job: Any) -> str:
     return f"{job.step_count}/{job.total_step_count}" if job.total_step_count else ""
-
-
-def facts(job: TrainingJob) -> list[tuple[str, str]]:
-    slots = job.placement.resources.gpu_count
-    placement = job.placement.target + (f", {display.counted(slots, 'GPU or slot', 'GPUs or slots')}" if slots else "")
-    return [
-        ("job", references.short(job.name)),
-        ("state", _state(job)),
-        ("waits", queued_behind(job)),
-        ("error", display.clean(job.error.message)),
-        ("warnings", "\n".join(map(warning, job.warnings))),
-        ("algorithm", job.algorithm),
-        ("model", references.short(job.base_model)),
-        ("resumes", references.short(job.resume_from)),
-        ("dataset", references.short(job.dataset_version)),
-        ("validation", references.short(job.validation_dataset_version)),
-        ("step", steps(job)),
-        ("runs on", placement),
-        ("priority", str(job.priority or "")),
-        ("labels", display.labels(dict(job.labels))),
-        ("created", display.moment(job.create_time)),
-        ("started", display.moment(job.start_time)),
-        ("ended", display.moment(job.end_time)),
-        ("took", display.took(job.start_time, job.end_time)),
-        ("attempts", _attempts(job)),
-        *data_facts(job),
-        ("disk", _disk(job)),
-        ("software", ", ".join(f"{name} {version}" for name, version in sorted(job.software.items()))),
-        ("params", "\n".join(param_lines(output.as_json(job).get("params") or {}))),
-    ]
-
-
-def data_facts(job: TrainingJob) -> list[tuple[str, str]]:
-    """What training makes of the rows, as foreseen; nothing where nobody looked."""
-    if not job.HasField("data_forecast"):
-        return []
-    found = job.data_forecast
-    if found.unavailable_reason:
-        return [("rows", f"{found.row_count:,}, not counted: {display.one_line(found.unavailable_reason)}")]
-    about = "about " if found.sampled else ""
-    left = "".join(f"; {about}{count:,} out by {name}" for name, count in sorted(found.left_out.items()))
-    sample = f" (estimated from {found.read_row_count:,})" if found.sampled else ""
-    tokens = found.tokens
-    length = f"a row has {tokens.median:,} at the median, {tokens.p95:,} at 95 %, {tokens.max:,} at most"
-    passes = f", {display.number(found.epoch_count)} passes over the rows that are kept"
-    return [
-        ("rows", f"{about}{found.kept_row_count:,} of {found.row_count:,} kept{left}{sample}"),
-        ("tokens", f"{length}; {about}{found.token_count:,} in a pass"),
-        ("steps", f"{found.step_count:,}{passes}"),
-        ("held out", _held_out(found)),
-    ]
-
-
-def _held_out(found: DataForecast) -> str:
-    """Of the rows that validation looks at, those that it can't use."""
-    left = ", ".join(f"{count:,} out by {name}" for name, count in sorted(found.validation_left_out.items()))
-    return f"{left} of the {found.validation_row_count:,} rows that are looked at" if left else ""
 
 
 def warning(found: JobWarning) -> str:
@@ -145,19 +110,7 @@ def warning(found: JobWarning) -> str:
     return display.one_line(f"{found.reason}: {found.message}{again}{remedy}")
 
 
-def _disk(job: TrainingJob) -> str:
-    """What was foreseen; empty where nothing was."""
-    if not job.HasField("disk_forecast"):
-        return ""
-    found = job.disk_forecast
-    free = f" of {display.size(found.free_bytes)} that were free" if found.HasField("free_bytes") else ""
-    saves = display.counted(found.save_count, "save", "saves")
-    checkpoints = display.counted(found.checkpoint_count, "checkpoint", "checkpoints")
-    states = display.counted(found.training_state_count, "training state", "training states")
-    return f"at least {display.size(found.needed_bytes)}{free}: {saves}, {checkpoints} and {states} at a time"
-
-
-def _attempts(job: TrainingJob) -> str:
+def attempts(job: Any) -> str:
     if len(job.attempts) < 2 and not any(attempt.end_reason for attempt in job.attempts):
         return ""
     lines = []
@@ -166,16 +119,6 @@ def _attempts(job: TrainingJob) -> str:
         ended_with = f"; ended: {display.one_line(attempt.end_reason)}" if attempt.end_reason else ""
         lines.append(f"{attempt.number}: {begun}, {display.took(attempt.start_time, attempt.end_time)}{ended_with}")
     return "\n".join(lines)
-
-
-def param_lines(values: dict[str, Any], prefix: str = "") -> Iterable[str]:
-    """`key = value` as `--set` takes it, by name, nested ones last: a protobuf Struct keeps no order."""
-    nested = {key: value for key, value in values.items() if isinstance(value, dict) and value}
-    for key in sorted(values.keys() - nested.keys()):
-        value = values[key]
-        yield f"{prefix}{key} = {display.exact(value) if isinstance(value, float) else json.dumps(value)}"
-    for key in sorted(nested):
-        yield from param_lines(nested[key], f"{prefix}{key}.")
 
 
 def samples_table(samples: Sequence[Sample], width: int) -> list[Column]:

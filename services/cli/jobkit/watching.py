@@ -6,24 +6,23 @@ import asyncio
 import contextlib
 import shlex
 import time
-from collections.abc import AsyncIterator, Callable
-from typing import TYPE_CHECKING
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from services.cli import exit_codes, headline, job_views, output, progress
-from services.cli.progress import Progress
-from services.cli.session import collect, options_of, run
+from services.cli import exit_codes, output
+from services.cli.jobkit import progress, views
+from services.cli.jobkit.kind import JobKind
+from services.cli.jobkit.progress import Progress
+from services.cli.session import options_of, run
 from services.client import references
 from services.mesh.errors import PlatformError
 
 if TYPE_CHECKING:
-    from rlhf.trainer.v1.training_job_pb2 import TrainingJob
-
     from services.client import AsyncClient
+    from services.client._async.jobs import AsyncJobs
 
-# Of any algorithm, to see how fast it goes.
-_PACE = ("time/step_seconds", "train/loss")
 _POLL_SECONDS = 2.0
 # A pipe gets a line so often at most.
 _LINE_SECONDS = 15.0
@@ -32,20 +31,20 @@ _DRAIN_SECONDS = 10.0
 Say = Callable[[str], None]
 
 
-def watch_until_end(context: typer.Context, name: str, output_format: str) -> None:
+def watch_until_end(context: typer.Context, kind: JobKind, name: str, output_format: str) -> None:
     """Follow a job, then show it. Raises typer.Exit with 1 where it failed, 130 on Ctrl-C."""
     output.hint(f"watching {references.short(name)}; Ctrl-C stops the watching, not the job")
     try:
-        job = run(context, lambda client: follow(client, name))
+        job = run(context, lambda client: follow(client, kind, name))
     except KeyboardInterrupt:
-        job_command = f"{base_command(context)} job"
+        job_command = f"{base_command(context)} {kind.command}"
         output.say(f"the job goes on; the same is shown again by: {job_command} watch {references.short(name)}")
         output.hint(f"end it with: {job_command} cancel {references.short(name)}")
         raise typer.Exit(exit_codes.INTERRUPTED) from None
     if output_format != "table":
         output.show_one(job, (), output_format)
-    show_end(job)
-    if job_views.state(job) != "SUCCEEDED":
+    show_end(kind, job)
+    if views.state(job) != "SUCCEEDED":
         raise typer.Exit(exit_codes.FAILED)
 
 
@@ -58,31 +57,32 @@ def base_command(context: typer.Context) -> str:
     return " ".join(["rlhf", *parts])
 
 
-def show_end(job: TrainingJob, next_steps: bool = True) -> None:
+def show_end(kind: JobKind, job: Any, next_steps: bool = True) -> None:
     """How it ended, why, and what to do next."""
     from rich.text import Text
 
     from services.cli import display
 
-    name, state = references.short(job.name), job_views.state(job)
+    name, state = references.short(job.name), views.state(job)
     style = "bold green" if state == "SUCCEEDED" else "bold red"
     took = display.took(job.start_time, job.end_time)
-    output.say(Text.assemble((state.lower(), style), f"  {name}, {job_views.steps(job)} steps in {took}"))
+    output.say(Text.assemble((state.lower(), style), f"  {name}, {views.steps(job)} steps in {took}"))
     if job.error.message:  # and, where one is known, what to do
         output.say(display.clean(job.error.message))
-    if state == "SUCCEEDED" and next_steps:
-        output.hint(f"its model: rlhf checkpoint download {name} --to DIRECTORY")
+    if state == "SUCCEEDED" and next_steps and kind.next_step:
+        output.hint(kind.next_step.format(name=name))
     elif state == "FAILED":
-        output.hint(f"what it printed: rlhf job logs {name} --tail 50")
+        output.hint(f"what it printed: rlhf {kind.command} logs {name} --tail 50")
 
 
-async def follow(client: AsyncClient, name: str) -> TrainingJob:
+async def follow(client: AsyncClient, kind: JobKind, name: str) -> Any:
     """Show a job's progress until it has ended; the job as it ended."""
-    job = await client.training_jobs.get(name)
-    state = Progress(job, await headline.of_algorithm(client, job.algorithm))
+    jobs = kind.jobs(client)
+    state = await kind.progress(client, await jobs.get(name))
     async with _shown(state) as say:
-        states, points = (asyncio.create_task(f(client, name, state, say)) for f in (_watch_events, _watch_points))
-        tasks = [states, points, asyncio.create_task(_poll(client, name, state, say))]
+        states = asyncio.create_task(_watch_events(jobs, name, state, say))
+        points = asyncio.create_task(_watch_points(jobs, name, state, kind.pace))
+        tasks = [states, points, asyncio.create_task(_poll(client, jobs, name, state, say))]
         try:
             while not states.done():
                 done, _ = await asyncio.wait(
@@ -95,38 +95,33 @@ async def follow(client: AsyncClient, name: str) -> TrainingJob:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-        await _refresh(client, name, state, say)
+        await _refresh(client, jobs, name, state, say)
     return state.job
 
 
-async def _watch_events(client: AsyncClient, name: str, state: Progress, say: Say) -> None:
+async def _watch_events(jobs: AsyncJobs[Any, Any], name: str, state: Progress, say: Say) -> None:
     """Until the job has ended."""
-    async for event in client.training_jobs.events(name, after_sequence=state.job.sequence):
-        if event.HasField("training_job"):
-            _say_all(say, state.take_job(event.training_job))
-        elif event.HasField("checkpoint"):
-            _say_all(say, state.take_checkpoints([event.checkpoint]))
-        elif event.HasField("warning"):
-            _say_all(say, state.take_warnings([event.warning]))
+    async for event in jobs.events(name, after_sequence=state.job.sequence):
+        _say_all(say, state.take_event(event))
 
 
-async def _watch_points(client: AsyncClient, name: str, state: Progress, say: Say) -> None:
-    async for point in client.training_jobs.metrics(name, [*{*_PACE, *(one.metric for one in state.headline)}]):
+async def _watch_points(jobs: AsyncJobs[Any, Any], name: str, state: Progress, pace: Sequence[str]) -> None:
+    async for point in jobs.metrics(name, [*{*pace, *(one.metric for one in state.headline)}]):
         state.take_points([point])
 
 
-async def _poll(client: AsyncClient, name: str, state: Progress, say: Say) -> None:
+async def _poll(client: AsyncClient, jobs: AsyncJobs[Any, Any], name: str, state: Progress, say: Say) -> None:
     """Phase and step, which no stream carries; until the job has ended."""
-    while not job_views.ended(state.job):
+    while not views.ended(state.job):
         with contextlib.suppress(PlatformError):  # the streams tell of a lost connection, and give up when it is time
-            await _refresh(client, name, state, say)
+            await _refresh(client, jobs, name, state, say)
         await asyncio.sleep(_POLL_SECONDS)
 
 
-async def _refresh(client: AsyncClient, name: str, state: Progress, say: Say) -> None:
-    found = await collect(client.checkpoints.list(name))
-    _say_all(say, state.take_job(await client.training_jobs.get(name)))
-    _say_all(say, state.take_checkpoints(found))
+async def _refresh(client: AsyncClient, jobs: AsyncJobs[Any, Any], name: str, state: Progress, say: Say) -> None:
+    job, said = await jobs.get(name), await state.refresh(client)
+    _say_all(say, state.take_job(job))
+    _say_all(say, said)
 
 
 def _say_all(say: Say, texts: list[str]) -> None:

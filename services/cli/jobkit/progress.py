@@ -5,30 +5,40 @@ from __future__ import annotations
 import collections
 import math
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
-from services.cli import display, job_views
-from services.cli.headline import VALIDATION, measured, text
+from services.cli import display
+from services.cli.headline import VALIDATION, text
+from services.cli.jobkit import views
 from services.client import references
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
-    from rlhf.trainer.v1.training_job_pb2 import HeadlineMetric, TrainingJob
-    from rlhf.type.v1.checkpoint_pb2 import Checkpoint
     from rlhf.type.v1.job_warning_pb2 import JobWarning
     from rlhf.type.v1.metric_point_pb2 import MetricPoint
+
+    from services.client import AsyncClient
 
 # Steps over which the pace is averaged.
 _PACE_STEPS = 20
 
 
+class Series(Protocol):
+    """A series of metrics, and what a person calls it."""
+
+    @property
+    def metric(self) -> str: ...
+    @property
+    def title(self) -> str: ...
+
+
 class Progress:
     """Takes what the streams send, in any mixture and more than once, and knows the present.
 
-    `headline` are the series to show, as the job's algorithm names them.
+    `headline` are the series to show.
     """
 
-    def __init__(self, job: TrainingJob, headline: Sequence[HeadlineMetric] = ()) -> None:
+    def __init__(self, job: Any, headline: Sequence[Series] = ()) -> None:
         self.job = job
         self.headline = tuple(headline)
         self.step = job.step_count
@@ -37,11 +47,10 @@ class Progress:
         # When each of the last steps was reported, in seconds; of the newest attempt only.
         self._times: collections.deque[tuple[int, float]] = collections.deque(maxlen=_PACE_STEPS + 1)
         self._attempt = 0
-        self._checkpoints: dict[str, str] = {}
         # Attempt, reason and first step of those that were said.
         self._warned: set[tuple[int, str, int]] = set()
 
-    def take_job(self, job: TrainingJob) -> list[str]:
+    def take_job(self, job: Any) -> list[str]:
         """A newer state; what is worth saying about it."""
         said: list[str] = []
         if len(job.attempts) > max(1, len(self.job.attempts)):
@@ -54,13 +63,25 @@ class Progress:
             self.step = max(job.step_count, self._reported_step())
         return said + self.take_warnings(job.warnings)
 
+    def take_event(self, event: Any) -> list[str]:
+        """A message of the stream of events; what is worth saying about it."""
+        kind = event.WhichOneof("event")
+        if kind == "warning":
+            return self.take_warnings([event.warning])
+        found = getattr(event, kind)
+        return self.take_job(found) if type(found) is type(self.job) else []
+
+    async def refresh(self, client: AsyncClient) -> list[str]:
+        """Look at what a kind of job has besides and no stream carries; what is worth saying about it."""
+        return []
+
     def take_warnings(self, warnings: Iterable[JobWarning]) -> list[str]:
         """The facts about them that have not been told."""
         said = []
         for found in warnings:
             if (key := (found.attempt, found.reason, found.first_step)) not in self._warned:
                 self._warned.add(key)
-                said.append(f"warning: {job_views.warning(found)}")
+                said.append(f"warning: {views.warning(found)}")
         return said
 
     def take_points(self, points: Iterable[MetricPoint]) -> None:
@@ -74,20 +95,6 @@ class Progress:
             if point.attempt == self._attempt and not point.metric.startswith(VALIDATION):
                 self._take_time(point.step, display.seconds(point.observe_time))
         self.step = max(self.job.step_count if self._attempt <= 1 else 0, self._reported_step())
-
-    def take_checkpoints(self, checkpoints: Iterable[Checkpoint]) -> list[str]:
-        """What is new about them."""
-        from rlhf.type.v1.checkpoint_pb2 import Checkpoint as Type
-
-        said = []
-        for found in sorted(checkpoints, key=lambda item: item.step):
-            state = Type.State.Name(found.state).removeprefix("STATE_")
-            if self._checkpoints.get(found.name) == state:
-                continue
-            self._checkpoints[found.name] = state
-            if found.state != Type.STATE_VERIFYING:
-                said.append(f"checkpoint {references.short(found.name)} is {state.lower()}{self._judged(found)}")
-        return said
 
     @property
     def total(self) -> int:
@@ -115,10 +122,6 @@ class Progress:
                 shown.append((series.title, text(series.metric, value) + at))
         return shown
 
-    def _judged(self, checkpoint: Checkpoint) -> str:
-        """Its validation, in the words of the headline."""
-        return "".join(f", {title} {value}" for title, value in measured(checkpoint, self.headline))
-
     def _take_time(self, step: int, seconds: float) -> None:
         if not self._times or step > self._times[-1][0]:
             self._times.append((step, seconds))
@@ -129,15 +132,15 @@ class Progress:
 
 def phase(progress: Progress) -> str:
     """`training`, `cancelling`, `queued behind a running`: what the job is doing."""
-    state = job_views.state(progress.job)
+    state = views.state(progress.job)
     running = state == "RUNNING" and progress.job.phase
     doing = progress.job.phase.replace("_", " ") if running else state.lower()
-    return f"{doing} {job_views.queued_behind(progress.job)}".rstrip()
+    return f"{doing} {views.queued_behind(progress.job)}".rstrip()
 
 
 def pace(progress: Progress) -> str:
     """`1.3 s/step, 1:54 left`; before that is known how long it has been waited, and nothing after the end."""
-    if job_views.ended(progress.job):
+    if views.ended(progress.job):
         return ""
     if not math.isfinite(progress.step_seconds):
         waited = display.took(progress.job.create_time, progress.job.end_time)
@@ -164,13 +167,13 @@ def panel(progress: Progress) -> RenderableType:
     from rich.text import Text
 
     head = Table.grid(padding=(0, 1, 0, 0), expand=True)
-    waiting = progress.step == 0 and not job_views.ended(progress.job)
+    waiting = progress.step == 0 and not views.ended(progress.job)
     head.add_column(no_wrap=True)
     head.add_column(ratio=1, min_width=8)
     head.add_column(no_wrap=True, justify="right")
     bar = ProgressBar(total=progress.total or 1, completed=progress.step, pulse=waiting)
     counted = f"{progress.step}/{progress.total}" if progress.total else ""
-    title = Spinner("dots", Text(phase(progress))) if not job_views.ended(progress.job) else Text(phase(progress))
+    title = Spinner("dots", Text(phase(progress))) if not views.ended(progress.job) else Text(phase(progress))
     head.add_row(title, bar, counted)
     values = Text("  ").join(Text.assemble((f"{title} ", "dim"), text) for title, text in progress.values())
     pieces = [values] if values.plain else []

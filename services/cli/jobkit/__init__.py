@@ -1,0 +1,1 @@
+"""The commands that jobs of every kind have, made from a JobKind."""
