@@ -15,6 +15,7 @@ from typing import Any
 
 from services.supervisor.embedded.ray_head import default_resources
 from services.trainer.training import launch_plan as plans
+from services.trainer.training.tasks import SftTask
 from services.trainer.verl import environment
 from services.trainer.verl.patches import hooks
 
@@ -48,7 +49,7 @@ def main(folder: Path) -> None:
     plan = plans.read(folder)
     with tempfile.TemporaryDirectory() as rendezvous:
         variables = environment.variables(plan.device) | environment.of_one_run(
-            rendezvous, folder, dropout=plan.trainer == "sft"
+            rendezvous, folder, dropout=isinstance(plan.task, SftTask)
         )
         import ray
 
@@ -63,7 +64,7 @@ def main(folder: Path) -> None:
         from services.trainer.verl.trainers import rl, sft
 
         silent: Any = Reporter()
-        (sft if plan.trainer == "sft" else rl).train(RunContext(plan, silent, silent, silent))
+        (sft if isinstance(plan.task, SftTask) else rl).train(RunContext(plan, silent, silent, silent))
         ray.shutdown()
     (folder / "steps.json").write_text(json.dumps(silent.times_ns))
 

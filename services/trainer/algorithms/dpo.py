@@ -17,7 +17,8 @@ from services.trainer.algorithms.preference import DATASET_FORMATS, PairParams, 
 from services.trainer.algorithms.validation_series import ACCURACY, LOSS, MARGIN
 from services.trainer.algorithms.validators import VALIDATION_FORMATS
 from services.trainer.algorithms.verl_config import validation_plan
-from services.trainer.training.launch_plan import DpoLoss, JobFacts, LaunchPlan, PlanInputs
+from services.trainer.training.launch_plan import JobFacts, LaunchPlan, PlanInputs
+from services.trainer.training.tasks import DpoLoss, DpoTask
 
 # SimPO's rewards are means over tokens where the others' are sums, so its beta is larger (its paper's section 4).
 BETA = {"sigmoid": 0.1, "ipo": 0.1, "hinge": 0.1, "simpo": 2.0}
@@ -91,15 +92,13 @@ class Dpo:
             **inputs.common(),
             algorithm="dpo",
             validation=validation_plan(params.validation, params.reward, inputs),
-            reward=None,
-            trainer="dpo",
+            task=DpoTask(loss),
             verl=pair_overrides(params, inputs),
             adapter=params.lora is not None,
             max_tokens=params.row_tokens,
             total_steps=pair_steps(params, inputs),
             save_every_steps=params.save_every_steps or 0,
             seed=params.seed,
-            dpo=loss,
         )
 
 

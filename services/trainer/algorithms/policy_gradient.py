@@ -22,6 +22,7 @@ from services.trainer.algorithms.verl_config import (
     validation_plan,
 )
 from services.trainer.training.launch_plan import Device, JobFacts, LaunchPlan, PlanInputs
+from services.trainer.training.tasks import RlTask
 
 DATASET_FORMATS = ("prompt",)
 ACTOR, REFERENCE, ROLLOUT = "actor_rollout_ref.actor", "actor_rollout_ref.ref", "actor_rollout_ref.rollout"
@@ -151,10 +152,11 @@ def policy_plan(algorithm: str, params: PolicyParams, inputs: PlanInputs, verl: 
         **inputs.common(),
         algorithm=algorithm,
         validation=validation_plan(params.validation, params.reward, inputs),
-        reward=reward_spec(params.reward),
-        held_out_reward=reward_spec(params.held_out_reward) if params.held_out_reward else None,
-        trainer="rl",
-        learns_from="groups" if isinstance(params, GroupParams) else "rewards",
+        task=RlTask(
+            reward=reward_spec(params.reward),
+            held_out_reward=reward_spec(params.held_out_reward) if params.held_out_reward else None,
+            learns_from="groups" if isinstance(params, GroupParams) else "rewards",
+        ),
         verl=applied(_verl(params, inputs) | verl, params),
         adapter=params.lora is not None,
         max_tokens=params.prompt_tokens,

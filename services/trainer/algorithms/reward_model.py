@@ -16,7 +16,8 @@ from services.trainer.algorithms.headline import Headline
 from services.trainer.algorithms.overrides import flat
 from services.trainer.algorithms.preference import DATASET_FORMATS, PairParams, check_pairs, pair_overrides, pair_steps
 from services.trainer.algorithms.validation_series import ACCURACY, LOSS, MARGIN
-from services.trainer.training.launch_plan import JobFacts, LaunchPlan, PairValidationPlan, PlanInputs, RewardModelLoss
+from services.trainer.training.launch_plan import JobFacts, LaunchPlan, PlanInputs
+from services.trainer.training.tasks import PairValidationPlan, RewardModelLoss, RewardModelTask
 
 
 @dataclass(frozen=True)
@@ -86,8 +87,7 @@ class RewardModel:
             **inputs.common(),
             algorithm="reward_model",
             validation=None,
-            reward=None,
-            trainer="reward_model",
+            task=RewardModelTask(RewardModelLoss(params.margin, params.centre_coefficient), validation),
             verl={
                 **pair_overrides(params, inputs),
                 # verl's exporter knows no sequence classifiers; our engine writes its own.
@@ -99,8 +99,6 @@ class RewardModel:
             total_steps=pair_steps(params, inputs),
             save_every_steps=params.save_every_steps or 0,
             seed=params.seed,
-            reward_model=RewardModelLoss(params.margin, params.centre_coefficient),
-            pair_validation=validation,
         )
 
 

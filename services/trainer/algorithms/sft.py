@@ -33,6 +33,7 @@ from services.trainer.algorithms.verl_config import (
     validation_plan,
 )
 from services.trainer.training.launch_plan import JobFacts, LaunchPlan, PlanInputs
+from services.trainer.training.tasks import SftTask
 
 
 @dataclass(frozen=True)
@@ -88,8 +89,7 @@ class Sft:
             **inputs.common(),
             algorithm="sft",
             validation=validation_plan(params.validation, params.reward, inputs),
-            reward=None,
-            trainer="sft",
+            task=SftTask(),
             verl=applied(verl, params),
             adapter=params.lora is not None,
             max_tokens=params.row_tokens,

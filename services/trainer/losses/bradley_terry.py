@@ -6,7 +6,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from services.trainer.training.launch_plan import RewardModelLoss
+from services.trainer.training.tasks import RewardModelLoss
 
 
 def bradley_terry(chosen_P: Tensor, rejected_P: Tensor, settings: RewardModelLoss) -> Tensor:

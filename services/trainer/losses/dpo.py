@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from services.trainer.training.launch_plan import DpoLoss
+from services.trainer.training.tasks import DpoLoss
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from services.mesh.runs.spool import Problem
-from services.trainer.training.launch_plan import LearnsFrom
+from services.trainer.training.tasks import LearnsFrom
 
 # Steps in a row. One or two happen to a sound run: a warm-up begins at a learning rate of 0, the answers to a few
 # prompts may all be right.

@@ -9,7 +9,7 @@ import msgspec
 
 from services.mesh.runs import spool
 from services.mesh.runs.spool import Record
-from services.trainer.training.launch_plan import CheckpointKind
+from services.trainer.training.tasks import CheckpointKind
 
 
 class Checkpoint(Record, frozen=True, kw_only=True, tag="checkpoint"):

@@ -15,6 +15,7 @@ from services.mesh.errors import Violation
 from services.mesh.jobs.warnings import JobWarning
 from services.trainer.runs.health import LEFT_OUT_SHARE
 from services.trainer.training.launch_plan import LaunchPlan
+from services.trainer.training.tasks import RlTask
 from services.trainer.training.token_lengths import Lengths
 
 # Of the rows; the length that keeps as many is what a remedy names.
@@ -64,8 +65,8 @@ class Bound:
 
     @classmethod
     def of(cls, plan: LaunchPlan, params: Any, context: int | None) -> Bound:
-        bound = (plan.max_tokens_param, plan.max_tokens)
-        if plan.trainer == "rl":
+        bound = (plan.task.max_tokens_param, plan.max_tokens)
+        if isinstance(plan.task, RlTask):
             room = None if context is None else context - params.response_tokens
             return cls(*bound, "prompts_per_step", params.prompts_per_step, room)
         return cls(*bound, "batch_size", params.batch_size, context)

@@ -21,7 +21,6 @@ log = logging.getLogger(__name__)
 
 # Of why nothing is known: what others raise may be of any length.
 _MOST_CHARACTERS = 500
-_KINDS: dict[str, Kind] = {"sft": "messages", "dpo": "preference", "reward_model": "preference", "rl": "prompt"}
 
 
 @dataclass(frozen=True)
@@ -76,14 +75,15 @@ class DataForecaster:
         return _foreseen(job, train, validation if isinstance(validation, Lengths) else None)
 
     async def _train(self, job: ForecastRequest, patience_seconds: float) -> Lengths:
-        kind = _KINDS[job.plan.trainer]
-        return await self._lengths.measure(self._files, job.base, job.train, kind, 0, patience_seconds)
+        rows = job.plan.task.rows
+        return await self._lengths.measure(self._files, job.base, job.train, rows, 0, patience_seconds)
 
     async def _validation(self, job: ForecastRequest, patience_seconds: float) -> Lengths | None:
-        asked = job.plan.pair_validation or job.plan.validation
+        pairs = job.plan.pair_validation
+        asked = pairs or job.plan.validation
         if job.validation is None or asked is None:
             return None
-        kind: Kind = "preference" if job.plan.pair_validation is not None else "question"
+        kind: Kind = "preference" if pairs is not None else "question"
         return await self._lengths.measure(self._files, job.base, job.validation, kind, asked.rows, patience_seconds)
 
 

@@ -15,14 +15,9 @@ import msgspec
 from services.mesh.runs.files import PLAN_FILE
 from services.models.shape import ModelShape
 from services.rewards.spec import DEFAULT_REWARD_SITE, RewardSite, RewardSpec
+from services.trainer.training.tasks import CheckpointKind, PairValidationPlan, RewardModelTask, RlTask, Task
 
 Device = Literal["cpu", "cuda"]
-# Weights of a language model, an adapter over them, or a reward model: a sequence classifier with one score.
-CheckpointKind = Literal["full", "adapter", "reward"]
-# What a step must have, besides a gradient that changes weights, for anything to be learnt in it: nothing more; a
-# prompt whose answers got different rewards; two answers of different reward. A gradient that comes from a KL or an
-# entropy term alone teaches nothing that the rewards say.
-LearnsFrom = Literal["gradient", "groups", "rewards"]
 
 
 @dataclass(frozen=True)
@@ -36,39 +31,6 @@ class ValidationPlan:
     temperature: float
     batch_size: int
     reward: RewardSpec | None
-
-
-@dataclass(frozen=True)
-class PairValidationPlan:
-    """How each checkpoint of a reward model is judged: on the first `rows` pairs of the validation file; pairs that are
-    longer than `max_tokens` are left out.
-    """
-
-    rows: int
-    batch_size: int
-    max_tokens: int
-
-
-@dataclass(frozen=True)
-class DpoLoss:
-    """The loss of `dpo`; the formulas stand in losses/dpo.py. `gamma` is read by simpo alone."""
-
-    kind: Literal["sigmoid", "ipo", "hinge", "simpo"]
-    beta: float
-    gamma: float = 0.0
-    label_smoothing: float = 0.0
-
-    @property
-    def has_reference(self) -> bool:
-        return self.kind != "simpo"
-
-
-@dataclass(frozen=True)
-class RewardModelLoss:
-    """The loss of `reward_model`; the formula stands in losses/bradley_terry.py."""
-
-    margin: float = 0.0
-    centre_coefficient: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -101,8 +63,7 @@ class LaunchPlan:
     train_path: str
     validation_path: str | None
     validation: ValidationPlan | None
-    reward: RewardSpec | None
-    trainer: Literal["sft", "dpo", "reward_model", "rl"]
+    task: Task
     verl: dict[str, Any]
     adapter: bool
     max_tokens: int
@@ -111,24 +72,15 @@ class LaunchPlan:
     resume_from: ResumePoint | None
     seed: int
     work_dir: str
-    # Of the trainer `dpo`, and of `reward_model`.
-    dpo: DpoLoss | None = None
-    reward_model: RewardModelLoss | None = None
-    pair_validation: PairValidationPlan | None = None
     # W3C trace context that the run belongs to.
     traceparent: str = ""
     reward_site: RewardSite = DEFAULT_REWARD_SITE
-    # Logged beside the reward, never trained on.
-    held_out_reward: RewardSpec | None = None
     # What the base model is called elsewhere, for who gets an adapter over it: never a path.
     base_name: str = ""
-    learns_from: LearnsFrom = "gradient"
 
     @property
     def checkpoint_kind(self) -> CheckpointKind:
-        if self.trainer == "reward_model":
-            return "reward"
-        return "adapter" if self.adapter else "full"
+        return "adapter" if self.adapter else self.task.checkpoint_kind
 
     @property
     def computes_in(self) -> Literal["auto", "float32", "bfloat16"]:
@@ -139,9 +91,9 @@ class LaunchPlan:
         return "auto"
 
     @property
-    def max_tokens_param(self) -> str:
-        """The parameter that a user calls `max_tokens`."""
-        return "max_prompt_length" if self.trainer == "rl" else "max_length"
+    def pair_validation(self) -> PairValidationPlan | None:
+        """How a reward model is judged; None for what answers."""
+        return self.task.validation if isinstance(self.task, RewardModelTask) else None
 
     @property
     def span_attributes(self) -> dict[str, str | int | float | bool]:
@@ -217,13 +169,35 @@ class JobFacts:
     median_characters: int | None = None
 
 
+def rl_task(plan: LaunchPlan) -> RlTask:
+    """The task of a plan for the trainer `rl`."""
+    assert isinstance(plan.task, RlTask)
+    return plan.task
+
+
 def encode(plan: LaunchPlan) -> bytes:
     return msgspec.json.format(msgspec.json.encode(plan), indent=2)
 
 
 def decode(data: bytes) -> LaunchPlan:
     """Raises msgspec.ValidationError when a field is missing or has the wrong type."""
-    return msgspec.json.decode(data, type=LaunchPlan)
+    document = msgspec.json.decode(data)
+    if isinstance(document, dict) and "trainer" in document:
+        document = _with_task(document)
+    return msgspec.convert(document, LaunchPlan)
+
+
+def _with_task(document: dict[str, Any]) -> dict[str, Any]:
+    """A plan of earlier code, which had the fields of all tasks side by side; its run may still go on."""
+    own = {
+        "sft": {},
+        "dpo": {"loss": document.get("dpo")},
+        "reward_model": {"loss": document.get("reward_model"), "validation": document.get("pair_validation")},
+        "rl": {name: document.get(name) for name in ("reward", "held_out_reward", "learns_from")},
+    }
+    task = document["trainer"]
+    fields = {name: value for name, value in own.get(task, {}).items() if value is not None}
+    return {**document, "task": {"type": task, **fields}}
 
 
 def read(folder: Path) -> LaunchPlan:

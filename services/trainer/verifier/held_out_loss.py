@@ -25,7 +25,8 @@ from services.mesh.runs.runners.local import write_atomically
 from services.models import loading
 from services.trainer.losses.dpo import Answers, pair_losses
 from services.trainer.losses.token_logprobs import token_logprobs
-from services.trainer.training.launch_plan import DpoLoss, LaunchPlan
+from services.trainer.training.launch_plan import LaunchPlan
+from services.trainer.training.tasks import DpoLoss, DpoTask
 
 HELD_OUT_FILE = "held_out.msgpack"
 # Logits of a forward pass: 512 MiB of fp32. A single row may have more.
@@ -67,6 +68,7 @@ class HeldOut:
 
     def __init__(self, plan: LaunchPlan) -> None:
         self._plan = plan
+        self._loss = plan.task.loss if isinstance(plan.task, DpoTask) else None
         self._reference: Answered | None = None
         self._failure: Exception | None = None
 
@@ -76,7 +78,7 @@ class HeldOut:
 
     def prepare(self) -> None:
         """Ask the reference, if the loss has one that has not been asked. To be called while no model is loaded."""
-        if self._reference is not None or self._plan.dpo is None or not self._plan.dpo.has_reference:
+        if self._reference is not None or self._loss is None or not self._loss.has_reference:
             return
         self._failure = None
         try:
@@ -94,11 +96,11 @@ class HeldOut:
         if self._failure is not None and not is_base:
             raise self._failure
         answered = self._ask(model)
-        if self._plan.dpo is None:
+        if self._loss is None:
             return token_metrics(answered)
         if is_base:
             self._reference, self._failure = answered, None
-        return pair_metrics(answered, self._reference, self._plan.dpo)
+        return pair_metrics(answered, self._reference, self._loss)
 
     def _ask(self, model: Any) -> Answered:
         """In the precision that all checkpoints of the run can be compared in."""

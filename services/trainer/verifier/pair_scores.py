@@ -12,7 +12,7 @@ import torch
 from services.mesh.runs.spool import Sample
 from services.models import chat_template, loading
 from services.trainer.losses.bradley_terry import bradley_terry
-from services.trainer.training.launch_plan import PairValidationPlan, RewardModelLoss
+from services.trainer.training.tasks import PairValidationPlan, RewardModelLoss
 
 Messages = list[dict[str, str]]
 

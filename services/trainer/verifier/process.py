@@ -23,6 +23,7 @@ from services.models.probe import TOLERANCE, ask, difference
 from services.rewards.spec import RewardSpec
 from services.trainer.runs.records import Checkpoint
 from services.trainer.training import launch_plan as plans
+from services.trainer.training.tasks import RewardModelTask
 from services.trainer.verifier.prompts import Question, read_questions, reward_for, score, summarise
 from services.trainer.verifier.requests import CheckRequest, requests_from_parent
 from services.trainer.verifier.reward_scoring import LocalScorer
@@ -169,13 +170,14 @@ class Checker:
 
         scorer = pair_scores.RewardModelScorer(Path(request.path))
         compared = self._compared(request, scorer.model)
-        validation = self._plan.pair_validation
+        task = self._plan.task
+        assert isinstance(task, RewardModelTask)
+        validation = task.validation
         if not request.sample or validation is None or self._plan.validation_path is None:
             return compared
-        path, loss, step = Path(self._plan.validation_path), self._plan.reward_model, request.step
+        path, loss, step = Path(self._plan.validation_path), task.loss, request.step
 
         def measure() -> dict[str, float]:
-            assert loss is not None
             pairs = pair_scores.score_pairs(scorer, path, validation)
             samples = [sample for pair in pairs for sample in pair.samples()]
             self._spool.append(SampleBatch(step=step, split="validation", samples=samples))

@@ -10,7 +10,7 @@ import threading
 import msgspec
 
 from services.models.probe import Probe
-from services.trainer.training.launch_plan import CheckpointKind
+from services.trainer.training.tasks import CheckpointKind
 
 
 class CheckRequest(msgspec.Struct, frozen=True, kw_only=True):

@@ -15,6 +15,7 @@ import msgspec
 from services.mesh.runs.spool import SpoolWriter
 from services.models.probe import PROBE_FILE, Probe
 from services.trainer.training.launch_plan import LaunchPlan, ResumePoint
+from services.trainer.training.tasks import RlTask
 from services.trainer.verifier.requests import CheckRequest
 from services.trainer.verl.verification.side_process import SideProcess
 
@@ -130,7 +131,7 @@ def _adapter_config(settings: Path, plan: LaunchPlan) -> bytes:
     from peft import LoraConfig
 
     meta = json.loads(settings.read_text("utf-8")) if settings.exists() else {}
-    prefix = "actor_rollout_ref.model" if plan.trainer == "rl" else "model"
+    prefix = "actor_rollout_ref.model" if isinstance(plan.task, RlTask) else "model"
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=int(meta.get("r", plan.verl[f"{prefix}.lora_rank"])),

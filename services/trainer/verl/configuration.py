@@ -12,7 +12,7 @@ from hydra import compose, initialize_config_module
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from services.models.loading import attention
-from services.trainer.training.launch_plan import LaunchPlan
+from services.trainer.training.launch_plan import LaunchPlan, rl_task
 from services.trainer.verl.checkpoints import resume_folder
 from services.trainer.verl.patches.hooks import ROLLOUT
 
@@ -104,6 +104,7 @@ def _training(engine: str, optimizer: str, plan: LaunchPlan) -> dict[str, Any]:
 
 
 def _rewarding(plan: LaunchPlan) -> dict[str, Any]:
+    task = rl_task(plan)
     if answers_in_batches(plan):
         # Answers are scored where they are collected (rollout/batch_generation.py): no workers for that.
         return {"reward.num_workers": 0, "actor_rollout_ref.rollout.agent.num_workers": 1}
@@ -112,8 +113,8 @@ def _rewarding(plan: LaunchPlan) -> dict[str, Any]:
         "reward.custom_reward_function.path": "pkg://services.trainer.verl.rollout.reward_function",
         "reward.custom_reward_function.name": "compute_score",
         "reward.custom_reward_function.reward_kwargs": {
-            "reward": _json(plan.reward),
-            "held_out_reward": _json(plan.held_out_reward) if plan.held_out_reward else "",
+            "reward": _json(task.reward),
+            "held_out_reward": _json(task.held_out_reward) if task.held_out_reward else "",
             "site": _json(plan.reward_site),
         },
     }

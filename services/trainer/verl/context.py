@@ -35,7 +35,7 @@ class RunContext:
         else:
             limit = self.plan.max_tokens
             message = f"{left_out} of {rows} training rows are longer than {limit} tokens and are left out"
-            key = self.plan.max_tokens_param
+            key = self.plan.task.max_tokens_param
             remedy = f"raise {key}"
         severity = "warning" if left_out > LEFT_OUT_SHARE * rows else "info"
         # The same reason and key as in training/data_forecast.py, which tells it before the start.

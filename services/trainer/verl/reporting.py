@@ -28,7 +28,7 @@ class StepReporter:
         self._plan = plan
         self._spool = spool
         self._control = control
-        self._health = RunHealth(plan.learns_from)
+        self._health = RunHealth(plan.task.learns_from)
         self._extra: dict[str, float] = {}
         self._last_step_at: float | None = None
         self.last_step = plan.start_step

@@ -9,12 +9,12 @@ has to say goes to the attempt's spool; the last record is End, and a runner tha
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 import tempfile
 import threading
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ from services.mesh.runs.spool import End, Phase, Problem, Software, SpoolWriter
 from services.models import lineage
 from services.trainer.training import launch_plan as plans
 from services.trainer.training.launch_plan import LaunchPlan
+from services.trainer.training.tasks import SftTask, Task
 from services.trainer.verl import environment, stacks
 from services.trainer.verl.failures import explain
 from services.trainer.verl.patches import hooks
@@ -49,7 +50,7 @@ def main(folder: Path) -> int:
         plan = plans.read(folder)
         spool.begin(plan.traceparent, plan.span_attributes)
         with tempfile.TemporaryDirectory(prefix="rlhf-rendezvous-", ignore_cleanup_errors=True) as rendezvous:
-            own = environment.of_one_run(rendezvous, folder, dropout=plan.trainer == "sft")
+            own = environment.of_one_run(rendezvous, folder, dropout=isinstance(plan.task, SftTask))
             variables = environment.variables(plan.device) | own
             # verl reads it when it is imported, which is why the imports of this file stop short of verl.
             environment.apply(variables)
@@ -144,26 +145,13 @@ def _train(
         groups = placement.reserve(plan.slots, plan.device, control, lambda: context.wait("waiting_for_slots"))
         context.spool.append(Phase(phase="loading", step=plan.start_step, total_steps=plan.total_steps))
         placement.hand_to_verl(groups)
-        _trainer(plan)(context)
+        _trainer(plan.task)(context)
 
 
-def _trainer(plan: LaunchPlan) -> Callable[[RunContext], None]:
-    """What carries out the plan. Imported only now: each imports half of verl."""
-    if plan.trainer == "rl":
-        from services.trainer.verl.trainers import rl
-
-        return rl.train
-    from services.trainer.verl.trainers import sft
-
-    if plan.trainer == "sft":
-        return sft.train
-    if plan.trainer == "dpo":
-        from services.trainer.verl.trainers.dpo import DpoTrainer
-
-        return partial(sft.train, kind=DpoTrainer)
-    from services.trainer.verl.trainers.reward_model import RewardModelTrainer
-
-    return partial(sft.train, kind=RewardModelTrainer)
+def _trainer(task: Task) -> Callable[[RunContext], None]:
+    """What carries out the task. Imported only now: each imports half of verl."""
+    module, _, function = task.trainer.partition(":")
+    return getattr(importlib.import_module(f"services.trainer.verl.trainers.{module}"), function)
 
 
 def _outcome(plan: LaunchPlan, spool: SpoolWriter, reporter: StepReporter, doubt: str | None) -> End:

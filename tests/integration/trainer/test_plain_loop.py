@@ -248,7 +248,7 @@ def test_a_run_takes_the_steps_of_a_plain_loop(attempts: AttemptMaker, tiny_mode
     steps = [one.values for one in records if isinstance(one, Metrics) and "reward/mean" in one.values]
 
     rows = [json.loads(line)["prompt"] for line in Path(attempt.plan.train_path).read_text().splitlines()]
-    loop = Loop(tiny_model, formula, cycle(rows), attempt.plan.reward.params["pattern"])
+    loop = Loop(tiny_model, formula, cycle(rows), attempt.plan.task.reward.params["pattern"])
     for number, values in enumerate(steps, start=1):
         mean, norm = loop.step(number)
         assert values["reward/mean"] == pytest.approx(mean, abs=1e-6), number

@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from services.trainer.algorithms import algorithms
 from services.trainer.algorithms.overrides import SETTINGS_FILE
 from services.trainer.training.launch_plan import LaunchPlan
+from services.trainer.training.tasks import RlTask
 from tests.unit.trainer.test_algorithms import plan
 
 pytestmark = pytest.mark.usefixtures("verl_on_cpu")
@@ -31,7 +32,7 @@ REFERENCE = {
 def composed(made: LaunchPlan) -> DictConfig:
     from services.trainer.verl.configuration import rl_config, sft_config
 
-    config = rl_config(made) if made.trainer == "rl" else sft_config(made)
+    config = rl_config(made) if isinstance(made.task, RlTask) else sft_config(made)
     OmegaConf.resolve(config)
     return config
 
@@ -39,7 +40,7 @@ def composed(made: LaunchPlan) -> DictConfig:
 def sections(config: DictConfig, made: LaunchPlan) -> dict[str, Any]:
     from verl.utils.config import omega_conf_to_dataclass
 
-    names = RL if made.trainer == "rl" else SFT
+    names = RL if isinstance(made.task, RlTask) else SFT
     found = {}
     for name in (*names, "critic") if made.algorithm == "ppo" else names:
         section = OmegaConf.select(config, name).copy()

@@ -17,6 +17,7 @@ from services.mesh.validation.params import parse, schema, to_json
 from services.trainer.algorithms import algorithms
 from services.trainer.algorithms.verl_config import largest_divisor, total_steps
 from services.trainer.training.launch_plan import JobFacts, LaunchPlan, PlanInputs
+from services.trainer.training.tasks import RlTask
 
 FACTS = JobFacts(device="cpu", slots=1, train_format="", train_rows=1000, validation_format="prompt")
 INPUTS = PlanInputs(
@@ -150,7 +151,7 @@ def test_a_plan_carries_the_parameters_into_verls_settings() -> None:
     assert made.verl[f"{actor}.clip_ratio_high"] == 0.3
     assert made.verl[f"{actor}.use_kl_loss"] is True
     assert made.verl["data.train_batch_size"] == made.verl[f"{actor}.ppo_mini_batch_size"] == 16
-    assert made.reward is not None and made.reward.name == "exact"
+    assert isinstance(made.task, RlTask) and made.task.reward.name == "exact"
     assert plan("grpo", {}).verl[f"{actor}.use_kl_loss"] is False
 
 

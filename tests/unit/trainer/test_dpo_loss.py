@@ -16,7 +16,7 @@ from torch import Tensor  # noqa: E402
 
 from services.trainer.losses.bradley_terry import bradley_terry  # noqa: E402
 from services.trainer.losses.dpo import Answers, pair_losses, sum_answers  # noqa: E402
-from services.trainer.training.launch_plan import DpoLoss, RewardModelLoss  # noqa: E402
+from services.trainer.training.tasks import DpoLoss, RewardModelLoss  # noqa: E402
 
 B, T = 5, 9
 # TRL 1.16 asks of an accelerator only that it gathers from other processes.

@@ -22,7 +22,7 @@ from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
 
 from services.mesh.runs.spool import Problem, SpoolWriter, read_from  # noqa: E402
 from services.models import loading  # noqa: E402
-from services.trainer.training.launch_plan import DpoLoss, RewardModelLoss  # noqa: E402
+from services.trainer.training.tasks import DpoLoss, RewardModelLoss  # noqa: E402
 from services.trainer.verifier import held_out_loss  # noqa: E402
 from services.trainer.verifier.held_out_loss import Answered, HeldOut, Side, ask, pair_metrics, token_metrics  # noqa: E402
 from services.trainer.verifier.pair_scores import ScoredPair, summarise  # noqa: E402

@@ -10,7 +10,7 @@ from services.mesh.errors import InvalidArgument
 from services.mesh.validation.params import parse
 from services.trainer.algorithms import algorithms
 from services.trainer.training import launch_plan as plans
-from services.trainer.training.launch_plan import DpoLoss, PairValidationPlan, RewardModelLoss
+from services.trainer.training.tasks import DpoLoss, DpoTask, PairValidationPlan, RewardModelLoss, RewardModelTask
 from tests.unit.trainer.test_algorithms import check, plan
 
 OVERRIDE = "verl_overrides.model.use_fused_kernels"
@@ -92,7 +92,7 @@ def test_wrong_params_are_refused(name: str, params: dict, field: str) -> None:
 )
 def test_each_loss_has_its_own_defaults(params: dict, loss: DpoLoss) -> None:
     made = plan("dpo", params)
-    assert made.dpo == loss and made.reward_model is None
+    assert made.task == DpoTask(loss)
     assert loss.has_reference is (loss.kind != "simpo")
 
 
@@ -109,9 +109,9 @@ def test_verl_counts_two_rows_a_pair_and_never_splits_one() -> None:
 
 def test_a_reward_model_is_validated_on_pairs_and_its_adapters_are_merged() -> None:
     made = plan("reward_model", {"lora": {}, "margin": 0.5, "max_length": 99, "validation": {"rows": 600}})
-    assert made.reward_model == RewardModelLoss(margin=0.5)
-    assert made.pair_validation == PairValidationPlan(rows=500, batch_size=16, max_tokens=99)
-    assert made.validation is None and made.reward is None
+    pairs = PairValidationPlan(rows=500, batch_size=16, max_tokens=99)
+    assert made.task == RewardModelTask(RewardModelLoss(margin=0.5), pairs) and made.pair_validation == pairs
+    assert made.validation is None
     assert (made.adapter, made.checkpoint_kind) == (False, "reward")
     assert plan("reward_model", {}, validation_path=None).pair_validation is None
     assert plan("dpo", {"lora": {}}).checkpoint_kind == "adapter" and plan("dpo", {}).checkpoint_kind == "full"

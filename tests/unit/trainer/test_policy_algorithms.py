@@ -10,6 +10,7 @@ from services.trainer.algorithms import algorithms
 from services.trainer.algorithms.policy_gradient import PolicyParams
 from services.trainer.algorithms.retention import DEFAULT_CHECKPOINTS
 from services.trainer.training.disk_estimate import forecast
+from services.trainer.training.tasks import RlTask
 from services.trainer.verl.rollout.overlong import Overlong
 from tests.unit.trainer.test_algorithms import check, plan
 
@@ -87,7 +88,7 @@ def test_these_are_the_policy_algorithms() -> None:
 )
 def test_a_plan_has_what_sets_the_algorithm_apart(name: str, settings: dict[str, Any]) -> None:
     made = plan(name, {})
-    assert (made.trainer, made.algorithm) == ("rl", name)
+    assert isinstance(made.task, RlTask) and made.algorithm == name
     assert {key: made.verl.get(key) for key in settings} == settings
 
 

@@ -11,7 +11,7 @@ from services.mesh.runs.spool import Problem
 from services.rewards import Score
 from services.trainer.algorithms import algorithms
 from services.trainer.runs.health import QUIET_STEPS, REWARD_STEPS, TRUNCATED_SHARE, ZERO_REWARD_STEPS, RunHealth
-from services.trainer.training.launch_plan import LearnsFrom
+from services.trainer.training.tasks import LearnsFrom
 from services.trainer.verl.metrics import WEIGHTS_CHANGED, translate
 from services.trainer.verl.rollout.agent_loop_report import uniform_groups
 from services.trainer.verl.rollout.batch_generation import _StepScores
@@ -126,7 +126,7 @@ def test_what_an_algorithm_learns_from() -> None:
         **nowhere, attempt=1, device="cpu", slots=1, train_rows=1024, validation_path=None, validation_rows=0,
         resume_from=None,
     )  # fmt: skip
-    found = {name: entry.plan(entry.Params(), inputs).learns_from for name, entry in algorithms.items()}
+    found = {name: entry.plan(entry.Params(), inputs).task.learns_from for name, entry in algorithms.items()}
     assert found == {
         **dict.fromkeys(("sft", "dpo", "reward_model"), "gradient"),
         **dict.fromkeys(("grpo", "dr_grpo", "dapo", "gspo", "rloo"), "groups"),

@@ -19,6 +19,7 @@ from services.mesh.runs.spool import End, Metrics, Phase, Problem, Span
 from services.trainer.runs.records import read_from
 from services.trainer.training import launch_plan as plans
 from services.trainer.training.launch_plan import LaunchPlan, ResumePoint
+from services.trainer.training.tasks import SftTask
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 PLAN = LaunchPlan(
@@ -34,8 +35,7 @@ PLAN = LaunchPlan(
     train_path="/t",
     validation_path=None,
     validation=None,
-    reward=None,
-    trainer="sft",
+    task=SftTask(),
     verl={},
     adapter=False,
     max_tokens=8,

@@ -10,7 +10,7 @@ from services import rewards
 from services.mesh.runs.process import StopRequestedError
 from services.mesh.runs.spool import Problem
 from services.rewards.spec import RewardSpec
-from services.trainer.training.launch_plan import LaunchPlan
+from services.trainer.training.launch_plan import LaunchPlan, rl_task
 from services.trainer.verl.context import RunContext
 from services.trainer.verl.heartbeat import Repeated
 from services.trainer.verl.rollout.reward_actor import ActorScorer
@@ -28,11 +28,11 @@ class RunRewards:
         self._waited = False
         self._told = Repeated(lambda: context.wait(WAITING))
         plan: LaunchPlan = context.plan
-        assert plan.reward is not None
+        task = rl_task(plan)
         surroundings = rewards.RewardContext(plan.reward_site, self._wait, self._check, self._load_model)
         with contextlib.ExitStack() as undo:
-            self._reward = _open(plan.reward, surroundings, undo)
-            self._held_out = _open(plan.held_out_reward, surroundings, undo) if plan.held_out_reward else None
+            self._reward = _open(task.reward, surroundings, undo)
+            self._held_out = _open(task.held_out_reward, surroundings, undo) if task.held_out_reward else None
             self._judges = undo.pop_all()
 
     def score(self, samples: Sequence[rewards.RewardSample]) -> list[rewards.Score]:

@@ -19,8 +19,9 @@ from verl.utils import tensordict_utils as tu
 from services.mesh.runs.process import StopRequestedError
 from services.mesh.runs.spool import Phase
 from services.trainer.losses.dpo import Answers, pair_losses, sum_answers
-from services.trainer.training.launch_plan import DpoLoss
+from services.trainer.training.tasks import DpoLoss, DpoTask
 from services.trainer.verl.checkpoints import resume_folder
+from services.trainer.verl.trainers import sft
 from services.trainer.verl.trainers.pair_rows import collate
 from services.trainer.verl.trainers.pairs import PairTrainer, pair_sums, step_mean
 
@@ -57,8 +58,9 @@ class DpoTrainer(PairTrainer):
 
     @property
     def _settings(self) -> DpoLoss:
-        assert self._context.plan.dpo is not None
-        return self._context.plan.dpo
+        task = self._context.plan.task
+        assert isinstance(task, DpoTask)
+        return task.loss
 
     def before_load(self) -> None:
         if not self._settings.has_reference:
@@ -131,3 +133,6 @@ def batches(rows: Iterable[int], size: int) -> Iterator[list[int]]:
     for start in range(0, len(rest), size):
         batch = rest[start : start + size]
         yield (batch * size)[:size] if len(batch) < size else batch
+
+
+train = partial(sft.train, kind=DpoTrainer)

@@ -13,8 +13,9 @@ from verl.workers.config import TrainingWorkerConfig
 from verl.workers.engine_workers import TrainingWorker
 
 from services.trainer.losses.bradley_terry import bradley_terry
-from services.trainer.training.launch_plan import RewardModelLoss
+from services.trainer.training.tasks import RewardModelLoss, RewardModelTask
 from services.trainer.verl.patches.hooks import SEQUENCE_CLASSIFIER
+from services.trainer.verl.trainers import sft
 from services.trainer.verl.trainers.pairs import PairTrainer, pair_sums, step_mean
 
 
@@ -36,8 +37,8 @@ class RewardModelTrainer(PairTrainer):
 
     def _build_engine(self) -> None:
         """As verl's, which has no other model than a language model."""
-        settings = self._context.plan.reward_model
-        assert settings is not None
+        task = self._context.plan.task
+        assert isinstance(task, RewardModelTask)
         config = TrainingWorkerConfig(
             model_type=SEQUENCE_CLASSIFIER,
             model_config=self.model_config,
@@ -53,6 +54,9 @@ class RewardModelTrainer(PairTrainer):
             ray_cls_with_init=RayClassWithInitArgs(ray.remote(TrainingWorker), config=config),
             device_name=trainer.device,
         )
-        client.set_loss_fn(loss_fn=partial(reward_model_loss, settings=settings))
+        client.set_loss_fn(loss_fn=partial(reward_model_loss, settings=task.loss))
         client.reset()
         self.training_client = client
+
+
+train = partial(sft.train, kind=RewardModelTrainer)
