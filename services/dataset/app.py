@@ -89,6 +89,7 @@ def _rules(settings: Settings) -> UploadRules:
         max_bytes=settings.max_upload_bytes,
         expiry_seconds=settings.upload_expiry_seconds,
         write_idle_seconds=settings.write_idle_seconds,
+        write_least_bytes_per_second=settings.write_least_bytes_per_second,
         heartbeat_seconds=settings.heartbeat_seconds,
         sweep_seconds=settings.sweep_seconds,
     )

@@ -21,6 +21,8 @@ class Settings:
     upload_expiry_seconds: float
     # A writer that sends nothing for so long is given up, so that its lock does not outlive its connection.
     write_idle_seconds: float
+    # Nor one that sends less than this of each such span; 0 asks for no least.
+    write_least_bytes_per_second: int
     # How often a watcher hears that the service is still there.
     heartbeat_seconds: float
     # How often the worker looks for expired uploads and files that nobody owns.
@@ -43,6 +45,7 @@ class Settings:
             max_upload_bytes=env.integer("RLHF_DATASET_MAX_UPLOAD_BYTES", 64 * _GIB, 1, 1 << 50),
             upload_expiry_seconds=env.number("RLHF_DATASET_UPLOAD_EXPIRY_SECONDS", 7 * 24 * 3600, 1, 365 * 24 * 3600),
             write_idle_seconds=env.number("RLHF_DATASET_WRITE_IDLE_SECONDS", 30, 0.1, 3600),
+            write_least_bytes_per_second=env.integer("RLHF_DATASET_WRITE_LEAST_BYTES_PER_SECOND", 1024, 0, 1 << 30),
             heartbeat_seconds=env.number("RLHF_DATASET_HEARTBEAT_SECONDS", 10, 0.1, 3600),
             sweep_seconds=env.number("RLHF_DATASET_SWEEP_SECONDS", 60, 0.1, 24 * 3600),
             concurrency=env.integer("RLHF_DATASET_CONCURRENCY", 2, 1, 1000),

@@ -15,13 +15,13 @@ from services.dataset.store import datasets, skipped_rows, uploads
 from services.dataset.uploads.new_upload import NewUpload
 from services.dataset.uploads.options import to_json
 from services.dataset.uploads.options_checks import check_against_dataset
+from services.dataset.uploads.pace import Pace
 from services.dataset.uploads.skipped_rows import MAX_ROWS as MAX_SKIPPED_ROWS
 from services.dataset.uploads.skipped_rows import SkippedRow
 from services.dataset.uploads.staging import SWEEP_TOPIC, Staging
 from services.mesh import identity, names
 from services.mesh.db.postgres import Database, wait
 from services.mesh.errors import (
-    DeadlineExceeded,
     FailedPrecondition,
     InvalidArgument,
     OutOfRange,
@@ -57,6 +57,7 @@ class UploadRules:
     max_bytes: int
     expiry_seconds: float
     write_idle_seconds: float
+    write_least_bytes_per_second: int
     heartbeat_seconds: float
     sweep_seconds: float
 
@@ -131,9 +132,10 @@ class Uploads:
         """Append what a caller sends. Whatever ends the call, the bytes that came before are kept.
 
         Raises OutOfRange with the right offset, Aborted when another call writes, ResourceExhausted when the disk is
-        full, FailedPrecondition once it is committed.
+        full, FailedPrecondition once it is committed, DeadlineExceeded when the caller is silent or too slow.
         """
-        first = await self._next(pieces)
+        pace = Pace(self._rules.write_idle_seconds, self._rules.write_least_bytes_per_second)
+        first = await pace.next(pieces)
         if first is None:
             raise InvalidArgument.of("name", "the first message must name the upload")
         names.parse(names.UPLOAD, first.name)
@@ -142,7 +144,7 @@ class Uploads:
             upload = await uploads.get(connection, first.name)
             _check_receiving(upload)
             await uploads.touch(connection, upload.uid, self._rules.expiry_seconds)
-        await self._append(upload, first, pieces)
+        await self._append(upload, first, pieces, pace)
         async with self._database.transaction() as connection:
             await uploads.touch(connection, upload.uid, self._rules.expiry_seconds)
             await self._database.notify(connection, job_topic(upload.name))
@@ -209,7 +211,7 @@ class Uploads:
                     log.log(logging.INFO if count else logging.DEBUG, "removed the files of %d uploads", count)
                 await wait(ended, self._rules.sweep_seconds)
 
-    async def _append(self, upload: Upload, first: Piece, pieces: AsyncIterator[Piece]) -> None:
+    async def _append(self, upload: Upload, first: Piece, pieces: AsyncIterator[Piece], pace: Pace) -> None:
         async with self._staging.writer(upload.uid) as writer:
             if first.offset_bytes != writer.size:
                 raise OutOfRange(
@@ -226,19 +228,12 @@ class Uploads:
                     await self._tell(upload)
                 writing = writer.append(piece.chunk)
                 metrics.instruments().uploaded.add(len(piece.chunk))
-                piece = await self._next(pieces)
+                pace.check(len(piece.chunk), position)
+                piece = await pace.next(pieces)
                 if piece is not None and piece.name not in ("", upload.name):
                     raise InvalidArgument.of("name", f"one call writes one upload, {upload.name}")
             if writing is not None:
                 await writing
-
-    async def _next(self, pieces: AsyncIterator[Piece]) -> Piece | None:
-        try:
-            async with asyncio.timeout(self._rules.write_idle_seconds):
-                return await anext(pieces, None)
-        except TimeoutError:
-            message = f"nothing came for {self._rules.write_idle_seconds:g} s; what came before is kept"
-            raise DeadlineExceeded("WRITER_IDLE", message) from None
 
     async def _tell(self, upload: Upload) -> None:
         async with self._database.transaction() as connection:

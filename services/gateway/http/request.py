@@ -9,7 +9,7 @@ from http import HTTPStatus
 from typing import Any
 
 import grpc
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Scope
 
@@ -70,6 +70,7 @@ class Call(Incoming):
         super().__init__(request.scope)
         self.request = request
         self.timeout_seconds = self.given_seconds or DEFAULT_TIMEOUT_SECONDS
+        self._body_left = True
 
     async def json_body(self) -> bytes:
         """The body, in memory and unpacked. Raises HttpError 408 when it is late, 413 over the limit, 415 when it is
@@ -104,12 +105,20 @@ class Call(Incoming):
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """The body as it comes. Raises Cancelled when the client vanishes."""
-        try:
-            async for chunk in self.request.stream():
-                if chunk:
-                    yield chunk
-        except ClientDisconnect:
-            raise Cancelled("CLIENT_GONE", "the client closed the connection") from None
+        while (piece := await self.piece()) is not None:
+            if piece:
+                yield piece
+
+    async def piece(self) -> bytes | None:
+        """What comes next of the body, None at its end. Whoever gives up waiting may ask again. Raises Cancelled when
+        the client vanishes."""
+        if not self._body_left:
+            return None
+        message = await self.request.receive()
+        if message["type"] == "http.disconnect":
+            raise Cancelled("CLIENT_GONE", "the client closed the connection")
+        self._body_left = message.get("more_body", False)
+        return message.get("body", b"")
 
     async def unary(self, upstream: Upstream, pending: Any) -> Any:
         """The reply to a call whose request has been sent; the call is cancelled when the client goes away.

@@ -1,7 +1,7 @@
-"""Bytes over HTTP, the only routes that are written by hand: uploads in, dataset versions and files of checkpoints
-and models out.
+"""Bytes over HTTP, the only routes that are written by hand: uploads in (`upload`), dataset versions and files of
+checkpoints and models out.
 
-Both directions hold at most a few chunks: a slow service slows the client down, and a slow client the service.
+A download holds at most a few chunks: a slow client slows the service down.
 """
 
 from __future__ import annotations
@@ -24,14 +24,12 @@ from starlette.responses import Response, StreamingResponse
 from services.gateway.http import ranges
 from services.gateway.http.problems import HttpError
 from services.gateway.http.request import IDLE_SECONDS, Call, Endpoint
-from services.gateway.transcoding.transcoder import file_downloads, fill_path, fill_query, to_json
+from services.gateway.http.upload import UploadEndpoint
+from services.gateway.transcoding.transcoder import file_downloads, fill_path, fill_query
 from services.gateway.upstreams import Upstream
 from services.mesh import catalog
-from services.mesh.errors import Cancelled, DataLoss, DeadlineExceeded, InvalidArgument, NotFound, OutOfRange, Violation
-from services.mesh.rpc.sending import finish, send
+from services.mesh.errors import DataLoss, DeadlineExceeded, InvalidArgument, NotFound, OutOfRange, Violation
 
-UPLOAD_CHUNK_BYTES = 1024 * 1024
-_FINISH_SECONDS = 30.0
 _UNSAFE_IN_FILE_NAME = re.compile(r"[^A-Za-z0-9._-]+")
 
 
@@ -44,90 +42,6 @@ def transfer_routes(upstream: Upstream) -> Iterator[tuple[str, str, Endpoint]]:
         yield "GET", "/v1/{name=projects/*/datasets/*/versions/*}:download", DatasetDownload(upstream)
     for download, path in file_downloads(method for service in upstream.descriptors for method in service.methods):
         yield "GET", path, FileDownload(upstream, download)
-
-
-class UploadEndpoint:
-    """The raw body, from `?offset_bytes=N` on, into WriteUpload."""
-
-    def __init__(self, upstream: Upstream) -> None:
-        self._upstream = upstream
-        self._stub: Any = dataset_grpc.DatasetServiceStub(upstream.channel)
-
-    async def __call__(self, call: Call, captured: dict[str, str]) -> Response:
-        call.refuse_encoding()
-        if call.headers.get("content-type", "").lower().startswith("multipart/"):
-            error = InvalidArgument.of("Content-Type", "send the bytes of the file themselves, not a form")
-            raise HttpError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, error)
-        first = dataset.WriteUploadRequest()
-        violations = fill_query(first, call.query, {"name": "in the path", "chunk": "the body"})
-        if first.offset_bytes < 0:
-            violations.append(Violation("offset_bytes", "must be 0 or more"))
-        if violations := violations + fill_path(first, captured):
-            raise InvalidArgument(violations)
-        writing = self._stub.WriteUpload(metadata=call.metadata())
-        try:
-            stopped = await _send_body(call, writing, first)
-            async with asyncio.timeout(_FINISH_SECONDS):
-                upload = await writing
-        except grpc.aio.AioRpcError as error:
-            raise self._upstream.error(error) from None
-        except TimeoutError:
-            raise DeadlineExceeded("DEADLINE_EXCEEDED", "the dataset service did not finish the upload") from None
-        finally:
-            writing.cancel()
-        if stopped is not None:
-            raise HttpError(HTTPStatus.REQUEST_TIMEOUT, stopped) if isinstance(stopped, UploadIdle) else stopped
-        return Response(to_json(upload), media_type="application/json")
-
-
-async def _send_body(call: Call, writing: Any, message: dataset.WriteUploadRequest) -> Exception | None:
-    """Pass the body on in chunks. What arrived is passed on even when the client stops or vanishes, which is returned.
-
-    A service that has answered already gets no more: its answer is what counts.
-    """
-    buffer = bytearray()
-    stopped: Exception | None = None
-    first = True
-    try:
-        async for piece in _not_idle(call.chunks()):
-            buffer += piece
-            while len(buffer) >= UPLOAD_CHUNK_BYTES:
-                message.chunk = bytes(buffer[:UPLOAD_CHUNK_BYTES])
-                if not await _send_in_time(writing, message):
-                    return None
-                del buffer[:UPLOAD_CHUNK_BYTES]
-                message, first = dataset.WriteUploadRequest(), False
-    except (Cancelled, UploadIdle) as error:
-        stopped = error
-    message.chunk = bytes(buffer)
-    if not (buffer or first) or await _send_in_time(writing, message):
-        await finish(writing)
-    return stopped
-
-
-async def _send_in_time(writing: Any, message: dataset.WriteUploadRequest) -> bool:
-    try:
-        async with asyncio.timeout(IDLE_SECONDS):
-            return await send(writing, message.SerializeToString())
-    except TimeoutError:
-        raise DeadlineExceeded("DEADLINE_EXCEEDED", "the dataset service stopped taking bytes") from None
-
-
-class UploadIdle(DeadlineExceeded):
-    """The client stopped sending."""
-
-
-async def _not_idle(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    while True:
-        try:
-            async with asyncio.timeout(IDLE_SECONDS):
-                chunk = await anext(chunks)
-        except StopAsyncIteration:
-            return
-        except TimeoutError:
-            message = f"no byte came for {IDLE_SECONDS:g} s"
-            raise UploadIdle("UPLOAD_IDLE", message, idle_seconds=IDLE_SECONDS) from None
-        yield chunk
 
 
 @dataclass(frozen=True)

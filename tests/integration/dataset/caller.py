@@ -87,9 +87,10 @@ async def eventually(condition: Callable[[], Any], seconds: float = 20.0) -> Non
 
 
 class Caller:
-    def __init__(self, channel: grpc.aio.Channel, home: Path) -> None:
+    def __init__(self, channel: grpc.aio.Channel, home: Path, target: str) -> None:
         self.channel = channel
         self.home = home
+        self.target = target
         self.stub: Any = DatasetServiceStub(channel)
 
     async def dataset(self, format: str = "prompt", **fields: Any) -> dataset_pb2.Dataset:

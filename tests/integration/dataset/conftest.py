@@ -54,7 +54,7 @@ async def serving(values: Mapping[str, str]) -> AsyncIterator[Caller]:
 async def calling(target: str, values: Mapping[str, str]) -> AsyncIterator[Caller]:
     home = Path(values["RLHF_HOME"])
     async with connect(target, identity.read_token(home / "token")) as channel:
-        yield Caller(channel, home)
+        yield Caller(channel, home, target)
 
 
 @contextlib.contextmanager

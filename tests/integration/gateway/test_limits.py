@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from services.gateway.http import http1_protocol, request, transfer
+from services.gateway.http import http1_protocol, request, upload
 from tests.integration.gateway.conftest import TOKEN
 
 HEAD = f"Host: localhost\r\nAuthorization: Bearer {TOKEN}\r\n"
@@ -180,7 +180,7 @@ async def test_a_body_is_there_within_a_minute_whatever_the_call_may_take(
 async def test_an_upload_that_stands_still_is_408_and_what_came_is_kept(
     gateway: Any, seen: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transfer, "IDLE_SECONDS", 0.2)
+    monkeypatch.setattr(upload, "IDLE_SECONDS", 0.2)
     head = f"PUT {DATASET}/uploads/u:write HTTP/1.1\r\n{HEAD}Content-Length: 100\r\n\r\nhello"
     reader, writer = await asyncio.open_connection("127.0.0.1", gateway.http_port)
     writer.write(head.encode())
