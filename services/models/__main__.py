@@ -20,6 +20,7 @@ import msgspec
 
 from services.mesh.errors import NO_ROOM
 from services.mesh.processes.confinement import confine_or_say
+from services.models import template_limits
 
 if TYPE_CHECKING:
     from services.models.inspection import ModelFacts
@@ -59,6 +60,7 @@ def _confine(arguments: argparse.Namespace) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     else:
         readable, writable = [folder], []
+    template_limits.foresee()
     confine_or_say(readable, writable)
 
 

@@ -35,6 +35,11 @@ def render_all(tokenizer: Any, conversations: Sequence[Sequence[Message]], openi
     return _apply(tokenizer, [rendered_roles(tokenizer, messages) for messages in conversations], opening, True)
 
 
+def text(tokenizer: Any, messages: Sequence[Message]) -> str:
+    """What `render` makes tokens of. Raises TemplateRefusesError."""
+    return _text(tokenizer, messages, False)
+
+
 def rendered_roles(tokenizer: Any, messages: Sequence[Message]) -> list[dict[str, Any]]:
     """`messages` as the template takes them: where it has no system role (Gemma's refuses it, others drop it) the
     system message stands at the beginning of the first user message, as Gemma's authors advise; and thoughts stand
@@ -174,6 +179,8 @@ def _apply(tokenizer: Any, messages: Sequence[Any], opening: bool, tokenize: boo
             )
     except TemplateError as error:
         raise TemplateRefusesError(str(error)) from error
+    except MemoryError as error:
+        raise TemplateRefusesError("MemoryError: it builds more than the memory that it may have holds") from error
     except Exception as error:
         # Whatever a stranger's template does to what is not there, or is of another type.
         raise TemplateRefusesError(f"{type(error).__name__}: {error}") from error

@@ -15,6 +15,10 @@ from services.models.template_limits import probing
 
 # Templates bring a system message of their own, some with a page about tools.
 _MOST_PROBE_TOKENS = 32_768
+# No tokenizer is asked about more: what it takes for a text is many times the text, and it may end the process.
+_MOST_PROBE_CHARACTERS = 32 * _MOST_PROBE_TOKENS
+
+_TOO_MUCH = "the chat template makes {} of a question and its answer of one letter each"
 
 
 @dataclass(frozen=True)
@@ -61,12 +65,13 @@ def _check_tokenizer(tokenizer: Any) -> None:
     asked = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     try:
         with probing():
+            if (size := len(chat_template.text(tokenizer, asked))) > _MOST_PROBE_CHARACTERS:
+                raise UnusableModelError(_TOO_MUCH.format(f"{size} characters"))
             tokens, _ = chat_template.trained_tokens(tokenizer, asked, [1])
     except (chat_template.TemplateRefusesError, ValueError) as error:
         raise UnusableModelError(f"the chat template does not render a question and its answer: {error}") from error
     if len(tokens) > _MOST_PROBE_TOKENS:
-        message = f"the chat template makes {len(tokens)} tokens of a question and its answer of one letter each"
-        raise UnusableModelError(message)
+        raise UnusableModelError(_TOO_MUCH.format(f"{len(tokens)} tokens"))
 
 
 def _check_files(folder: Path) -> None:

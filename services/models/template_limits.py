@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import resource
 import signal
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 from types import FrameType
 
 # Of processor time, for a conversation; honest ones take milliseconds.
@@ -16,6 +16,8 @@ RENDER_SECONDS = 10.0
 PROBE_BYTES = 512 << 20
 # What no template's signal handler reaches: one operation of the interpreter without end. The kernel ends the process.
 _KILL_SECONDS = 120
+# What tells how much memory this process has, by the process: opened before it confines itself, when it sees /proc.
+_sizes: dict[int, int] = {}
 
 
 class TooSlowError(Exception):
@@ -42,14 +44,22 @@ def timed(conversations: int) -> Iterator[None]:
         signal.signal(signal.SIGVTALRM, before)
 
 
+def foresee() -> None:
+    """Have `probing` know how much memory this process has, also after it has confined itself."""
+    if os.getpid() not in _sizes:
+        with contextlib.suppress(OSError):
+            _sizes[os.getpid()] = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
+
+
 @contextlib.contextmanager
 def probing() -> Iterator[None]:
     """A block in which a template is rendered for the first time: MemoryError where it takes more than an honest one
     would; the kernel ends the process where it does not come back."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     limits = {resource.RLIMIT_CPU: int(used.ru_utime + used.ru_stime) + _KILL_SECONDS}
-    with contextlib.suppress(OSError):
-        pages = int(Path("/proc/self/statm").read_text().split()[0])
+    foresee()
+    if (size := _sizes.get(os.getpid())) is not None:
+        pages = int(os.pread(size, 64, 0).split()[0])
         limits[resource.RLIMIT_AS] = pages * resource.getpagesize() + PROBE_BYTES
     before = {limit: resource.getrlimit(limit) for limit in limits}
     for limit, value in limits.items():
