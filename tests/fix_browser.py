@@ -68,3 +68,12 @@ def open_page(browser: Browser) -> Iterator[Callable[..., Page]]:
     for context in contexts:
         context.close()
     assert not said
+
+
+def field(page: Page, key: str) -> str:
+    """The text of the errors beside a field of the form."""
+    return page.locator(f'[id="field-{key}-error"]').inner_text()
+
+
+def fill(page: Page, key: str, value: str) -> None:
+    page.locator(f'[id="field-{key}"]').fill(value)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, expect
 
+from tests.fix_browser import field, fill
 from tests.fix_live import LiveMesh, wait_until
 
 pytestmark = pytest.mark.slow
@@ -41,15 +42,6 @@ def signed_in(open_page: Open, address: str, token: str) -> Open:
         return page
 
     return make
-
-
-def field(page: Page, key: str) -> str:
-    """The text of the errors beside a field of the form."""
-    return page.locator(f'[id="field-{key}-error"]').inner_text()
-
-
-def fill(page: Page, key: str, value: str) -> None:
-    page.locator(f'[id="field-{key}"]').fill(value)
 
 
 def last_step(page: Page, metric: str) -> int:

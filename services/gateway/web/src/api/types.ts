@@ -23,4 +23,5 @@ export type JobWarning = Schemas["JobWarning"];
 export type TrainingJob = Schemas["TrainingJob"];
 export type TrainingJobInput = Schemas["TrainingJobInput"];
 export type Upload = Schemas["Upload"];
+export type UploadInput = Schemas["UploadInput"];
 export type UploadChange = Schemas["StreamUploadEventsResponse"];

@@ -2,6 +2,7 @@ import { answer, api } from "../api/client";
 import type { Dataset, DatasetVersion, Format, Row, Upload } from "../api/types";
 import { pagesOf, type Page } from "../jobs/api";
 import { project } from "../session/token";
+import type { OptionFields } from "./options";
 
 export async function listAllDatasets(): Promise<Dataset[]> {
   return (await listDatasets(1, 1000)).items;
@@ -54,8 +55,8 @@ export async function listUploads(dataset: string): Promise<Upload[]> {
 }
 
 /** An upload of the same file that has not ended is found again. */
-export function announce(dataset: string, file: File, sha256: string): Promise<Upload> {
-  const body = { fileName: file.name, sizeBytes: String(file.size), sha256 };
+export function announce(dataset: string, file: File, sha256: string, options: OptionFields): Promise<Upload> {
+  const body = { fileName: file.name, sizeBytes: String(file.size), sha256, ...options };
   return answer(api.POST("/v1/projects/{project}/datasets/{dataset}/uploads", { params: { path: path(dataset) }, body }));
 }
 
@@ -77,6 +78,7 @@ export async function deleteUpload(name: string): Promise<void> {
   await api.DELETE("/v1/projects/{project}/datasets/{dataset}/uploads/{upload}", { params: { path: uploadPath(name) } });
 }
 
-export function deleteDataset(dataset: string): Promise<unknown> {
-  return answer(api.DELETE("/v1/projects/{project}/datasets/{dataset}", { params: { path: path(dataset) } }));
+/** With an `etag` only while it is as it was. */
+export function deleteDataset(dataset: string, etag = ""): Promise<unknown> {
+  return answer(api.DELETE("/v1/projects/{project}/datasets/{dataset}", { params: { path: path(dataset), query: { etag } } }));
 }

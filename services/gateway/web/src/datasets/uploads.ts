@@ -1,14 +1,23 @@
 import { defineStore } from "pinia";
-import { computed, ref, shallowRef } from "vue";
+import { computed, reactive, ref, shallowRef } from "vue";
 
 import { asProblem, type Problem } from "../api/problem";
 import type { Upload, UploadChange } from "../api/types";
 import { authorization } from "../session/token";
 import { follow } from "../shared/follow";
-import { announce, createDataset, deleteUpload, getDataset } from "./api";
+import { announce, createDataset, deleteDataset, deleteUpload, getDataset, listUploads } from "./api";
+import { noOptions, type OptionFields, type Options } from "./options";
 import { hashFile, sendFile } from "./sending";
 
 export type Phase = "idle" | "hashing" | "sending" | "validating" | "paused" | "done" | "failed";
+
+/** What the form holds. */
+export interface Draft {
+  file: File | null;
+  dataset: string;
+  format: string;
+  options: Options;
+}
 
 /** The upload at hand. It goes on while other pages are looked at. */
 export const useUpload = defineStore("upload", () => {
@@ -20,20 +29,18 @@ export const useUpload = defineStore("upload", () => {
   const upload = shallowRef<Upload | null>(null);
   const problem = shallowRef<Problem | null>(null);
   const running = computed(() => phase.value === "hashing" || phase.value === "sending" || phase.value === "validating");
+  const draft = reactive<Draft>({ file: null, dataset: "", format: "messages", options: noOptions() });
   let controller = new AbortController();
+  let asked: { format: string; options: OptionFields } = { format: "", options: {} };
+  /** Of the dataset, where it was made for this file. */
+  let madeEtag = "";
 
-  /** `format` is that of a dataset that is to be made; empty where it exists. */
-  async function start(into: string, format: string, chosen: File): Promise<void> {
+  /** `format` is that of the dataset where it has to be made. */
+  async function start(into: string, format: string, chosen: File, options: OptionFields): Promise<void> {
     reset();
     file.value = chosen;
     dataset.value = into;
-    try {
-      if (format !== "") await createDataset(into, format);
-    } catch (error) {
-      problem.value = asProblem(error);
-      phase.value = "failed";
-      return;
-    }
+    asked = { format, options };
     await go();
   }
 
@@ -46,11 +53,11 @@ export const useUpload = defineStore("upload", () => {
     problem.value = null;
     const progress = (bytes: number): void => void (done.value = bytes);
     try {
-      await getDataset(dataset.value);
+      await ensureDataset();
       phase.value = "hashing";
       done.value = 0;
       const sha256 = await hashFile(chosen, signal, progress);
-      upload.value = await announce(dataset.value, chosen, sha256);
+      upload.value = await announce(dataset.value, chosen, sha256, asked.options);
       phase.value = "sending";
       done.value = Number(upload.value.receivedBytes);
       if (upload.value.state === "STATE_RECEIVING") upload.value = await sendFile(upload.value, chosen, signal, progress);
@@ -58,9 +65,34 @@ export const useUpload = defineStore("upload", () => {
       await watchChecks(upload.value, signal);
     } catch (error) {
       if (signal.aborted) return;
-      problem.value = asProblem(error);
+      const found = asProblem(error);
+      if (upload.value === null && !found.passing) await takeBack();
+      problem.value = found;
       phase.value = "failed";
     }
+  }
+
+  async function ensureDataset(): Promise<void> {
+    try {
+      await getDataset(dataset.value);
+    } catch (error) {
+      // What is wrong with a name is told when it is made, as the form calls it.
+      if (![400, 404].includes(asProblem(error).status)) throw error;
+      madeEtag = (await createDataset(dataset.value, asked.format)).etag;
+    }
+  }
+
+  /** A dataset that was made for a file which is not taken goes again, so that its name is free for another format; not
+   * where somebody else has begun to use it. */
+  async function takeBack(): Promise<void> {
+    if (madeEtag === "") return;
+    try {
+      const uploads = await listUploads(dataset.value);
+      if (uploads.length < 2 && uploads.every((one) => one.state === "STATE_FAILED")) await deleteDataset(dataset.value, madeEtag);
+    } catch {
+      // It can be deleted on its page.
+    }
+    madeEtag = "";
   }
 
   async function watchChecks(from: Upload, signal: AbortSignal): Promise<void> {
@@ -71,7 +103,9 @@ export const useUpload = defineStore("upload", () => {
       onMessage: (message) => message.upload && (upload.value = message.upload),
       onState: (state, streamProblem) => state === "failed" && (problem.value = streamProblem),
     });
-    if (!signal.aborted) phase.value = upload.value?.state === "STATE_SUCCEEDED" ? "done" : "failed";
+    if (signal.aborted) return;
+    if (upload.value?.state === "STATE_FAILED") await takeBack();
+    phase.value = upload.value?.state === "STATE_SUCCEEDED" ? "done" : "failed";
   }
 
   /** What has arrived stays; `go` goes on. */
@@ -83,8 +117,22 @@ export const useUpload = defineStore("upload", () => {
   /** Throw away what has arrived. */
   async function cancel(): Promise<void> {
     const name = phase.value === "validating" ? "" : upload.value?.name;
-    reset();
+    controller.abort();
     if (name) await deleteUpload(name).catch(() => undefined);
+    await takeBack();
+    reset();
+  }
+
+  /** Back to the form with the same file, changed as a refusal suggests. */
+  function retry(change: Partial<Options>): void {
+    Object.assign(draft.options, change);
+    reset();
+  }
+
+  /** Back to the form, for another file. */
+  function another(): void {
+    Object.assign(draft, { file: null, dataset: "", options: noOptions() });
+    reset();
   }
 
   function reset(): void {
@@ -94,10 +142,11 @@ export const useUpload = defineStore("upload", () => {
     upload.value = null;
     problem.value = null;
     done.value = 0;
+    madeEtag = "";
   }
 
   addEventListener("beforeunload", (event) => {
     if (phase.value === "hashing" || phase.value === "sending") event.preventDefault();
   });
-  return { phase, file, dataset, done, upload, problem, running, start, go, pause, cancel, reset };
+  return { phase, file, dataset, done, upload, problem, running, draft, start, go, pause, cancel, retry, another };
 });
