@@ -100,7 +100,9 @@ def shards(folder: Path) -> list[str]:
     try:
         document = _read(folder / INDEX)
     except OSError as error:
-        raise UnusableModelError(f"there is neither {WEIGHTS} nor {INDEX}") from error
+        raise UnusableModelError(
+            f"there is neither {WEIGHTS} nor {INDEX}; rename the file of weights so, or copy the index"
+        ) from error
     except ValueError as error:
         raise UnusableModelError(f"{INDEX}: {error}") from error
     named = document.get("weight_map")
@@ -230,9 +232,9 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         document = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"is not JSON: {error or 'it is nested too deeply'}") from error
+        raise ValueError(f"is not JSON; copy it again [{error or 'it is nested too deeply'}]") from error
     if not isinstance(document, dict):
-        raise ValueError("is not a JSON object")
+        raise ValueError("is not a JSON object; copy it again")
     return document
 
 

@@ -12,7 +12,8 @@ from transformers.configuration_utils import PretrainedConfig
 from services.models.char_tokenizer import character_tokenizer
 from services.models.folder import check_settings
 from services.models.loading import tokenizer as load_tokenizer
-from services.models.model_types import unknown_type
+from services.models.model_types import no_model_class, unknown_type
+from services.models.refusals import config_problems, config_refusal
 
 DEFAULT_CONTEXT_LENGTH = 2048
 
@@ -28,13 +29,19 @@ def initialise(spec: dict[str, Any], seed: int, folder: Path) -> None:
     model_type = settings.pop("model_type", None)
     if not model_type:
         raise ValueError("config.model_type is missing; 'llama' for example")
-    if why := unknown_type(model_type):
-        raise ValueError(why)
+    if why := unknown_type(model_type) or no_model_class({**settings, "model_type": model_type}):
+        raise ValueError(f"config: {why}")
+    if problems := config_problems(settings, "config"):
+        raise ValueError("\n".join(problems))
     check_settings(settings)
     tokenizer = _tokenizer(spec.get("tokenizer"), settings.get("max_position_embeddings", DEFAULT_CONTEXT_LENGTH))
     config = _config(model_type, settings, tokenizer)
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    try:
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    except Exception as error:
+        # transformers raises every kind here, too.
+        raise ValueError(config_refusal(error, settings, "config")) from error
     model.generation_config = GenerationConfig(
         bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id, pad_token_id=config.pad_token_id
     )
@@ -58,5 +65,5 @@ def _config(model_type: str, settings: dict[str, Any], tokenizer: Any) -> Pretra
     try:
         return AutoConfig.for_model(model_type, **{**settings, **tokens, "vocab_size": len(tokenizer)})
     except Exception as error:
-        # transformers and its validators raise every kind here; the text is what helps.
-        raise ValueError(f"config: {error}") from error
+        # transformers and its validators raise every kind here.
+        raise ValueError(config_refusal(error, settings, "config")) from error

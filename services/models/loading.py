@@ -8,6 +8,7 @@ from typing import Any
 
 from services.models.folder import check_stored
 from services.models.kinds import is_reward_model
+from services.models.weights_fit import Difference
 
 
 def is_classifier(folder: Path) -> bool:
@@ -39,24 +40,33 @@ def tokenizer(folder: Path) -> Any:
 def language_model(folder: Path, dtype: str = "auto") -> Any:
     """On the CPU, in `dtype`, or the precision it is stored in. Raises what transformers raises, ValueError for what is
     not whole, and UnusableModelError for a folder that names files outside it."""
-    from transformers import AutoModelForCausalLM
-
-    return _whole(AutoModelForCausalLM, folder, dtype)
+    return _whole(folder, dtype, classifier=False)
 
 
 def reward_model(folder: Path) -> Any:
     """The same of a sequence classifier with one output."""
-    from transformers import AutoModelForSequenceClassification
-
-    model = _whole(AutoModelForSequenceClassification, folder)
+    model = _whole(folder, "auto", classifier=True)
     if model.config.num_labels != 1:
         raise ValueError(f"it has {model.config.num_labels} outputs; a reward model has one")
     return model
 
 
-def _whole(auto: Any, folder: Path, dtype: str = "auto") -> Any:
+def skeleton(folder: Path) -> Any:
+    """The model on the meta device: its configuration and shapes, and no weights. Raises what transformers raises."""
+    import torch
+    from transformers import AutoConfig
+
     check_stored(folder)
-    model, report = auto.from_pretrained(
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    with torch.device("meta"):
+        return _auto(is_classifier(folder)).from_config(config, attn_implementation=attention(folder))
+
+
+def with_differences(folder: Path, dtype: str = "auto", classifier: bool | None = None) -> tuple[Any, Difference]:
+    """The model, as its architecture says or as a `classifier`, and where its tensors are not those of the files:
+    transformers fills a missing one with random numbers and only warns. Raises what transformers raises."""
+    check_stored(folder)
+    model, report = _auto(is_classifier(folder) if classifier is None else classifier).from_pretrained(
         folder,
         trust_remote_code=False,
         local_files_only=True,
@@ -64,9 +74,25 @@ def _whole(auto: Any, folder: Path, dtype: str = "auto") -> Any:
         dtype=dtype,
         attn_implementation=attention(folder),
         output_loading_info=True,
+        # They are told with the missing ones, by whoever loads.
+        ignore_mismatched_sizes=True,
     )
-    # transformers fills a missing tensor with random numbers and only warns.
-    if wrong := sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]])):
+    return model, Difference(
+        missing=tuple(map(str, report["missing_keys"])),
+        mismatched=tuple((str(name), tuple(one), tuple(other)) for name, one, other in report["mismatched_keys"]),
+        unused=tuple(map(str, report["unexpected_keys"])),
+    )
+
+
+def _auto(classifier: bool) -> Any:
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    return AutoModelForSequenceClassification if classifier else AutoModelForCausalLM
+
+
+def _whole(folder: Path, dtype: str, *, classifier: bool) -> Any:
+    model, found = with_differences(folder, dtype, classifier)
+    if wrong := sorted([*found.missing, *(name for name, *_ in found.mismatched)]):
         raise ValueError(f"tensors are missing or have another shape: {', '.join(wrong[:5])}")
     return model
 

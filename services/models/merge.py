@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 
 from services.mesh.artifacts import Manifest
-from services.models.folder import UnusableModelError, check_stored, may_belong
-from services.models.inspection import ModelFacts, inspect
+from services.models.folder import CONFIG, UnusableModelError, check_stored, may_belong
+from services.models.inspection import ModelFacts, document, inspect
+from services.models.refusals import config_refusal
 from services.models.tensor_files import DTYPES, StoredTensor, stored_tensors, update, weight_files
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -149,7 +150,7 @@ class _Layers:
                 self._model: Any = AutoModelForCausalLM.from_config(config)
         except Exception as error:
             # transformers raises every kind here; the text is what helps.
-            raise UnusableModelError(f"the base does not load: {error}") from error
+            raise UnusableModelError(f"the base: {config_refusal(error, document(base, CONFIG))}") from error
 
     def changes(self, adapter: Adapter, folder: Path) -> list[Change]:
         """What the adapter adds to the tensors in `folder`. Raises UnusableModelError where it does not fit them."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from services.models.folder import UnusableModelError, shards
+from services.models.refusals import quoted
 
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 # Elements that are in memory at a time, in fp32 and once more as they are stored.
@@ -73,8 +74,9 @@ def header(path: Path) -> list[StoredTensor]:
             header = json.loads(file.read(length))
         header.pop("__metadata__", None)
         found = [_tensor(path, name, entry, begin) for name, entry in header.items()]
-    except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
-        raise UnusableModelError(f"{path.name} cannot be read: {error}") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+        message = f"{path.name} is cut short or damaged, or no safetensors file; copy it again{quoted(error)}"
+        raise UnusableModelError(message) from error
     return found
 
 

@@ -27,6 +27,8 @@ SPEC = {
     },
     "tokenizer": {"kind": "characters", "alphabet": "01"},
 }
+# By repository, the status and the code of the hub's answer.
+WRONG = {"org/gated": (403, "GatedRepo"), "org/broken": (500, "")}
 
 
 def weights(*arguments: str, **environment: str) -> tuple[int, dict]:
@@ -59,7 +61,13 @@ class Hub(BaseHTTPRequestHandler):
     def _answer(self, *, body: bool) -> None:
         path = self.path.partition("?")[0]
         self.asked.append(path)
-        if path.startswith("/api/models/org/tiny/revision/"):
+        if (wrong := WRONG.get("/".join(path.split("/")[3:5]))) or path.endswith("/revision/v9"):
+            status, code = wrong or (404, "RevisionNotFound")
+            self.send_response(status)
+            self.send_header("X-Error-Code", code)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+        elif path.startswith("/api/models/org/tiny/revision/"):
             siblings = [{"rfilename": file.name} for file in sorted(self.files.iterdir())]
             self._send(json.dumps({"id": "org/tiny", "sha": COMMIT, "siblings": siblings}).encode(), body)
         elif path.startswith("/api/models/org/tiny/tree/"):
@@ -124,4 +132,28 @@ def test_a_model_that_the_hub_does_not_have_is_named(hub: ThreadingHTTPServer, t
     folder = tmp_path / "model"
     status, answer = weights("fetch", str(folder), "--source", "org/none", **endpoint(hub, tmp_path / "home"))
     assert status == 2
-    assert "org/none" in answer["error"]
+    assert answer["error"].startswith(
+        "the hub has no model org/none, or it is private; correct the name, or set HF_TOKEN"
+    )
+    assert "http" not in answer["error"]
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("org/gated", "org/gated is gated: accept its conditions on the hub, and set HF_TOKEN to a token of who did"),
+        ("org/tiny@v9", "the hub's org/tiny has no revision v9; name a branch, a tag or a commit of it"),
+        ("org/broken", "the hub did not give org/broken; try again later [HTTP 500]"),
+    ],
+)
+def test_so_is_one_that_it_does_not_give(hub: ThreadingHTTPServer, tmp_path: Path, source: str, said: str) -> None:
+    asked = weights("fetch", str(tmp_path / "model"), "--source", source, **endpoint(hub, tmp_path / "home"))
+    assert asked == (2, {"error": said})
+
+
+def test_a_hub_that_is_not_there_is_said(tmp_path: Path) -> None:
+    nobody = {"HF_ENDPOINT": "http://127.0.0.1:1", "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
+    status, answer = weights("fetch", str(tmp_path / "model"), "--source", "org/tiny", **nobody)
+    assert status == 2
+    assert answer["error"].startswith("the hub did not give org/tiny; see that the trainer reaches HF_ENDPOINT")
+    assert "http" not in answer["error"] and len(answer["error"]) < 300

@@ -138,9 +138,10 @@ def test_bf16_is_rounded_once_and_what_no_adapter_names_keeps_its_bytes(tmp_path
 def test_the_tokenizer_and_the_template_are_the_adapters(tmp_path: Path) -> None:
     base = saved(llama(), tmp_path / "base")
     adapter = adapter_over(base, tmp_path / "adapter")
-    (adapter / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
+    template = "{% for message in messages %}{{ message.content }}{% endfor %}"
+    (adapter / "chat_template.jinja").write_text(template)
     target = merged(base, adapter)
-    assert AutoTokenizer.from_pretrained(target).chat_template == "{{ messages[0]['content'] }}"
+    assert AutoTokenizer.from_pretrained(target).chat_template == template
     assert not list(target.glob("adapter*"))
 
 

@@ -139,7 +139,10 @@ def test_a_made_model_is_described(tiny_model: Path) -> None:
         (lambda folder: (folder / "config.json").unlink(), "no config.json"),
         (lambda folder: (folder / "chat_template.jinja").unlink(), "no chat template"),
         (lambda folder: (folder / "link").symlink_to("/etc/passwd"), "is a link"),
-        (lambda folder: (folder / "model.safetensors").write_bytes(b"\0" * 100), "does not load"),
+        (
+            lambda folder: (folder / "model.safetensors").write_bytes(b"\0" * 100),
+            "model.safetensors is cut short or damaged",
+        ),
         (lambda folder: _replace(folder / "config.json", "ForCausalLM", "ForSequenceClassification"), "score.weight"),
         (lambda folder: _classifier(folder, outputs=2), "has 2 outputs; a reward model has one"),
     ],

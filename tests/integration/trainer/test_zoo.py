@@ -188,7 +188,7 @@ def test_what_cannot_be_trained_is_refused_with_the_reason(tmp_path: Path) -> No
 
     good = template.read_text()
     template.write_text("{{ raise_exception('only tools speak here') }}")
-    with pytest.raises(UnusableModelError, match="does not render a question and its answer: only tools speak here"):
+    with pytest.raises(UnusableModelError, match=r"does not render .*\[only tools speak here\]"):
         inspect(folder)
     template.write_text(good)
 

@@ -18,13 +18,13 @@ from services.models.inspection import UnusableModelError, inspect
     [
         ({"model_type": "lama"}, "knows no model_type 'lama'; did you mean llama"),
         ({"model_type": "Qwen_2"}, "did you mean qwen2"),
-        ({"model_type": "xyzzy"}, "knows no model_type 'xyzzy'$"),
+        ({"model_type": "xyzzy"}, "knows no model_type 'xyzzy'; import a model of a type that it has$"),
         (
             {"model_type": "xyzzy", "auto_map": {"AutoConfig": "x.Y"}},
             r"code of the model's own \(auto_map\) is never run$",
         ),
-        ({"model_type": 7}, "has no model_type"),
-        ({}, "has no model_type"),
+        ({"model_type": 7}, "^config.json: model_type is 7; it must be a name"),
+        ({}, "^config.json: there is no model_type"),
     ],
 )
 def test_an_unknown_type_names_the_near_ones(config: dict[str, object], said: str, tmp_path: Path) -> None:
