@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from services.trainer.runs.spool import End, read_all
+from services.mesh.runs.files import PLAN_FILE, SPOOL_FILE
+from services.mesh.runs.spool import End, read_all
 from services.trainer.training import launch_plan as plans
 from tests.unit.trainer.test_plan import PLAN
 
@@ -19,10 +20,10 @@ ROOT = Path(__file__).parents[3]
 RUN = """
 import contextlib, sys, threading
 from pathlib import Path
-from services.trainer.runs.spool import End
-from services.trainer.training.launch_plan import STACKS_FILE
+from services.mesh.runs.spool import End
+from services.mesh.runs.files import STACKS_FILE
 from services.trainer.verl import runner
-from services.trainer.verl.control import StopRequestedError
+from services.mesh.runs.process import StopRequestedError
 from services.trainer.verl.failures import ActorLostError
 
 folder, first = Path(sys.argv[1]), sys.argv[2]
@@ -65,9 +66,9 @@ sys.exit(runner.main(folder))
 def test_a_run_that_is_cancelled_beside_a_lost_actor_ends_once(
     first: str, outcome: str, reason: str, tmp_path: Path
 ) -> None:
-    (tmp_path / plans.PLAN_FILE).write_bytes(plans.encode(replace(PLAN, work_dir=str(tmp_path))))
+    (tmp_path / PLAN_FILE).write_bytes(plans.encode(replace(PLAN, work_dir=str(tmp_path))))
     command = [sys.executable, "-c", RUN, str(tmp_path), first]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    ends = [record for record in read_all(tmp_path / plans.SPOOL_FILE) if isinstance(record, End)]
+    ends = [record for record in read_all(tmp_path / SPOOL_FILE) if isinstance(record, End)]
     assert [(end.outcome, end.reason) for end in ends] == [(outcome, reason)]
