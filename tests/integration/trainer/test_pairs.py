@@ -140,7 +140,11 @@ def two_scores(tensors: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     ("change", "said"),
-    [(without_its_layer, "are missing"), (another_layer, "not what was trained"), (two_scores, "mismatched_sizes")],
+    [
+        (without_its_layer, "are missing"),
+        (another_layer, "not what was trained"),
+        (two_scores, "another shape: score.weight"),
+    ],
 )
 def test_what_is_another_reward_model_is_corrupt(
     reward_model: Path, tmp_path: Path, change: Callable[[dict[str, Any]], None], said: str
